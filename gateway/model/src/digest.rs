@@ -1,0 +1,151 @@
+//! A content digest, `<algorithm>:<lower-case hex>` (image-spec, descriptor.md "Digests").
+//!
+//! Knows the grammar of the two registered algorithms. Does not hash: `gantry-storage` does, while bytes pass.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+/// A registered digest algorithm.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Algorithm {
+    /// SHA-256: 64 hex digits.
+    Sha256,
+    /// SHA-512: 128 hex digits.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The name before the colon.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// How many hex digits follow the colon.
+    #[must_use]
+    pub fn hex_len(self) -> usize {
+        match self {
+            Self::Sha256 => 64,
+            Self::Sha512 => 128,
+        }
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        match text {
+            "sha256" => Ok(Self::Sha256),
+            "sha512" => Ok(Self::Sha512),
+            _ => Err(DigestError::UnsupportedAlgorithm),
+        }
+    }
+}
+
+/// The text is not a digest this registry can verify.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum DigestError {
+    /// Not `<algorithm>:<lower-case hex of the right length>`.
+    #[error("not a digest: expected <algorithm>:<lower-case hex>")]
+    Malformed,
+    /// Well formed, but neither sha256 nor sha512.
+    #[error("unsupported digest algorithm: use sha256 or sha512")]
+    UnsupportedAlgorithm,
+}
+
+/// A parsed digest. Cheap to clone.
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Digest {
+    algorithm: Algorithm,
+    text: Arc<str>,
+}
+
+impl Digest {
+    /// Makes a digest from the raw output of a hash function; `None` when its length is not the algorithm's.
+    #[must_use]
+    pub fn from_bytes(algorithm: Algorithm, bytes: &[u8]) -> Option<Self> {
+        use fmt::Write as _;
+        if bytes.len() * 2 != algorithm.hex_len() {
+            return None;
+        }
+        let mut text = String::with_capacity(algorithm.hex_len() + 7);
+        text.push_str(algorithm.as_str());
+        text.push(':');
+        for byte in bytes {
+            write!(text, "{byte:02x}").ok()?;
+        }
+        Some(Self {
+            algorithm,
+            text: text.into(),
+        })
+    }
+
+    /// The algorithm before the colon.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The hex digits after the colon.
+    #[must_use]
+    pub fn hex(&self) -> &str {
+        self.text.split_once(':').map_or("", |(_, hex)| hex)
+    }
+
+    /// The whole text, as clients write it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let (algorithm, hex) = text.split_once(':').ok_or(DigestError::Malformed)?;
+        let named = |byte: u8| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+._-".contains(&byte)
+        };
+        if algorithm.is_empty() || !algorithm.bytes().all(named) {
+            return Err(DigestError::Malformed);
+        }
+        let algorithm: Algorithm = algorithm.parse()?;
+        let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if hex.len() != algorithm.hex_len() || !hex.bytes().all(lower_hex) {
+            return Err(DigestError::Malformed);
+        }
+        Ok(Self {
+            algorithm,
+            text: text.into(),
+        })
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}

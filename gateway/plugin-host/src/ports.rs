@@ -1,0 +1,251 @@
+//! What the binary brings: the plugins' key-value store, reads of the registry, secrets, limits.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gantry_model::{Descriptor, Requester, TagState, glob::Glob};
+
+/// A secret's bytes. `Debug` never shows them.
+#[derive(Clone)]
+pub struct Secret(pub Arc<[u8]>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(***)")
+    }
+}
+
+/// What a binding grants. Everything not named is refused with the interface's own `not-granted`.
+#[derive(Clone, Debug, Default)]
+pub struct Grants {
+    /// Key-value buckets by name; private to the binding.
+    pub kv: Vec<String>,
+    /// Repositories whose manifests, tags, referrers and blobs may be read, by glob on canonical names. A read is made as the
+    /// requesting principal and this grant together.
+    pub registry: Vec<Glob>,
+    /// Outbound requests, `scheme://host:port/path-prefix`.
+    pub http: Vec<String>,
+    /// Named secrets.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Whether `secret-ref.reveal` gives the bytes.
+    pub secret_reveal: bool,
+}
+
+/// What one call may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Wall time of a call, host calls included, but not the wait for a password check.
+    pub deadline: Duration,
+    /// Time the guest itself may compute.
+    pub cpu: Duration,
+    /// Linear memory, in bytes.
+    pub memory_bytes: usize,
+    /// Calls at once.
+    pub concurrency: usize,
+    /// Bytes the guest may make the host hold per call.
+    pub hostcall_bytes: usize,
+    /// Resource handles.
+    pub handles: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_millis(250),
+            cpu: Duration::from_millis(20),
+            memory_bytes: 64 << 20,
+            concurrency: 64,
+            hostcall_bytes: 1 << 20,
+            handles: 256,
+        }
+    }
+}
+
+/// A component to load.
+#[derive(Clone, Debug)]
+pub struct PluginSource {
+    /// The binding's name.
+    pub name: Arc<str>,
+    /// The component's bytes.
+    pub component: Bytes,
+    /// The binding's `config`, with every `{ file: … }` replaced by the file's text.
+    pub config: serde_json::Value,
+    /// What it may use.
+    pub grants: Grants,
+    /// How much of it.
+    pub limits: Limits,
+}
+
+/// A value of the key-value store, or of a counter.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyValueEntry {
+    /// The bytes.
+    pub value: Vec<u8>,
+    /// Raised by every put.
+    pub version: u64,
+    /// When it ends, in milliseconds since 1970.
+    pub expires_at_ms: Option<u64>,
+}
+
+/// A port failed; the guest sees `unavailable`.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct PortError(pub String);
+
+/// The plugins' key-value store. `bucket` is `<binding>/<bucket>`.
+#[async_trait]
+pub trait KeyValue: fmt::Debug + Send + Sync {
+    /// The value.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    async fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        now_ms: u64,
+    ) -> Result<Option<KeyValueEntry>, PortError>;
+    /// Writes under a condition; see `gantry-storage`'s `KeyValueStore::put`.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    async fn put(
+        &self,
+        bucket: &str,
+        key: &str,
+        value: &[u8],
+        expected: Option<Option<u64>>,
+        times: PutTimes,
+    ) -> Result<Option<u64>, PortError>;
+    /// Deletes.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    async fn delete(&self, bucket: &str, key: &str) -> Result<(), PortError>;
+    /// Adds to a window counter.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    async fn increment(
+        &self,
+        bucket: &str,
+        key: &str,
+        by: u32,
+        window_ms: u32,
+        now_ms: u64,
+    ) -> Result<u64, PortError>;
+    /// Bytes used by a bucket.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    async fn used_bytes(&self, bucket: &str) -> Result<u64, PortError>;
+}
+
+/// When a put happens and when its value ends, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct PutTimes {
+    /// Now.
+    pub now_ms: u64,
+    /// The end.
+    pub expires_at_ms: Option<u64>,
+}
+
+/// A read of the registry failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The requesting principal may not read there.
+    #[error("not granted")]
+    NotGranted,
+    /// Not there.
+    #[error("not found")]
+    NotFound,
+    /// More than a guest may take at once.
+    #[error("too large")]
+    TooLarge,
+    /// Not now.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// Reads of what is stored here. Never asks an upstream, never runs hooks: a hook that reads must not cause a hook.
+#[async_trait]
+pub trait RegistryReads: fmt::Debug + Send + Sync {
+    /// What a tag names.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    async fn resolve_tag(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        tag: &str,
+    ) -> Result<Option<TagState>, ReadError>;
+    /// A stored manifest by tag or digest.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    async fn manifest(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        reference: &str,
+    ) -> Result<(Descriptor, Bytes), ReadError>;
+    /// Referrers of a digest.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    async fn referrers(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, ReadError>;
+    /// The length of a stored blob.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    async fn blob_size(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+    ) -> Result<u64, ReadError>;
+    /// A part of a stored blob.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    async fn read_blob(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+        offset: u64,
+        length: u32,
+    ) -> Result<Bytes, ReadError>;
+}
+
+/// What every plugin of a host shares.
+#[derive(Clone)]
+pub struct HostPorts {
+    /// The plugins' key-value store.
+    pub kv: Arc<dyn KeyValue>,
+    /// Reads of the registry.
+    pub registry: Arc<dyn RegistryReads>,
+    /// Milliseconds since 1970.
+    pub now_ms: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// Where compiled components are kept; `None` compiles at every load.
+    pub cache_directory: Option<std::path::PathBuf>,
+    /// Password checks at once.
+    pub password_checks: usize,
+}
+
+impl fmt::Debug for HostPorts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("HostPorts")
+            .field("cache_directory", &self.cache_directory)
+            .finish_non_exhaustive()
+    }
+}

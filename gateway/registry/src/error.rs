@@ -1,0 +1,135 @@
+//! Why an operation has no outcome, in the words of the distribution spec. The edge has one table from here to statuses.
+
+use std::time::Duration;
+
+use gantry_model::{Denial, Digest, ManifestError, Refusal};
+
+use crate::{body::BodyError, outcome::UploadState};
+
+/// A source of any type.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why an operation has no outcome. Texts are safe to show; sources are for the log only.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such blob in this repository.
+    #[error("blob unknown to registry")]
+    BlobUnknown {
+        /// Which.
+        digest: Digest,
+    },
+    /// No such upload session of this principal in this repository.
+    #[error("blob upload unknown to registry")]
+    BlobUploadUnknown,
+    /// The content does not hash to the digest, or the digest cannot be verified.
+    #[error("provided digest did not match uploaded content")]
+    DigestInvalid {
+        /// What it hashes to, when it was hashed.
+        found: Option<Digest>,
+    },
+    /// The body's length is not what was declared.
+    #[error("provided length did not match content length")]
+    SizeInvalid,
+    /// No such manifest or tag.
+    #[error("manifest unknown")]
+    ManifestUnknown,
+    /// The manifest cannot be accepted.
+    #[error("manifest invalid: {0}")]
+    ManifestInvalid(ManifestError),
+    /// The manifest is larger than [`gantry_model::manifest::MAX_MANIFEST_BYTES`] or the configured limit.
+    #[error("manifest is larger than {max_bytes} bytes")]
+    ManifestTooLarge {
+        /// The limit.
+        max_bytes: usize,
+    },
+    /// The manifest names content that is not in the repository.
+    #[error("manifest references content unknown to registry")]
+    ManifestBlobUnknown {
+        /// Which.
+        digests: Vec<Digest>,
+    },
+    /// No such repository.
+    #[error("repository name not known to registry")]
+    NameUnknown,
+    /// The operation is not offered for this repository; the sentence says why.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A hook refused.
+    #[error("{}", .0.message)]
+    Denied(Box<Denial>),
+    /// A hook has not decided yet.
+    #[error("{reason}")]
+    Held {
+        /// When to try again.
+        retry_after: Duration,
+        /// Why.
+        reason: String,
+    },
+    /// No byte of the asked range exists.
+    #[error("requested range not satisfiable")]
+    RangeUnsatisfiable {
+        /// The blob's length.
+        size: u64,
+    },
+    /// A chunk does not start where the upload stands, or does not carry what it says.
+    #[error("chunk does not start where the upload stands")]
+    ChunkOutOfOrder(UploadState),
+    /// Somebody else writes to this upload session, or keeps moving this tag.
+    #[error("somebody else is changing this right now; try again")]
+    Conflict,
+    /// An upstream asks to slow down.
+    #[error("the upstream limits the rate of pulls; try again later")]
+    TooManyRequests {
+        /// When to try again.
+        retry_after: Option<Duration>,
+    },
+    /// The request's body ended before its end.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// Something this needs does not work now: a disk, an upstream, a plugin.
+    #[error("the service is temporarily unavailable")]
+    Unavailable {
+        /// When to try again.
+        retry_after: Option<Duration>,
+        /// For the log.
+        source: BoxError,
+    },
+    /// An upstream refuses us this content: its credentials are wrong, or it is private there.
+    #[error("the upstream refused access")]
+    UpstreamRefused {
+        /// For the log.
+        source: BoxError,
+    },
+    /// An upstream sent something that cannot be accepted: a wrong digest, a broken answer.
+    #[error("the upstream sent an invalid answer")]
+    UpstreamInvalid {
+        /// For the log.
+        source: BoxError,
+    },
+    /// A bug.
+    #[error("internal error")]
+    Internal {
+        /// For the log.
+        source: BoxError,
+    },
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Denied(denial) => Self::Denied(denial),
+            Refusal::Held {
+                retry_after,
+                reason,
+                ..
+            } => Self::Held {
+                retry_after,
+                reason,
+            },
+            Refusal::Failed { plugin, failure } => Self::Unavailable {
+                retry_after: None,
+                source: format!("plugin {plugin} failed: {failure}").into(),
+            },
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What an operation produced, free of HTTP. `http/respond.rs` alone turns it into bytes.
+
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use gantry_model::{Digest, MediaType, Repository, RepositoryName, Tag, UploadId};
+use gantry_storage::Blob;
+
+use crate::error::Error;
+
+/// An answer was served from the cache although its upstream could not confirm it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Staleness {
+    /// How long ago the upstream last confirmed it.
+    pub age: Duration,
+}
+
+/// A manifest that may leave.
+#[derive(Clone, Debug)]
+pub struct ServedManifest {
+    /// Where.
+    pub repository: Repository,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type, exactly as stored.
+    pub media_type: MediaType,
+    /// Its bytes, exactly as pushed.
+    pub bytes: Bytes,
+    /// Whether the bytes are wanted, or only the headers.
+    pub body: bool,
+    /// Set when the upstream could not confirm the tag.
+    pub stale: Option<Staleness>,
+    /// From admission hooks.
+    pub warnings: Vec<String>,
+}
+
+/// Where a blob's bytes come from.
+pub enum BlobContent {
+    /// A published blob.
+    Published(Arc<dyn Blob>),
+    /// A fill in progress: exactly the bytes of the range. An error aborts the connection; nothing is appended or padded.
+    Filling(BoxStream<'static, Result<Bytes, Error>>),
+    /// Nothing was asked for but the headers.
+    HeadersOnly,
+}
+
+impl std::fmt::Debug for BlobContent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Published(_) => "Published",
+            Self::Filling(_) => "Filling",
+            Self::HeadersOnly => "HeadersOnly",
+        })
+    }
+}
+
+/// A blob that may leave.
+#[derive(Debug)]
+pub struct ServedBlob {
+    /// Where.
+    pub repository: Repository,
+    /// Its digest.
+    pub digest: Digest,
+    /// The whole blob's length; `None` only while a fill's upstream has not said.
+    pub size: Option<u64>,
+    /// The part that is served, when not the whole.
+    pub range: Option<RangeInclusive<u64>>,
+    /// Its bytes.
+    pub content: BlobContent,
+    /// From admission hooks.
+    pub warnings: Vec<String>,
+}
+
+/// How far an upload session is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UploadState {
+    /// Where.
+    pub repository: Repository,
+    /// Which session.
+    pub upload: UploadId,
+    /// Bytes received.
+    pub received: u64,
+}
+
+/// What an operation produced.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The registry speaks the API.
+    Alive,
+    /// Repositories, sorted.
+    Catalog {
+        /// Their names.
+        repositories: Vec<RepositoryName>,
+        /// The page size to repeat in `Link`, when there are more.
+        next: Option<usize>,
+    },
+    /// A manifest or its headers.
+    Manifest(Box<ServedManifest>),
+    /// A manifest is stored.
+    ManifestPushed {
+        /// Where.
+        repository: Repository,
+        /// Its digest.
+        digest: Digest,
+        /// What it refers to, for `OCI-Subject`.
+        subject: Option<Digest>,
+        /// Tags from `?tag=` that were moved, for `OCI-Tag`.
+        tags: Vec<Tag>,
+        /// From admission hooks.
+        warnings: Vec<String>,
+    },
+    /// A manifest, tag or blob is gone.
+    Deleted,
+    /// A blob, a part of it, or its headers.
+    Blob(Box<ServedBlob>),
+    /// An upload session is open and stands here (answered 202).
+    UploadAccepted(UploadState),
+    /// An upload session stands here (answered 204).
+    UploadStatus(UploadState),
+    /// An upload session is gone.
+    UploadCancelled,
+    /// A blob is readable in the repository.
+    BlobPushed {
+        /// Where.
+        repository: Repository,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// Tags, sorted.
+    Tags {
+        /// Where.
+        repository: Repository,
+        /// The tags.
+        tags: Vec<Tag>,
+        /// The page size to repeat in `Link`, when there are more.
+        next: Option<usize>,
+    },
+    /// An image index of referrers.
+    Referrers {
+        /// The index's bytes.
+        index: Bytes,
+        /// Whether the artifact type filter was applied.
+        filtered: bool,
+    },
+}

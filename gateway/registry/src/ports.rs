@@ -1,0 +1,90 @@
+//! What the binary must bring: stores, upstreams, admission, a clock, and settings.
+
+use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use gantry_model::{AdmissionRequest, Admitted, Change, Refusal, Repository};
+use gantry_storage::{BlobStore, MetadataStore, UploadSessions};
+use gantry_upstream::Upstream;
+
+/// The admission hooks. Asked after a digest is verified and before anything is visible, and before a served byte leaves.
+#[async_trait]
+pub trait Admission: Debug + Send + Sync {
+    /// Whether any hook listens to this change here. A false answer saves making the question.
+    fn asks(&self, repository: &Repository, change: Change) -> bool;
+
+    /// Asks every hook that listens; any refusal wins.
+    ///
+    /// # Errors
+    /// The first [`Refusal`].
+    async fn admit(&self, request: AdmissionRequest) -> Result<Admitted, Refusal>;
+}
+
+/// Wall-clock time.
+pub trait Clock: Debug + Send + Sync {
+    /// Milliseconds since 1970.
+    fn now_ms(&self) -> u64;
+}
+
+/// How one mirror behaves.
+#[derive(Clone, Debug)]
+pub struct MirrorSettings {
+    /// The upstream behind it.
+    pub upstream: Arc<dyn Upstream>,
+    /// How long a tag is served without asking the upstream.
+    pub fresh_for: Duration,
+    /// How long a tag is served when the upstream fails, counted from its last confirmation.
+    pub stale_if_error: Duration,
+    /// How long the upstream's own 404 is remembered.
+    pub not_found_for: Duration,
+}
+
+/// The registry's own limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Manifest bytes accepted at most.
+    pub max_manifest_bytes: usize,
+    /// Entries of a list page at most, and when the client does not say.
+    pub max_page_entries: usize,
+    /// Whether hosted content may be deleted.
+    pub delete_enabled: bool,
+    /// Open upload sessions of one principal at most.
+    pub max_uploads_per_principal: usize,
+    /// How long an upload session lives without being closed.
+    pub upload_lifetime: Duration,
+    /// Bytes of manifests kept in memory.
+    pub manifest_cache_bytes: u64,
+    /// Fills under way at once.
+    pub max_fills: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_manifest_bytes: gantry_model::manifest::MAX_MANIFEST_BYTES,
+            max_page_entries: 1000,
+            delete_enabled: true,
+            max_uploads_per_principal: 64,
+            upload_lifetime: Duration::from_secs(7 * 24 * 3600),
+            manifest_cache_bytes: 32 << 20,
+            max_fills: 64,
+        }
+    }
+}
+
+/// Everything the registry stands on.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    /// Content.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Facts.
+    pub metadata: Arc<dyn MetadataStore>,
+    /// Open uploads.
+    pub uploads: Arc<dyn UploadSessions>,
+    /// Admission hooks.
+    pub admission: Arc<dyn Admission>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Mirrors by name.
+    pub mirrors: HashMap<Arc<str>, MirrorSettings>,
+}

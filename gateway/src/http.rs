@@ -1,0 +1,3 @@
+//! The life of a request. Start reading here.
+
+pub mod error;

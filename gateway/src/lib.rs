@@ -1,0 +1,17 @@
+//! Gantry: policy in the data path of a correct proxy cache.
+//!
+//! Start reading at `http.rs`, the life of a request. Map: `server` accepts connections, `http` turns bytes into an operation and an
+//! outcome into bytes, `auth` finds the principal, `policy` decides and makes the permit, `hooks` joins the registry's ports to the
+//! plugin host, `config` reads gantry.yaml, `app` builds everything, `telemetry` logs, measures and audits.
+
+pub mod app;
+pub mod auth;
+pub mod clock;
+pub mod config;
+pub mod hooks;
+pub mod http;
+pub mod policy;
+pub mod server;
+pub mod telemetry;
+
+pub use app::App;

@@ -1,0 +1,3 @@
+//! The program: arguments, configuration, serve, drain.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Accept, TLS, connection tasks, limits, graceful drain.

@@ -1,0 +1,69 @@
+//! A store failed: what the caller can do about it, and what was attempted.
+
+/// What the caller can do about it; also the metric label.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Kind {
+    /// The space or quota is used up; freeing space makes it work again.
+    Full,
+    /// Not now; trying again may work.
+    Unavailable,
+    /// What was read is not what was written.
+    Corrupt,
+    /// A bug or an environment nobody foresaw.
+    Internal,
+}
+
+/// A source of any type.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A store failed. `Display` names the attempt, never the source; never a path (paths go to the log with the source).
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {attempt}")]
+pub struct StorageError {
+    kind: Kind,
+    attempt: &'static str,
+    #[source]
+    source: Option<BoxError>,
+}
+
+impl StorageError {
+    /// An error of a known kind.
+    pub fn new(kind: Kind, attempt: &'static str, source: impl Into<BoxError>) -> Self {
+        Self {
+            kind,
+            attempt,
+            source: Some(source.into()),
+        }
+    }
+
+    /// An I/O error; ENOSPC, EDQUOT and EFBIG are [`Kind::Full`], everything else [`Kind::Unavailable`].
+    #[must_use]
+    pub fn io(attempt: &'static str, source: std::io::Error) -> Self {
+        use std::io::ErrorKind as Io;
+        let kind = match source.kind() {
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => Kind::Full,
+            _ => Kind::Unavailable,
+        };
+        Self {
+            kind,
+            attempt,
+            source: Some(Box::new(source)),
+        }
+    }
+
+    /// What was read is not what was written.
+    #[must_use]
+    pub fn corrupt(attempt: &'static str) -> Self {
+        Self {
+            kind: Kind::Corrupt,
+            attempt,
+            source: None,
+        }
+    }
+
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+}

@@ -1,0 +1,21 @@
+//! Where bytes and facts are kept: three ports and their backends.
+//!
+//! Map: `blob` is the port for content by digest, `metadata` the port for what repositories hold, `kv` the port for plugins'
+//! own data; `hash` hashes while bytes pass. Backends: `fs` (Distribution's layout), `sqlite`, `memory`. `suite` is what every
+//! backend must pass and `faulty` the store that fails on purpose (feature `testing`).
+//! Knows nothing of policy, HTTP or upstreams.
+
+pub mod blob;
+pub mod error;
+pub mod hash;
+pub mod kv;
+pub mod metadata;
+
+pub use blob::{Blob, BlobStore, BlobWriter};
+pub use error::{Kind, StorageError};
+pub use hash::{Hasher, digest_of};
+pub use kv::{KeyValueStore, KvEntry};
+pub use metadata::{
+    Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
+    ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord, UploadSessions,
+};

@@ -1,0 +1,316 @@
+//! The port for facts: which repository holds which manifests, tags, blobs and referrers, and which uploads are open.
+//!
+//! One [`MetadataStore::commit`] per acknowledged verb; a tag moves only by compare-and-set. Knows nothing of policy.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use gantry_model::{Algorithm, Digest, MediaType, Page, RepositoryName, Tag, TagState, UploadId};
+
+use crate::error::StorageError;
+
+/// A repository that exists.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RepositoryRecord {
+    /// Raised by deletion, so that tokens and caches of a former repository of that name do not apply; starts at 1.
+    pub generation: u64,
+}
+
+/// A manifest of a repository. Its bytes are a blob.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ManifestRecord {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type, served as `Content-Type`.
+    pub media_type: MediaType,
+    /// Its length in bytes.
+    pub size: u64,
+    /// See [`gantry_model::Manifest::artifact_type`].
+    pub artifact_type: Option<String>,
+    /// The manifest it refers to.
+    pub subject: Option<Digest>,
+    /// Its annotations as a JSON object, for referrers lists.
+    pub annotations: String,
+    /// When it was first stored here, in milliseconds since 1970.
+    pub pushed_at_ms: u64,
+    /// The principal that pushed it, or the mirror that filled it.
+    pub pushed_by: String,
+}
+
+/// Content that a manifest names: a config, layer or child manifest.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReferenceRecord {
+    /// Which content.
+    pub digest: Digest,
+    /// What the parent says it is.
+    pub media_type: MediaType,
+    /// How long the parent says it is.
+    pub size: u64,
+}
+
+/// A tag.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TagRecord {
+    /// The tag.
+    pub tag: Tag,
+    /// What it names.
+    pub state: TagState,
+    /// When an upstream last confirmed it, in milliseconds since 1970; 0 in hosted repositories.
+    pub checked_at_ms: u64,
+}
+
+/// A manifest that refers to a subject.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReferrerRecord {
+    /// The referring manifest.
+    pub manifest: ManifestRecord,
+}
+
+/// An open upload session.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UploadRecord {
+    /// Its name.
+    pub upload: UploadId,
+    /// The repository it belongs to.
+    pub repository: RepositoryName,
+    /// The principal it belongs to.
+    pub principal: String,
+    /// The algorithm its bytes are hashed with.
+    pub algorithm: Algorithm,
+    /// When it was opened, in milliseconds since 1970.
+    pub started_at_ms: u64,
+}
+
+/// A tag to be pointed at a manifest by the same commit.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TagMove {
+    /// The tag.
+    pub tag: Tag,
+    /// What it must name now: the digest the admission was told, or `None` = it must not exist.
+    pub expected: Option<Digest>,
+    /// Mark it immutable.
+    pub set_immutable: bool,
+    /// For mirrors: when the upstream confirmed it, in milliseconds since 1970; 0 otherwise.
+    pub checked_at_ms: u64,
+}
+
+/// A manifest becomes part of a repository, with its tags, references and referrer entry. Repeating it is harmless: the stored
+/// manifest record is kept, the tags move.
+#[derive(Clone, Debug)]
+pub struct PushManifest {
+    /// Where; made when it does not exist.
+    pub repository: RepositoryName,
+    /// The manifest.
+    pub manifest: ManifestRecord,
+    /// What it names.
+    pub references: Vec<ReferenceRecord>,
+    /// Tags to move.
+    pub tags: Vec<TagMove>,
+    /// Digests that must be linked (blobs) or stored (manifests) in this repository at the moment of the commit.
+    pub required: Vec<Digest>,
+}
+
+/// One transaction.
+#[derive(Clone, Debug)]
+pub enum Commit {
+    /// See [`PushManifest`].
+    PushManifest(Box<PushManifest>),
+    /// A blob becomes readable in a repository (made when it does not exist); closes the upload session it came by.
+    LinkBlob {
+        /// Where.
+        repository: RepositoryName,
+        /// Which.
+        digest: Digest,
+        /// Its length in bytes.
+        size: u64,
+        /// The session to close.
+        upload: Option<UploadId>,
+    },
+    /// A manifest and exactly these tags go; fails with [`CommitError::TagMoved`] when other tags name it.
+    DeleteManifest {
+        /// Where.
+        repository: RepositoryName,
+        /// Which.
+        digest: Digest,
+        /// The tags that name it, as the admissions were told.
+        tags: Vec<Tag>,
+        /// When, for the journal, in milliseconds since 1970.
+        at_ms: u64,
+        /// By whom, for the journal.
+        by: String,
+    },
+    /// A tag goes.
+    DeleteTag {
+        /// Where.
+        repository: RepositoryName,
+        /// Which.
+        tag: Tag,
+        /// What it must name now.
+        expected: Digest,
+        /// When, for the journal, in milliseconds since 1970.
+        at_ms: u64,
+        /// By whom, for the journal.
+        by: String,
+    },
+    /// A blob is no longer readable in a repository.
+    UnlinkBlob {
+        /// Where.
+        repository: RepositoryName,
+        /// Which.
+        digest: Digest,
+    },
+    /// An upstream confirmed a tag.
+    ConfirmTag {
+        /// Where.
+        repository: RepositoryName,
+        /// Which.
+        tag: Tag,
+        /// What it must name now; otherwise nothing changes and the commit succeeds.
+        digest: Digest,
+        /// When, in milliseconds since 1970.
+        checked_at_ms: u64,
+    },
+}
+
+/// A commit did not happen; nothing of it did.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// A tag names something else than expected: ask admission again with what it names now.
+    #[error("tag {tag} moved meanwhile")]
+    TagMoved {
+        /// Which.
+        tag: Tag,
+        /// What it names now.
+        current: Option<Box<TagRecord>>,
+    },
+    /// A required blob or manifest is not in the repository.
+    #[error("{digest} is not in the repository")]
+    MissingReference {
+        /// Which.
+        digest: Digest,
+    },
+    /// What was to be deleted is not there.
+    #[error("nothing there to delete")]
+    Absent,
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Facts about repositories. Lists are sorted by bytes; a page holds entries after [`Page::after`], at most [`Page::limit`].
+#[async_trait]
+pub trait MetadataStore: Debug + Send + Sync {
+    /// The repository; `None` when nothing was ever stored in it.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn repository(
+        &self,
+        name: &RepositoryName,
+    ) -> Result<Option<RepositoryRecord>, StorageError>;
+
+    /// Names of repositories that hold at least one manifest.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn repositories(&self, page: &Page) -> Result<Vec<RepositoryName>, StorageError>;
+
+    /// A manifest of a repository.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<ManifestRecord>, StorageError>;
+
+    /// A tag of a repository.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<Option<TagRecord>, StorageError>;
+
+    /// Tags of a repository; only those that name `digest`, when one is given.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn tags(
+        &self,
+        repository: &RepositoryName,
+        digest: Option<&Digest>,
+        page: &Page,
+    ) -> Result<Vec<TagRecord>, StorageError>;
+
+    /// Manifests of the repository whose subject is `subject`, whether or not that manifest exists.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> Result<Vec<ReferrerRecord>, StorageError>;
+
+    /// The length of a blob that is readable in the repository.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError>;
+
+    /// Manifests of the repository that name `digest`, with what each says it is.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn parents(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError>;
+
+    /// Performs one transaction: all of it, durably, or nothing.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError>;
+}
+
+/// Upload sessions that outlive a restart.
+#[async_trait]
+pub trait UploadSessions: Debug + Send + Sync {
+    /// Records a session.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn start_upload(&self, record: &UploadRecord) -> Result<(), StorageError>;
+
+    /// A session that was started and not ended.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn upload(&self, upload: UploadId) -> Result<Option<UploadRecord>, StorageError>;
+
+    /// Forgets a session; forgetting twice succeeds.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn end_upload(&self, upload: UploadId) -> Result<(), StorageError>;
+
+    /// Sessions opened before `before_ms`, oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn stale_uploads(
+        &self,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<UploadRecord>, StorageError>;
+}

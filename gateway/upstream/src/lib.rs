@@ -1,0 +1,131 @@
+//! Client of other registries: challenges, tokens, retries, credentials bound to an origin.
+//!
+//! Map: this file is the port; `error` what can go wrong and what a caller can do about it; `client` speaks the distribution API
+//! over reqwest; `challenge`, `token` and `credential` are its authentication. Knows nothing of storage, freshness or policy.
+//! Invariant: a credential leaves only for the origin it is bound to, or a realm that origin is allowed to name.
+
+pub mod error;
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+pub use error::{Kind, UpstreamError};
+use futures_util::stream::BoxStream;
+use gantry_model::{Digest, MediaType, Page, Reference, RepositoryName, Tag};
+
+/// What a HEAD of a manifest told. HEADs are not counted by Docker Hub's pull limit.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ManifestHead {
+    /// `Docker-Content-Digest`; some registries leave it out.
+    pub digest: Option<Digest>,
+    /// `Content-Type`, parameters taken off.
+    pub media_type: Option<MediaType>,
+    /// `Content-Length`.
+    pub size: Option<u64>,
+}
+
+/// A manifest as the upstream sent it, not yet held against a digest.
+#[derive(Clone, Debug)]
+pub struct FetchedManifest {
+    /// `Content-Type`, parameters taken off.
+    pub media_type: Option<MediaType>,
+    /// `Docker-Content-Digest`, when sent.
+    pub digest: Option<Digest>,
+    /// The bytes, at most [`gantry_model::manifest::MAX_MANIFEST_BYTES`].
+    pub bytes: Bytes,
+}
+
+/// A blob's bytes as they arrive, not verified.
+pub struct BlobStream {
+    /// Length of the whole blob, when the upstream says.
+    pub size: Option<u64>,
+    /// Where the first byte lies: the offset asked for, or 0 when the upstream ignores ranges.
+    pub offset: u64,
+    /// The bytes. An error ends it; so does an upstream slower than the configured minimum rate.
+    pub bytes: BoxStream<'static, Result<Bytes, UpstreamError>>,
+}
+
+impl Debug for BlobStream {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("BlobStream")
+            .field("size", &self.size)
+            .field("offset", &self.offset)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A page of an upstream's tags.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TagPage {
+    /// In the upstream's order.
+    pub tags: Vec<Tag>,
+    /// Whether a `Link` says there are more.
+    pub more: bool,
+}
+
+/// Another registry.
+#[async_trait]
+pub trait Upstream: Debug + Send + Sync {
+    /// What the reference names now.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; [`Kind::NotFound`] only when the upstream itself said so.
+    async fn head_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<ManifestHead, UpstreamError>;
+
+    /// The manifest's bytes.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, UpstreamError>;
+
+    /// The blob's length, by HEAD.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    async fn stat_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError>;
+
+    /// The blob's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<BlobStream, UpstreamError>;
+
+    /// A page of tags.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    async fn tags(
+        &self,
+        repository: &RepositoryName,
+        page: &Page,
+    ) -> Result<TagPage, UpstreamError>;
+
+    /// The referrers index of a manifest, unfiltered.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; [`Kind::NotFound`] also when the upstream has no referrers API.
+    async fn referrers(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<FetchedManifest, UpstreamError>;
+}
