@@ -1,1 +1,1 @@
-fn main() {}
+//! End to end: the real program, real clients, real bytes. One binary; each module is one promise.

@@ -1,0 +1,119 @@
+//! A private docker daemon, and the docker client on it.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::tools::{Run, require, run, wait_until};
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Dockerd {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Dockerd {
+    /// Starts a daemon; with `mirror`, pulls of Docker Hub's names go there first.
+    ///
+    /// # Panics
+    /// When it does not answer within a minute.
+    #[must_use]
+    pub fn start(mirror: Option<&str>) -> Self {
+        let folder = TempDir::new().expect("the system has a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        let log = fs::File::create(path("log")).expect("the folder is ours");
+        let mut command = Command::new(require("dockerd"));
+        command
+            .arg("--data-root")
+            .arg(path("data"))
+            .arg("--exec-root")
+            .arg(path("exec"))
+            .arg("--host")
+            .arg(format!("unix://{}", path("sock").display()))
+            .arg("--pidfile")
+            .arg(path("pid"))
+            .args([
+                "--storage-driver",
+                "vfs",
+                "--iptables=false",
+                "--bridge=none",
+                "--insecure-registry",
+                "127.0.0.0/8",
+            ])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file can be shared"))
+            .stderr(log);
+        if let Some(mirror) = mirror {
+            command.args(["--registry-mirror", mirror]);
+        }
+        let child = command.spawn().expect("dockerd can be started");
+        let daemon = Self { child, folder };
+        wait_until("dockerd", Duration::from_secs(60), || {
+            daemon.docker(&["version"]).succeeded()
+        });
+        daemon
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(require("docker"));
+        command
+            .arg("--config")
+            .arg(self.path("client"))
+            .arg("--host")
+            .arg(format!("unix://{}", self.path("sock").display()))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a docker command.
+    pub fn docker(&self, arguments: &[&str]) -> Run {
+        run(self.command().args(arguments))
+    }
+
+    /// Logs in.
+    pub fn login(&self, host: &str, (user, password): (&str, &str)) -> Run {
+        run(self
+            .command()
+            .args(["login", "--username", user, "--password", password, host]))
+    }
+
+    /// Makes an image of one file with this content, under this name.
+    ///
+    /// # Panics
+    /// When docker does not take it.
+    pub fn make_image(&self, name: &str, content: &str) {
+        let root = TempDir::new().expect("the system has a temporary folder");
+        fs::write(root.path().join("content"), content).expect("the folder is ours");
+        let archive = root.path().with_extension("tar");
+        run(Command::new("tar")
+            .arg("-C")
+            .arg(root.path())
+            .arg("-cf")
+            .arg(&archive)
+            .arg("."))
+        .ok();
+        let imported = run(self.command().arg("import").arg(&archive).arg(name));
+        fs::remove_file(&archive).expect("the archive is ours");
+        imported.ok();
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        // SIGTERM, so that the daemon stops the containerd it started.
+        let _sent = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status();
+        let _status = self.child.wait();
+    }
+}
