@@ -3,19 +3,18 @@
 use std::{
     fs,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use tempfile::TempDir;
 
-use crate::tools::{Run, require, run, wait_until};
+use crate::tools::{Daemon, Run, require, run, wait_until};
 
 /// A running daemon.
 #[derive(Debug)]
 pub struct Dockerd {
-    child: Child,
-    folder: TempDir,
+    daemon: Daemon,
 }
 
 impl Dockerd {
@@ -27,7 +26,6 @@ impl Dockerd {
     pub fn start(mirror: Option<&str>) -> Self {
         let folder = TempDir::new().expect("the system has a temporary folder");
         let path = |name: &str| folder.path().join(name);
-        let log = fs::File::create(path("log")).expect("the folder is ours");
         let mut command = Command::new(require("dockerd"));
         command
             .arg("--data-root")
@@ -45,23 +43,21 @@ impl Dockerd {
                 "--bridge=none",
                 "--insecure-registry",
                 "127.0.0.0/8",
-            ])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a file can be shared"))
-            .stderr(log);
+            ]);
         if let Some(mirror) = mirror {
             command.args(["--registry-mirror", mirror]);
         }
-        let child = command.spawn().expect("dockerd can be started");
-        let daemon = Self { child, folder };
+        let dockerd = Self {
+            daemon: Daemon::start(&command, folder),
+        };
         wait_until("dockerd", Duration::from_secs(60), || {
-            daemon.docker(&["version"]).succeeded()
+            dockerd.docker(&["version"]).succeeded()
         });
-        daemon
+        dockerd
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.daemon.folder().join(name)
     }
 
     fn command(&self) -> Command {
@@ -105,15 +101,5 @@ impl Dockerd {
         let imported = run(self.command().arg("import").arg(&archive).arg(name));
         fs::remove_file(&archive).expect("the archive is ours");
         imported.ok();
-    }
-}
-
-impl Drop for Dockerd {
-    fn drop(&mut self) {
-        // SIGTERM, so that the daemon stops the containerd it started.
-        let _sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
-            .status();
-        let _status = self.child.wait();
     }
 }

@@ -3,9 +3,11 @@
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, ChildStdin, Command, Output, Stdio},
     time::{Duration, Instant},
 };
+
+use tempfile::TempDir;
 
 /// Finds a program on the path, or in the places daemons live.
 ///
@@ -142,4 +144,52 @@ pub fn build_folder() -> PathBuf {
         .and_then(Path::parent)
         .expect("tests lie in <target>/<profile>/deps")
         .to_owned()
+}
+
+/// A program that runs beside the tests, in a folder of its own, and ends with the test process however that ends: a shell waits on a
+/// pipe that only this process holds open.
+#[derive(Debug)]
+pub struct Daemon {
+    shell: Child,
+    held_open: Option<ChildStdin>,
+    folder: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `command`; its output goes to `log` in `folder`, which is removed when it ended.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(command: &Command, folder: TempDir) -> Self {
+        let folder = folder.keep();
+        let script = r#"folder=$1; shift; "$@" > "$folder/log" 2>&1 < /dev/null & child=$!; cat > /dev/null; kill -TERM $child; wait $child; rm -rf "$folder""#;
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", script, "sh"])
+            .arg(&folder)
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(Stdio::piped());
+        let mut shell = shell.spawn().expect("a shell can be started");
+        let held_open = shell.stdin.take();
+        Self {
+            shell,
+            held_open,
+            folder,
+        }
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.held_open.take());
+        let _status = self.shell.wait();
+    }
 }
