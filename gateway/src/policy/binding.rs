@@ -5,25 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use gantry_model::{Change, glob::Glob};
 use gantry_plugin_host::{CallError, Plugin};
 
-/// Whether a binding's answers are enforced.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Mode {
-    /// Decide and enforce.
-    Enforce,
-    /// Decide and record; never enforce.
-    Audit,
-}
-
-/// What a plugin's failure means.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum OnError {
-    /// The operation fails with 503.
-    Deny,
-    /// The chain goes on without this plugin.
-    Skip,
-    /// The last answer to the same question counts; without one, as [`OnError::Deny`]. Serves only.
-    LastKnown,
-}
+use crate::config::{Mode, OnError};
 
 /// A plugin in its place in the chain.
 #[derive(Debug)]
