@@ -136,7 +136,7 @@ async fn a_body_that_falls_silent_is_an_error() {
 }
 
 fn impatient(url: &Url, minimum_rate: u64) -> RegistryClient {
-    let idle_timeout = Duration::from_millis(300);
+    let idle_timeout = Duration::from_millis(600);
     RegistryClient::new(ClientSettings {
         idle_timeout,
         minimum_rate,
