@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gantry_model::{Denial, Digest, ManifestError, Refusal};
+use gantry_storage::{CommitError, Kind, StorageError};
 
 use crate::{body::BodyError, outcome::UploadState};
 
@@ -77,8 +78,8 @@ pub enum Error {
     /// Somebody else writes to this upload session, or keeps moving this tag.
     #[error("somebody else is changing this right now; try again")]
     Conflict,
-    /// An upstream asks to slow down.
-    #[error("the upstream limits the rate of pulls; try again later")]
+    /// An upstream asks to slow down, or the principal has too many uploads open.
+    #[error("too many requests; try again later")]
     TooManyRequests {
         /// When to try again.
         retry_after: Option<Duration>,
@@ -131,5 +132,41 @@ impl From<Refusal> for Error {
                 source: format!("plugin {plugin} failed: {failure}").into(),
             },
         }
+    }
+}
+
+/// When a client is told to try again after a store was busy or full.
+const STORE_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+impl From<StorageError> for Error {
+    fn from(error: StorageError) -> Self {
+        match error.kind() {
+            Kind::Full | Kind::Unavailable => Self::Unavailable {
+                retry_after: Some(STORE_RETRY_AFTER),
+                source: error.into(),
+            },
+            Kind::Corrupt | Kind::Internal => Self::Internal {
+                source: error.into(),
+            },
+        }
+    }
+}
+
+impl Error {
+    /// A commit that did not happen; `absent` is what the missing thing is called in this operation.
+    pub(crate) fn from_commit(error: CommitError, absent: Self) -> Self {
+        match error {
+            CommitError::TagMoved { .. } => Self::Conflict,
+            CommitError::MissingReference { digest } => Self::ManifestBlobUnknown {
+                digests: vec![digest],
+            },
+            CommitError::Absent => absent,
+            CommitError::Storage(error) => error.into(),
+        }
+    }
+
+    /// Something that cannot happen unless what was stored changed by itself.
+    pub(crate) fn corrupt(attempt: &'static str) -> Self {
+        StorageError::corrupt(attempt).into()
     }
 }
