@@ -38,7 +38,7 @@
 //! `cargo test`, which runs decisions on the machine itself. Host imports ([`crypto`], [`registry`], …) answer only inside a host.
 //!
 //! Map: `plugin` is what every plugin has, `admission`, `authenticator` and `authorizer` are the hooks, `types` the words they share,
-//! `glob`, `log` and `nearest` are tools; `bindings` is generated, `glue` joins it to the traits.
+//! `serve` closes the side doors of policies about images; `glob`, `log` and `nearest` are tools; `bindings` is generated, `glue` joins it to the traits.
 
 #![warn(missing_docs)]
 
@@ -49,6 +49,7 @@ pub mod glob;
 pub mod log;
 pub mod nearest;
 mod plugin;
+pub mod serve;
 pub mod types;
 
 #[doc(hidden)]
