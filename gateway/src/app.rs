@@ -61,8 +61,10 @@ pub struct EdgeSettings {
     pub header_timeout: Duration,
     /// How long an idle keep-alive connection is kept.
     pub idle_timeout: Duration,
-    /// Bodies in either direction slower than this for 30 s are aborted, in bytes per second.
+    /// Bodies in either direction slower than this are aborted, in bytes per second; 0 = never.
     pub minimum_rate: u64,
+    /// Over how much waiting for the client the rate is measured; 30 s.
+    pub minimum_rate_window: Duration,
     /// How long authentication and authorization may take together.
     pub decision_deadline: Duration,
     /// How long a drain waits for requests in flight.
@@ -84,13 +86,26 @@ impl App {
         let policy_to_come = Arc::new(OnceLock::new());
         let host = stores.plugin_host(&policy_to_come)?;
         let bindings = load_plugins(&host, config).await?;
-        let taking_part = |hook| bindings.iter().filter(|binding| binding.plugin.hooks().has(hook)).cloned().collect::<Vec<_>>();
+        let taking_part = |hook| {
+            bindings
+                .iter()
+                .filter(|binding| binding.plugin.hooks().has(hook))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
         let policy = Arc::new(Policy::new(taking_part(Hook::Authorize)));
         policy_to_come.get_or_init(|| Arc::clone(&policy));
-        let tokens = Tokens::open(&config.tokens.keys, &config.tokens.issuer, config.tokens.lifetime)?;
+        let tokens = Tokens::open(
+            &config.tokens.keys,
+            &config.tokens.issuer,
+            config.tokens.lifetime,
+        )?;
         let authentication = Authentication::new(taking_part(Hook::Authenticate), tokens)?;
         let admission = AdmissionChain::new(taking_part(Hook::Admit));
-        let registry = Registry::new(stores.registry_ports(admission, mirrors(config)?), registry_settings(config));
+        let registry = Registry::new(
+            stores.registry_ports(admission, mirrors(config)?),
+            registry_settings(config),
+        );
         Ok(Arc::new(Self {
             namespaces: config.namespaces(),
             registry,
@@ -118,13 +133,25 @@ impl Stores {
     }
 
     fn open_blocking(root: &Path, database: &Path) -> anyhow::Result<Self> {
-        let state = database.parent().unwrap_or_else(|| Path::new(".")).to_owned();
-        std::fs::create_dir_all(&state).with_context(|| format!("cannot make the folder {}", state.display()))?;
-        let blobs = FsBlobStore::open(root).with_context(|| format!("cannot open the blob folder {}", root.display()))?;
-        let metadata = SqliteStore::open(database).with_context(|| format!("cannot open the database {}", database.display()))?;
+        let state = database
+            .parent()
+            .unwrap_or_else(|| Path::new("."))
+            .to_owned();
+        std::fs::create_dir_all(&state)
+            .with_context(|| format!("cannot make the folder {}", state.display()))?;
+        let blobs = FsBlobStore::open(root)
+            .with_context(|| format!("cannot open the blob folder {}", root.display()))?;
+        let metadata = SqliteStore::open(database)
+            .with_context(|| format!("cannot open the database {}", database.display()))?;
         let beside = state.join("plugins.db");
-        let values = SqliteKv::open(&beside).with_context(|| format!("cannot open the plugins' database {}", beside.display()))?;
-        Ok(Self { blobs: Arc::new(blobs), metadata: Arc::new(metadata), values: Arc::new(values), state })
+        let values = SqliteKv::open(&beside)
+            .with_context(|| format!("cannot open the plugins' database {}", beside.display()))?;
+        Ok(Self {
+            blobs: Arc::new(blobs),
+            metadata: Arc::new(metadata),
+            values: Arc::new(values),
+            state,
+        })
     }
 
     fn plugin_host(&self, policy: &Arc<OnceLock<Arc<Policy>>>) -> anyhow::Result<PluginHost> {
@@ -143,7 +170,11 @@ impl Stores {
         Ok(host)
     }
 
-    fn registry_ports(&self, admission: AdmissionChain, mirrors: HashMap<Arc<str>, MirrorSettings>) -> Ports {
+    fn registry_ports(
+        &self,
+        admission: AdmissionChain,
+        mirrors: HashMap<Arc<str>, MirrorSettings>,
+    ) -> Ports {
         Ports {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<SqliteStore>::clone(&self.metadata),
@@ -175,10 +206,16 @@ async fn bind(host: &PluginHost, binding: &config::Binding) -> anyhow::Result<Bi
     let plugin = host.load(source).await?;
     let name = &binding.name;
     if binding.changes.is_some() && !plugin.hooks().has(Hook::Admit) {
-        anyhow::bail!("plugin {name} has `changes`, but the component does not take part in admission");
+        anyhow::bail!(
+            "plugin {name} has `changes`, but the component does not take part in admission"
+        );
     }
-    if plugin.hooks().has(Hook::Authenticate) && (binding.on_error != config::OnError::Deny || binding.mode != config::Mode::Enforce) {
-        anyhow::bail!("plugin {name} is an authenticator: `on_error` can only be deny and `mode` only enforce");
+    if plugin.hooks().has(Hook::Authenticate)
+        && (binding.on_error != config::OnError::Deny || binding.mode != config::Mode::Enforce)
+    {
+        anyhow::bail!(
+            "plugin {name} is an authenticator: `on_error` can only be deny and `mode` only enforce"
+        );
     }
     tracing::info!(plugin.name = %name, plugin.digest = %plugin.digest(), "plugin loaded");
     Ok(Binding {
@@ -194,11 +231,14 @@ async fn bind(host: &PluginHost, binding: &config::Binding) -> anyhow::Result<Bi
 async fn component(from: &PluginFrom) -> anyhow::Result<Bytes> {
     match from {
         PluginFrom::Builtin(name) => {
-            let component = builtin::builtin(name).with_context(|| format!("there is no built-in plugin {name}"))?;
+            let component = builtin::builtin(name)
+                .with_context(|| format!("there is no built-in plugin {name}"))?;
             Ok(Bytes::from_static(component))
         }
         PluginFrom::File(path) => {
-            let bytes = tokio::fs::read(path).await.with_context(|| format!("cannot read the plugin {}", path.display()))?;
+            let bytes = tokio::fs::read(path)
+                .await
+                .with_context(|| format!("cannot read the plugin {}", path.display()))?;
             Ok(bytes.into())
         }
     }
@@ -206,14 +246,23 @@ async fn component(from: &PluginFrom) -> anyhow::Result<Bytes> {
 
 /// Digest of everything that decides what a binding answers.
 fn fingerprint(plugin: &Plugin, binding: &config::Binding) -> Arc<str> {
-    let text = format!("{}\n{}\n{:?}\n{:?}", plugin.digest(), binding.config, binding.grants, binding.limits);
-    URL_SAFE_NO_PAD.encode(digest(&SHA256, text.as_bytes()).as_ref()).into()
+    let text = format!(
+        "{}\n{}\n{:?}\n{:?}",
+        plugin.digest(),
+        binding.config,
+        binding.grants,
+        binding.limits
+    );
+    URL_SAFE_NO_PAD
+        .encode(digest(&SHA256, text.as_bytes()).as_ref())
+        .into()
 }
 
 fn mirrors(config: &Config) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>> {
     let mut mirrors = HashMap::new();
     for mirror in &config.mirrors {
-        let client = RegistryClient::new(client_settings(mirror)).with_context(|| format!("mirror {}", mirror.name))?;
+        let client = RegistryClient::new(client_settings(mirror))
+            .with_context(|| format!("mirror {}", mirror.name))?;
         let settings = MirrorSettings {
             upstream: Arc::new(client),
             fresh_for: mirror.fresh_for,
@@ -228,7 +277,10 @@ fn mirrors(config: &Config) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>>
 fn client_settings(mirror: &config::Mirror) -> ClientSettings {
     let credentials = mirror.credentials.as_ref().map(|credentials| {
         let password = String::from_utf8_lossy(&credentials.password.0).into_owned();
-        Credentials { username: credentials.username.clone(), password: password.into() }
+        Credentials {
+            username: credentials.username.clone(),
+            password: password.into(),
+        }
     });
     ClientSettings {
         name: mirror.name.to_string(),
@@ -261,6 +313,7 @@ fn edge_settings(config: &Config) -> EdgeSettings {
         header_timeout: limits.header_timeout,
         idle_timeout: limits.idle_timeout,
         minimum_rate: limits.minimum_rate,
+        minimum_rate_window: Duration::from_secs(30),
         decision_deadline: limits.decision_deadline,
         drain_timeout: limits.drain_timeout,
         max_connections: limits.max_connections,

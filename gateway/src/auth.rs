@@ -18,6 +18,7 @@ use crate::{
     app::App,
     http::error::{ChallengeError, Error},
     policy::{Request, binding::Binding},
+    telemetry,
 };
 
 /// Authenticator bindings, the verified-credential cache and the token keys.
@@ -42,7 +43,11 @@ pub struct Identified {
 
 impl Identified {
     fn anonymous() -> Self {
-        Self { principal: Arc::new(Principal::anonymous()), at_most: None, by_token: false }
+        Self {
+            principal: Arc::new(Principal::anonymous()),
+            at_most: None,
+            by_token: false,
+        }
     }
 }
 
@@ -52,7 +57,11 @@ impl Authentication {
     /// # Errors
     /// When the system has no randomness.
     pub fn new(authenticators: Vec<Arc<Binding>>, tokens: Tokens) -> anyhow::Result<Self> {
-        Ok(Self { verified: VerifiedCredentials::new(&authenticators)?, authenticators, tokens })
+        Ok(Self {
+            verified: VerifiedCredentials::new(&authenticators)?,
+            authenticators,
+            tokens,
+        })
     }
 
     /// Asks the chain about a credential, in order, until one claims it.
@@ -61,11 +70,13 @@ impl Authentication {
             match binding.plugin.authenticate(request).await {
                 Ok(AuthenticateAnswer::Authenticated(identity)) => return Ok(Some(identity)),
                 Ok(AuthenticateAnswer::NotMine) => {}
-                Ok(AuthenticateAnswer::Rejected(denial)) if denial.code == DenialCode::TooManyRequests => {
+                Ok(AuthenticateAnswer::Rejected(denial))
+                    if denial.code == DenialCode::TooManyRequests =>
+                {
                     return Err(Error::Denied(Box::new(denial)));
                 }
                 Ok(AuthenticateAnswer::Rejected(denial)) => {
-                    tracing::info!(target: "audit", plugin.name = %binding.name(), reason.code = %denial.reason.code, reason.text = %denial.reason.text, "credential rejected");
+                    telemetry::audit_rejected(binding.name(), &denial);
                     return Err(bad_credential());
                 }
                 Err(error) => {
@@ -80,14 +91,22 @@ impl Authentication {
 
 /// One text for every bad credential, so that it tells nothing of who exists.
 fn bad_credential() -> Error {
-    Error::Unauthorized { scopes: Vec::new(), error: None, message: "invalid username or password".to_owned() }
+    Error::Unauthorized {
+        scopes: Vec::new(),
+        error: None,
+        message: "invalid username or password".to_owned(),
+    }
 }
 
 /// Finds the principal. No credential is anonymous; a credential that nobody claims is refused.
 ///
 /// # Errors
 /// [`Error::Unauthorized`] for a bad credential, [`Error::Unavailable`] when an authenticator failed.
-pub async fn authenticate(app: &App, client: &Arc<Client>, credential: Credential) -> Result<Identified, Error> {
+pub async fn authenticate(
+    app: &App,
+    client: &Arc<Client>,
+    credential: Credential,
+) -> Result<Identified, Error> {
     let authentication = &app.authentication;
     if let Credential::Bearer(token) = &credential
         && let Some(verdict) = authentication.tokens.verify(token)
@@ -99,8 +118,16 @@ pub async fn authenticate(app: &App, client: &Arc<Client>, credential: Credentia
         return Ok(Identified::anonymous());
     }
     let bearer = matches!(credential, Credential::Bearer(_));
-    let request = AuthenticateRequest { client: Arc::clone(client), credential, service: String::new(), scopes: Vec::new() };
-    let identity = authentication.verified.get_or_ask(&request, authentication.ask(&request)).await?;
+    let request = AuthenticateRequest {
+        client: Arc::clone(client),
+        credential,
+        service: String::new(),
+        scopes: Vec::new(),
+    };
+    let identity = authentication
+        .verified
+        .get_or_ask(&request, authentication.ask(&request))
+        .await?;
     match identity {
         Some(identity) => Ok(Identified {
             principal: Arc::new(identity.principal),
@@ -114,7 +141,11 @@ pub async fn authenticate(app: &App, client: &Arc<Client>, credential: Credentia
 }
 
 fn invalid_token(error: &TokenError) -> Error {
-    Error::Unauthorized { scopes: Vec::new(), error: Some(ChallengeError::InvalidToken), message: error.to_string() }
+    Error::Unauthorized {
+        scopes: Vec::new(),
+        error: Some(ChallengeError::InvalidToken),
+        message: error.to_string(),
+    }
 }
 
 /// A signed token, as the token endpoint answers it.
@@ -132,7 +163,10 @@ pub struct IssuedToken {
 
 impl std::fmt::Debug for IssuedToken {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("IssuedToken").field("scopes", &self.scopes).finish_non_exhaustive()
+        formatter
+            .debug_struct("IssuedToken")
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -166,16 +200,26 @@ pub async fn issue_token(app: &App, request: TokenRequest) -> Result<IssuedToken
     let mut spelled = Vec::new();
     for (scope, repository) in request.scopes {
         let canonical = match &repository {
-            Some(repository) => Scope { name: repository.name.to_string(), ..scope.clone() },
+            Some(repository) => Scope {
+                name: repository.name.to_string(),
+                ..scope.clone()
+            },
             None if scope.kind == "repository" => continue,
             None => scope.clone(),
         };
-        for scope_granted in grantable(app, &requester, identified, canonical, repository.as_ref()).await? {
-            spelled.push(Scope { name: scope.name.clone(), ..scope_granted.clone() });
+        for scope_granted in
+            grantable(app, &requester, identified, canonical, repository.as_ref()).await?
+        {
+            spelled.push(Scope {
+                name: scope.name.clone(),
+                ..scope_granted.clone()
+            });
             granted.push(scope_granted);
         }
     }
-    app.authentication.tokens.issue(identified, &granted, spelled, &request.service)
+    app.authentication
+        .tokens
+        .issue(identified, &granted, spelled, &request.service)
 }
 
 /// What the authorizers, and the credential, allow of one scope.
@@ -186,12 +230,20 @@ async fn grantable(
     scope: Scope,
     repository: Option<&gantry_model::Repository>,
 ) -> Result<Vec<Scope>, Error> {
-    let request = Request { requester, operation: OperationKind::Token, scopes: vec![scope], reference: None, repository };
-    Ok(match app.policy.decide(&request).await.map_err(Error::from)? {
-        Decision::Allow(grant) => match &identified.at_most {
-            Some(limits) => Scope::intersect(&grant.granted, limits),
-            None => grant.granted,
+    let request = Request {
+        requester,
+        operation: OperationKind::Token,
+        scopes: vec![scope],
+        reference: None,
+        repository,
+    };
+    Ok(
+        match app.policy.decide(&request).await.map_err(Error::from)? {
+            Decision::Allow(grant) => match &identified.at_most {
+                Some(limits) => Scope::intersect(&grant.granted, limits),
+                None => grant.granted,
+            },
+            Decision::Deny(_) | Decision::Abstain => Vec::new(),
         },
-        Decision::Deny(_) | Decision::Abstain => Vec::new(),
-    })
+    )
 }

@@ -8,7 +8,10 @@ pub(crate) mod decisions;
 
 use std::sync::Arc;
 
-use gantry_model::{AttributeValue, Decision, Denial, DenialCode, Grant, Operation, OperationKind, Permit, Reason, Repository, Requester, Scope};
+use gantry_model::{
+    AttributeValue, Decision, Denial, DenialCode, Grant, Operation, OperationKind, Permit, Reason,
+    Repository, Requester, Scope,
+};
 use gantry_plugin_host::{AuthorizeAnswer, AuthorizeRequest, CallError};
 
 use self::{
@@ -53,7 +56,10 @@ impl Policy {
     /// A chain in the order of the configuration.
     #[must_use]
     pub fn new(authorizers: Vec<Arc<Binding>>) -> Self {
-        Self { authorizers, decisions: Decisions::new(100_000) }
+        Self {
+            authorizers,
+            decisions: Decisions::new(100_000),
+        }
     }
 
     /// Asks the chain.
@@ -63,14 +69,22 @@ impl Policy {
     pub async fn decide(&self, request: &Request<'_>) -> Result<Decision, CallError> {
         let mut granted: Vec<Scope> = Vec::new();
         let mut why: Option<(Reason, Option<Arc<str>>)> = None;
-        for binding in self.authorizers.iter().filter(|binding| request.scopes.iter().any(|scope| concerns(binding, scope))) {
+        for binding in self
+            .authorizers
+            .iter()
+            .filter(|binding| request.scopes.iter().any(|scope| concerns(binding, scope)))
+        {
             let answer = match self.ask(binding, request).await {
                 Ok(answer) => answer,
                 Err(error) if binding.failure_denies(&error) => return Err(error),
                 Err(_skipped) => continue,
             };
             if binding.mode == Mode::Audit {
-                crate::telemetry::audit_only(binding.name(), request.requester, &format!("{answer:?}"));
+                crate::telemetry::audit_ignored(
+                    binding.name(),
+                    request.requester,
+                    &format!("{answer:?}"),
+                );
                 continue;
             }
             match answer {
@@ -83,19 +97,32 @@ impl Policy {
             }
         }
         Ok(match why {
-            Some((reason, plugin)) => Decision::Allow(Grant { granted: Scope::intersect(&request.scopes, &granted), reason, plugin }),
+            Some((reason, plugin)) => Decision::Allow(Grant {
+                granted: Scope::intersect(&request.scopes, &granted),
+                reason,
+                plugin,
+            }),
             None => Decision::Abstain,
         })
     }
 
-    async fn ask(&self, binding: &Arc<Binding>, request: &Request<'_>) -> Result<AuthorizeAnswer, CallError> {
+    async fn ask(
+        &self,
+        binding: &Arc<Binding>,
+        request: &Request<'_>,
+    ) -> Result<AuthorizeAnswer, CallError> {
         let requester = request.requester;
         let question = Question::Authorize {
             operation: request.operation,
             scopes: request.scopes.clone(),
             reference: request.reference.clone(),
         };
-        let key = self.decisions.key(&binding.fingerprint, &requester.principal, &requester.client, question);
+        let key = self.decisions.key(
+            &binding.fingerprint,
+            &requester.principal,
+            &requester.client,
+            question,
+        );
         if let Some(Cached::Fresh(answer)) = self.decisions.get(&key) {
             return Ok(answer);
         }
@@ -105,12 +132,18 @@ impl Policy {
             operation: request.operation,
             scopes: request.scopes.clone(),
             reference: request.reference.clone(),
-            attributes: mirror.map(|mirror| ("mirror".to_owned(), AttributeValue::Text(mirror.to_owned()))).into_iter().collect(),
+            attributes: mirror
+                .map(|mirror| ("mirror".to_owned(), AttributeValue::Text(mirror.to_owned())))
+                .into_iter()
+                .collect(),
         };
-        let answer = AUTHORIZING.scope((), binding.plugin.authorize(&asked)).await?;
+        let answer = AUTHORIZING
+            .scope((), binding.plugin.authorize(&asked))
+            .await?;
         if let AuthorizeAnswer::Allow(_, hint) | AuthorizeAnswer::Deny(_, hint) = &answer {
             let hint = within_identity(*hint, requester);
-            self.decisions.keep(key, &requester.client, answer.clone(), hint);
+            self.decisions
+                .keep(key, &requester.client, answer.clone(), hint);
         }
         Ok(answer)
     }
@@ -120,11 +153,19 @@ impl Policy {
     ///
     /// # Errors
     /// As [`Policy::decide`].
-    pub async fn may_read(&self, requester: &Requester, repository: &str) -> Result<bool, CallError> {
+    pub async fn may_read(
+        &self,
+        requester: &Requester,
+        repository: &str,
+    ) -> Result<bool, CallError> {
         if AUTHORIZING.try_with(|()| ()).is_ok() {
             return Ok(false);
         }
-        let scope = Scope { kind: "repository".to_owned(), name: repository.to_owned(), actions: ["pull".to_owned()].into() };
+        let scope = Scope {
+            kind: "repository".to_owned(),
+            name: repository.to_owned(),
+            actions: ["pull".to_owned()].into(),
+        };
         let request = Request {
             requester,
             operation: OperationKind::PullManifest,
@@ -140,11 +181,21 @@ impl Policy {
 }
 
 /// A decision never outlives the identity it was made for.
-fn within_identity(hint: gantry_plugin_host::CacheHint, requester: &Requester) -> gantry_plugin_host::CacheHint {
+fn within_identity(
+    hint: gantry_plugin_host::CacheHint,
+    requester: &Requester,
+) -> gantry_plugin_host::CacheHint {
     use gantry_registry::Clock as _;
-    let Some(end) = requester.principal.expires_at_ms else { return hint };
-    let left = std::time::Duration::from_millis(end.saturating_sub(crate::clock::SystemClock.now_ms()));
-    gantry_plugin_host::CacheHint { ttl: hint.ttl.min(left), stale_if_error: hint.stale_if_error.min(left), ..hint }
+    let Some(end) = requester.principal.expires_at_ms else {
+        return hint;
+    };
+    let left =
+        std::time::Duration::from_millis(end.saturating_sub(crate::clock::SystemClock.now_ms()));
+    gantry_plugin_host::CacheHint {
+        ttl: hint.ttl.min(left),
+        stale_if_error: hint.stale_if_error.min(left),
+        ..hint
+    }
 }
 
 /// A binding is asked about repositories it sees, and about everything that has no repository.
@@ -154,7 +205,10 @@ fn concerns(binding: &Binding, scope: &Scope) -> bool {
 
 fn merge(granted: &mut Vec<Scope>, more: Vec<Scope>) {
     for scope in more {
-        match granted.iter_mut().find(|have| have.kind == scope.kind && have.name == scope.name) {
+        match granted
+            .iter_mut()
+            .find(|have| have.kind == scope.kind && have.name == scope.name)
+        {
             Some(have) => have.actions.extend(scope.actions),
             None => granted.push(scope),
         }
@@ -166,7 +220,12 @@ fn merge(granted: &mut Vec<Scope>, more: Vec<Scope>) {
 /// # Errors
 /// [`Error::Unauthorized`] when an anonymous caller or a too narrow token could do better with another credential;
 /// [`Error::Denied`] when no credential helps; [`Error::Unavailable`] when a hook failed.
-pub async fn authorize(app: &App, requester: Requester, identified: &Identified, operation: Operation) -> Result<Permit, Error> {
+pub async fn authorize(
+    app: &App,
+    requester: Requester,
+    identified: &Identified,
+    operation: Operation,
+) -> Result<Permit, Error> {
     if matches!(operation, Operation::Ping) {
         return permit_ping(requester, identified);
     }
@@ -193,20 +252,33 @@ pub async fn authorize(app: &App, requester: Requester, identified: &Identified,
         grant.granted = Scope::intersect(&grant.granted, limits);
     }
     let spelled = spelled_scopes(&operation);
-    Permit::new(operation, requester, grant).map_err(|denial| refused_with(spelled, identified, *denial))
+    Permit::new(operation, requester, grant)
+        .map_err(|denial| refused_with(spelled, identified, *denial))
 }
 
 /// `/v2/` answers 401 to whoever shows nothing, also where anonymous pulls are allowed: clients take their challenge from it.
 fn permit_ping(requester: Requester, identified: &Identified) -> Result<Permit, Error> {
     if identified.principal.is_anonymous() && !identified.by_token {
-        return Err(Error::Unauthorized { scopes: Vec::new(), error: None, message: "authentication required".to_owned() });
+        return Err(Error::Unauthorized {
+            scopes: Vec::new(),
+            error: None,
+            message: "authentication required".to_owned(),
+        });
     }
-    let grant = Grant { granted: Vec::new(), reason: Reason::new("ping", "whoever showed a credential may ask"), plugin: None };
+    let grant = Grant {
+        granted: Vec::new(),
+        reason: Reason::new("ping", "whoever showed a credential may ask"),
+        plugin: None,
+    };
     Permit::new(Operation::Ping, requester, grant).map_err(Error::Denied)
 }
 
 fn nobody_allowed() -> Denial {
-    let mut denial = Denial::new(DenialCode::Denied, "no-rule", "requested access to the resource is denied");
+    let mut denial = Denial::new(
+        DenialCode::Denied,
+        "no-rule",
+        "requested access to the resource is denied",
+    );
     "no authorizer allows this".clone_into(&mut denial.reason.text);
     denial
 }
@@ -218,8 +290,14 @@ fn refused(operation: &Operation, identified: &Identified, denial: Denial) -> Er
 /// Somebody anonymous is invited to show a credential; somebody known is refused.
 fn refused_with(scopes: Vec<Scope>, identified: &Identified, denial: Denial) -> Error {
     if identified.principal.is_anonymous() {
-        let error = identified.by_token.then_some(ChallengeError::InsufficientScope);
-        return Error::Unauthorized { scopes, error, message: denial.message };
+        let error = identified
+            .by_token
+            .then_some(ChallengeError::InsufficientScope);
+        return Error::Unauthorized {
+            scopes,
+            error,
+            message: denial.message,
+        };
     }
     Error::Denied(Box::new(denial))
 }
@@ -228,9 +306,17 @@ fn too_narrow(operation: &Operation, identified: &Identified) -> Error {
     let message = "the credential does not cover this operation".to_owned();
     if identified.by_token {
         let error = Some(ChallengeError::InsufficientScope);
-        return Error::Unauthorized { scopes: spelled_scopes(operation), error, message };
+        return Error::Unauthorized {
+            scopes: spelled_scopes(operation),
+            error,
+            message,
+        };
     }
-    Error::Denied(Box::new(Denial::new(DenialCode::Denied, "credential-scope", message)))
+    Error::Denied(Box::new(Denial::new(
+        DenialCode::Denied,
+        "credential-scope",
+        message,
+    )))
 }
 
 /// What a token must hold, in the client's spelling; a mount also asks for its source.
@@ -240,10 +326,20 @@ fn spelled_scopes(operation: &Operation) -> Vec<Scope> {
         scope
     };
     let mut scopes: Vec<Scope> = match operation.repository() {
-        Some(repository) => operation.required_scopes().into_iter().map(|scope| rename(scope, repository)).collect(),
+        Some(repository) => operation
+            .required_scopes()
+            .into_iter()
+            .map(|scope| rename(scope, repository))
+            .collect(),
         None => operation.required_scopes(),
     };
-    if let (Some(scope), Operation::MountBlob { from: Some(from), .. }) = (operation.optional_scope(), operation) {
+    if let (
+        Some(scope),
+        Operation::MountBlob {
+            from: Some(from), ..
+        },
+    ) = (operation.optional_scope(), operation)
+    {
         scopes.push(rename(scope, from));
     }
     scopes

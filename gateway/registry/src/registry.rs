@@ -79,6 +79,19 @@ impl Registry {
         }
     }
 
+    /// Whether the metadata store answers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Internal`] when it does not.
+    pub async fn check(&self) -> Result<(), Error> {
+        let page = gantry_model::Page {
+            limit: Some(1),
+            after: None,
+        };
+        self.shared.ports.metadata.repositories(&page).await?;
+        Ok(())
+    }
+
     /// Performs what `permit` allows.
     ///
     /// # Errors

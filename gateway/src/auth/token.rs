@@ -22,7 +22,9 @@ use aws_lc_rs::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use gantry_model::{AttributeValue, Principal, Scope};
 use gantry_registry::Clock as _;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Identified, IssuedToken};
@@ -52,7 +54,11 @@ pub struct Tokens {
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Tokens").field("issuer", &self.issuer).field("kid", &self.signing.0).finish_non_exhaustive()
+        formatter
+            .debug_struct("Tokens")
+            .field("issuer", &self.issuer)
+            .field("kid", &self.signing.0)
+            .finish_non_exhaustive()
     }
 }
 
@@ -96,14 +102,19 @@ impl Tokens {
     /// # Errors
     /// When the folder cannot be read or written, or holds a file that is not a P-256 key in PKCS#8 PEM.
     pub fn open(folder: &Path, issuer: &str, lifetime: Duration) -> anyhow::Result<Self> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make the token key folder {}", folder.display()))?;
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the token key folder {}", folder.display()))?;
         let mut keys = key_files(folder)?;
         if keys.is_empty() {
             let path = folder.join("token-1.pem");
-            make_key(&path).with_context(|| format!("cannot make the token key {}", path.display()))?;
+            make_key(&path)
+                .with_context(|| format!("cannot make the token key {}", path.display()))?;
             keys = key_files(folder)?;
         }
-        let keys = keys.iter().map(|path| read_key(path)).collect::<anyhow::Result<Vec<_>>>()?;
+        let keys = keys
+            .iter()
+            .map(|path| read_key(path))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let mut verifying = Vec::new();
         let mut signing = None;
         for (kid, encoding, decoding) in keys {
@@ -111,14 +122,25 @@ impl Tokens {
             signing = Some((kid, encoding));
         }
         let signing = signing.context("the token key folder holds no key")?;
-        Ok(Self { issuer: issuer.to_owned(), lifetime: lifetime.max(Duration::from_secs(60)), signing, verifying })
+        Ok(Self {
+            issuer: issuer.to_owned(),
+            lifetime: lifetime.max(Duration::from_secs(60)),
+            signing,
+            verifying,
+        })
     }
 
     /// Signs a token for `identified` that allows `at_most` (canonical names), shown to the client as `access`.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when it cannot be signed.
-    pub(crate) fn issue(&self, identified: &Identified, at_most: &[Scope], access: Vec<Scope>, service: &str) -> Result<IssuedToken, Error> {
+    pub(crate) fn issue(
+        &self,
+        identified: &Identified,
+        at_most: &[Scope],
+        access: Vec<Scope>,
+        service: &str,
+    ) -> Result<IssuedToken, Error> {
         let principal = &identified.principal;
         let now = SystemClock.now_ms() / 1000;
         let mut expires_in = self.lifetime.as_secs();
@@ -140,8 +162,14 @@ impl Tokens {
         };
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.signing.0.clone());
-        let token = encode(&header, &claims, &self.signing.1).map_err(|error| Error::unavailable(error.to_string()))?;
-        Ok(IssuedToken { token, expires_in, issued_at: now, scopes: access })
+        let token = encode(&header, &claims, &self.signing.1)
+            .map_err(|error| Error::unavailable(error.to_string()))?;
+        Ok(IssuedToken {
+            token,
+            expires_in,
+            issued_at: now,
+            scopes: access,
+        })
     }
 
     /// Verifies a token; `None` when it was not made with any of our keys and may be somebody else's.
@@ -160,7 +188,14 @@ impl Tokens {
         use jsonwebtoken::errors::ErrorKind;
         Some(match decode::<Claims>(token, key, &validation) {
             Ok(data) => Ok(data.claims.identified()),
-            Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature) => Err(TokenError::Expired),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature
+                ) =>
+            {
+                Err(TokenError::Expired)
+            }
             Err(_other) => Err(TokenError::Unknown),
         })
     }
@@ -178,7 +213,11 @@ impl Inside {
             kind: principal.kind.clone(),
             issuer: principal.issuer.clone(),
             groups: principal.groups.clone(),
-            attributes: principal.attributes.iter().map(|(name, value)| (name.clone(), attribute(value))).collect(),
+            attributes: principal
+                .attributes
+                .iter()
+                .map(|(name, value)| (name.clone(), attribute(value)))
+                .collect(),
             at_most: at_most.to_vec(),
             identity_ends_at_ms: principal.expires_at_ms,
         }
@@ -198,16 +237,26 @@ impl Claims {
             kind: self.gantry.kind,
             issuer: self.gantry.issuer,
             groups: self.gantry.groups,
-            attributes: self.gantry.attributes.into_iter().map(|(name, value)| (name, attribute(value))).collect(),
+            attributes: self
+                .gantry
+                .attributes
+                .into_iter()
+                .map(|(name, value)| (name, attribute(value)))
+                .collect(),
             expires_at_ms: self.gantry.identity_ends_at_ms,
         };
-        Identified { principal: Arc::new(principal), at_most: Some(self.gantry.at_most.into()), by_token: true }
+        Identified {
+            principal: Arc::new(principal),
+            at_most: Some(self.gantry.at_most.into()),
+            by_token: true,
+        }
     }
 }
 
 /// The key files, oldest first (by name: `token-1.pem`, `token-2.pem`, …; a date works too).
 fn key_files(folder: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
-    let listing = fs::read_dir(folder).with_context(|| format!("cannot read the token key folder {}", folder.display()))?;
+    let listing = fs::read_dir(folder)
+        .with_context(|| format!("cannot read the token key folder {}", folder.display()))?;
     let mut files = Vec::new();
     for entry in listing {
         let path = entry?.path();
@@ -229,7 +278,11 @@ fn make_key(path: &Path) -> anyhow::Result<()> {
         pem.push('\n');
     }
     pem.push_str("-----END PRIVATE KEY-----\n");
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(pem.as_bytes())?;
     file.sync_all()?;
     Ok(())
@@ -245,11 +298,18 @@ fn read_key(path: &Path) -> anyhow::Result<(String, EncodingKey, DecodingKey)> {
     let not_a_key = || format!("{shown} is not a P-256 private key in PKCS#8 PEM");
     let encoding = EncodingKey::from_ec_pem(&pem).with_context(not_a_key)?;
     let text = String::from_utf8(pem).with_context(not_a_key)?;
-    let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
-    let der = base64::engine::general_purpose::STANDARD.decode(body).with_context(not_a_key)?;
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der).map_err(|rejected| anyhow::anyhow!("{}: {rejected}", not_a_key()))?;
+    let body: String = text
+        .lines()
+        .filter(|line| !line.starts_with("-----"))
+        .collect();
+    let der = base64::engine::general_purpose::STANDARD
+        .decode(body)
+        .with_context(not_a_key)?;
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der)
+        .map_err(|rejected| anyhow::anyhow!("{}: {rejected}", not_a_key()))?;
     let public = pair.public_key().as_ref();
     let spki = pair.public_key().as_der()?;
-    let kid = URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, spki.as_ref()).as_ref());
+    let kid = URL_SAFE_NO_PAD
+        .encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, spki.as_ref()).as_ref());
     Ok((kid, encoding, DecodingKey::from_ec_der(public)))
 }

@@ -43,7 +43,12 @@ enum Unkept {
 struct PerEntry;
 
 impl Expiry<[u8; 32], Verified> for PerEntry {
-    fn expire_after_create(&self, _key: &[u8; 32], verified: &Verified, _now: Instant) -> Option<Duration> {
+    fn expire_after_create(
+        &self,
+        _key: &[u8; 32],
+        verified: &Verified,
+        _now: Instant,
+    ) -> Option<Duration> {
         Some(verified.keep_for)
     }
 }
@@ -51,11 +56,18 @@ impl Expiry<[u8; 32], Verified> for PerEntry {
 impl VerifiedCredentials {
     pub(crate) fn new(authenticators: &[Arc<Binding>]) -> anyhow::Result<Self> {
         let mut secret = [0_u8; 32];
-        rand::fill(&mut secret).map_err(|_unspecified| anyhow::anyhow!("the system gives no random bytes"))?;
+        rand::fill(&mut secret)
+            .map_err(|_unspecified| anyhow::anyhow!("the system gives no random bytes"))?;
         Ok(Self {
             key: hmac::Key::new(hmac::HMAC_SHA256, &secret),
-            chain: authenticators.iter().map(|binding| format!("{}={}\n", binding.name(), binding.fingerprint)).collect(),
-            identities: Cache::builder().max_capacity(10_000).expire_after(PerEntry).build(),
+            chain: authenticators
+                .iter()
+                .map(|binding| format!("{}={}\n", binding.name(), binding.fingerprint))
+                .collect(),
+            identities: Cache::builder()
+                .max_capacity(10_000)
+                .expire_after(PerEntry)
+                .build(),
         })
     }
 
@@ -65,7 +77,9 @@ impl VerifiedCredentials {
         request: &AuthenticateRequest,
         ask: impl Future<Output = Result<Option<Identity>, Error>>,
     ) -> Result<Option<Identity>, Error> {
-        let Some(key) = self.cache_key(request) else { return ask.await };
+        let Some(key) = self.cache_key(request) else {
+            return ask.await;
+        };
         if let Some(verified) = self.identities.get(&key).await {
             return Ok(Some(verified.identity));
         }

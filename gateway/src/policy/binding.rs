@@ -34,7 +34,9 @@ impl Binding {
     /// Whether the binding sees this repository.
     #[must_use]
     pub fn sees(&self, repository: &str) -> bool {
-        self.repositories.iter().any(|glob| glob.matches(repository))
+        self.repositories
+            .iter()
+            .any(|glob| glob.matches(repository))
     }
 
     /// Whether the binding is asked about this change in this repository.
@@ -54,5 +56,8 @@ impl Binding {
 /// The changes a binding is asked about when it does not list any: those of hosted content. Fills and serves must be listed.
 #[must_use]
 pub fn default_changes() -> BTreeSet<Change> {
-    Change::ALL.into_iter().filter(|change| !change.is_serve() && *change != Change::Fill).collect()
+    Change::ALL
+        .into_iter()
+        .filter(|change| !change.is_serve() && *change != Change::Fill)
+        .collect()
 }

@@ -20,9 +20,19 @@ use moka::{Expiry, sync::Cache};
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Question {
     /// An authorizer was asked.
-    Authorize { operation: OperationKind, scopes: Vec<Scope>, reference: Option<String> },
+    Authorize {
+        operation: OperationKind,
+        scopes: Vec<Scope>,
+        reference: Option<String>,
+    },
     /// An admission was asked about a serve.
-    Serve { change: Change, repository: Arc<str>, tag: Option<Tag>, target: Digest, parents: Vec<Digest> },
+    Serve {
+        change: Change,
+        repository: Arc<str>,
+        tag: Option<Tag>,
+        target: Digest,
+        parents: Vec<Digest>,
+    },
 }
 
 /// Everything an answer may depend on.
@@ -66,7 +76,13 @@ impl<A> Expiry<Key, Entry<A>> for PerEntry {
         Some(entry.keep_for)
     }
 
-    fn expire_after_update(&self, _key: &Key, entry: &Entry<A>, _now: Instant, _left: Option<Duration>) -> Option<Duration> {
+    fn expire_after_update(
+        &self,
+        _key: &Key,
+        entry: &Entry<A>,
+        _now: Instant,
+        _left: Option<Duration>,
+    ) -> Option<Duration> {
         Some(entry.keep_for)
     }
 }
@@ -77,30 +93,52 @@ const USER_AGENT: u8 = 2;
 impl<A: Clone + Send + Sync + 'static> Decisions<A> {
     /// A cache of at most `entries` answers.
     pub(crate) fn new(entries: u64) -> Self {
-        Self { entries: Cache::builder().max_capacity(entries).expire_after(PerEntry).build(), varies: AtomicU8::new(0) }
+        Self {
+            entries: Cache::builder()
+                .max_capacity(entries)
+                .expire_after(PerEntry)
+                .build(),
+            varies: AtomicU8::new(0),
+        }
     }
 
     /// The key of a question, with what answers have said so far that they vary by.
-    pub(crate) fn key(&self, fingerprint: &Arc<str>, principal: &Arc<Principal>, client: &Client, question: Question) -> Key {
+    pub(crate) fn key(
+        &self,
+        fingerprint: &Arc<str>,
+        principal: &Arc<Principal>,
+        client: &Client,
+        question: Question,
+    ) -> Key {
         let varies = self.varies.load(Ordering::Relaxed);
         Key {
             fingerprint: Arc::clone(fingerprint),
             principal: Arc::clone(principal),
             question,
             client_address: (varies & CLIENT_ADDRESS != 0).then_some(client.address),
-            user_agent: (varies & USER_AGENT != 0).then(|| client.user_agent.clone()).flatten(),
+            user_agent: (varies & USER_AGENT != 0)
+                .then(|| client.user_agent.clone())
+                .flatten(),
         }
     }
 
     /// The answer, when one is kept.
     pub(crate) fn get(&self, key: &Key) -> Option<Cached<A>> {
         let entry = self.entries.get(key)?;
-        Some(if Instant::now() < entry.fresh_until { Cached::Fresh(entry.answer) } else { Cached::Stale(entry.answer) })
+        Some(if Instant::now() < entry.fresh_until {
+            Cached::Fresh(entry.answer)
+        } else {
+            Cached::Stale(entry.answer)
+        })
     }
 
     /// Keeps an answer as long as its hint says. An answer that varies by more than the key holds is kept under a wider key.
     pub(crate) fn keep(&self, key: Key, client: &Client, answer: A, hint: CacheHint) {
-        let Varies { client_address, user_agent, time_of_day } = hint.varies;
+        let Varies {
+            client_address,
+            user_agent,
+            time_of_day,
+        } = hint.varies;
         let keep_for = hint.ttl + hint.stale_if_error;
         if time_of_day || keep_for.is_zero() {
             return;
@@ -109,9 +147,18 @@ impl<A: Clone + Send + Sync + 'static> Decisions<A> {
         let seen = self.varies.fetch_or(flags, Ordering::Relaxed) | flags;
         let key = Key {
             client_address: (seen & CLIENT_ADDRESS != 0).then_some(client.address),
-            user_agent: (seen & USER_AGENT != 0).then(|| client.user_agent.clone()).flatten(),
+            user_agent: (seen & USER_AGENT != 0)
+                .then(|| client.user_agent.clone())
+                .flatten(),
             ..key
         };
-        self.entries.insert(key, Entry { answer, fresh_until: Instant::now() + hint.ttl, keep_for });
+        self.entries.insert(
+            key,
+            Entry {
+                answer,
+                fresh_until: Instant::now() + hint.ttl,
+                keep_for,
+            },
+        );
     }
 }
