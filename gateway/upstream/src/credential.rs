@@ -136,6 +136,24 @@ mod tests {
     }
 
     #[test]
+    fn a_credential_is_attached_to_a_realm_that_its_own_origin_named() {
+        let secret = Credentials {
+            username: "acme".to_owned(),
+            password: Zeroizing::new("canary".to_owned()),
+        };
+        let credential = Credential::bind(secret, origin("https://r.example.com"));
+        let is_attached = |named_by: &str| {
+            let url = "https://auth.example.com/token";
+            let realm = Realm::admit(url, &origin(named_by)).unwrap();
+            let request = reqwest::Client::new().get(url);
+            let request = credential.attach_to_realm(request, &realm).build().unwrap();
+            request.headers().contains_key("authorization")
+        };
+        assert!(is_attached("https://r.example.com"));
+        assert!(!is_attached("https://other.example.com"));
+    }
+
+    #[test]
     fn debug_shows_no_secret() {
         let secret = Credentials {
             username: "acme".to_owned(),

@@ -35,12 +35,8 @@ async fn broken(blob: BlobStream) -> (Vec<u8>, UpstreamError) {
     }
 }
 
-/// An endless body: the same part at every tick, or as fast as it goes.
-fn endless(
-    part: &'static [u8],
-    tick: Option<Duration>,
-    until: impl Send + Sync + 'static,
-) -> Reply {
+/// A body much longer than anybody wants: the same part at every tick, or as fast as it goes.
+fn long(part: &'static [u8], tick: Option<Duration>, until: impl Send + Sync + 'static) -> Reply {
     let ticks = tick.map(tokio::time::interval);
     let parts = stream::unfold((ticks, until), move |(mut ticks, until)| async move {
         match &mut ticks {
@@ -52,7 +48,7 @@ fn endless(
             (ticks, until),
         ))
     });
-    Response::new(BoxBody::new(StreamBody::new(parts)))
+    Response::new(BoxBody::new(StreamBody::new(parts.take(1600))))
 }
 
 #[tokio::test]
@@ -147,8 +143,7 @@ fn impatient(url: &Url, minimum_rate: u64) -> RegistryClient {
 
 #[tokio::test]
 async fn a_drip_is_cut_off_and_a_slow_body_above_the_minimum_is_not() {
-    let server =
-        Server::start(|_| endless(b"0123456789", Some(Duration::from_millis(20)), ())).await;
+    let server = Server::start(|_| long(b"0123456789", Some(Duration::from_millis(20)), ())).await;
     let strict = impatient(&server.url, 100_000);
     let (_, error) = broken(strict.blob(&alpine(), &digest(), 0).await.unwrap()).await;
     assert_eq!(
@@ -174,7 +169,7 @@ async fn a_manifest_is_read_up_to_its_limit_only() {
     let (ended, end) = oneshot::channel::<()>();
     let ended = std::sync::Mutex::new(Some(ended));
     let server =
-        Server::start(move |_| endless(&[b' '; 65536], None, ended.lock().unwrap().take())).await;
+        Server::start(move |_| long(&[b' '; 65536], None, ended.lock().unwrap().take())).await;
     let error = client(&server.url)
         .manifest(&alpine(), &latest())
         .await
@@ -229,7 +224,7 @@ async fn dropping_the_stream_closes_the_connection() {
     let (ended, end) = oneshot::channel::<()>();
     let ended = std::sync::Mutex::new(Some(ended));
     let server =
-        Server::start(move |_| endless(&[0; 1024], None, ended.lock().unwrap().take())).await;
+        Server::start(move |_| long(&[0; 65536], None, ended.lock().unwrap().take())).await;
     let mut blob = open(&server.url).await;
     assert!(blob.bytes.next().await.unwrap().is_ok());
     drop(blob);
@@ -242,7 +237,7 @@ async fn dropping_the_stream_closes_the_connection() {
 
 #[tokio::test]
 async fn a_stream_counts_against_the_concurrency_until_it_is_dropped() {
-    let server = Server::start(|_| endless(&[0; 1024], None, ())).await;
+    let server = Server::start(|_| long(&[0; 65536], None, ())).await;
     let client = RegistryClient::new(ClientSettings {
         max_concurrency: 1,
         ..settings(&server.url)
@@ -251,15 +246,29 @@ async fn a_stream_counts_against_the_concurrency_until_it_is_dropped() {
     let first = client.blob(&alpine(), &digest(), 0).await.unwrap();
     let (name, digest) = (alpine(), digest());
     let mut second = Box::pin(client.blob(&name, &digest, 0));
-    let waits = std::future::poll_fn(|context| {
-        std::task::Poll::Ready(second.as_mut().poll(context).is_pending())
-    });
-    assert!(waits.await);
-    assert_eq!(server.seen().len(), 1);
+    // Time enough for the second to reach the server, if it were let go.
+    let other = self::client(&server.url);
+    let others = async {
+        for _ in 0..20 {
+            other.stat_blob(&name, &digest).await.unwrap();
+        }
+    };
+    tokio::select! {
+        _ = &mut second => panic!("the second stream did not wait"),
+        () = others => {}
+    }
+    let gets = || {
+        server
+            .seen()
+            .iter()
+            .filter(|seen| seen.method == "GET")
+            .count()
+    };
+    assert_eq!(gets(), 1);
     drop(first);
     timeout(Duration::from_secs(5), second)
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(server.seen().len(), 2);
+    assert_eq!(gets(), 2);
 }

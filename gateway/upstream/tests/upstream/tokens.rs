@@ -189,6 +189,15 @@ async fn basic_credentials_go_to_the_registry_that_asks_for_them() {
 }
 
 #[tokio::test]
+async fn a_wrong_password_is_sent_once() {
+    let server = Server::start(|_| reply(401, &[("www-authenticate", "Basic")], "")).await;
+    let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
+    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Refused);
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
 async fn bearer_is_taken_before_basic_however_they_are_written() {
     for lines in [
         &[r#"Basic realm="x", Bearer realm="@/token",service="reg""#][..],
