@@ -11,6 +11,7 @@ pub mod error;
 pub mod fs;
 pub mod hash;
 pub mod kv;
+pub mod memory;
 pub mod metadata;
 pub mod sqlite;
 
@@ -19,6 +20,7 @@ pub use error::{Kind, StorageError};
 pub use fs::FsBlobStore;
 pub use hash::{Hasher, digest_of};
 pub use kv::{KeyValueStore, KvEntry};
+pub use memory::{MemoryBlobStore, MemoryKv, MemoryMetadata};
 pub use metadata::{
     Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
     ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord, UploadSessions,

@@ -1,5 +1,7 @@
 //! The changes to the metadata. Each runs in a savepoint of the writer's transaction: what returns an error changed nothing.
 
+use std::collections::BTreeSet;
+
 use gantry_model::{Digest, RepositoryName, Tag, TagState};
 use rusqlite::{Connection, Params};
 
@@ -68,13 +70,11 @@ struct When<'a> {
 fn push_manifest(connection: &Connection, push: &PushManifest) -> Changed {
     let repository = &push.repository;
     let id = make_repository(connection, repository)?;
-    let mut moves = Vec::with_capacity(push.tags.len());
     for to in &push.tags {
         let current = read::tag(connection, repository, &to.tag)?;
         if current.as_ref().map(|record| &record.state.digest) != to.expected.as_ref() {
             return Err(moved(to.tag.clone(), current));
         }
-        moves.push((to, current));
     }
     for digest in &push.required {
         if !holds(connection, id, digest)? {
@@ -83,8 +83,8 @@ fn push_manifest(connection: &Connection, push: &PushManifest) -> Changed {
         }
     }
     insert_manifest(connection, id, push)?;
-    for (to, current) in moves {
-        point_tag(connection, id, push, to, current.as_ref())?;
+    for to in &push.tags {
+        point_tag(connection, id, push, to)?;
     }
     Ok(())
 }
@@ -123,14 +123,10 @@ fn insert_manifest(connection: &Connection, id: i64, push: &PushManifest) -> Cha
     Ok(())
 }
 
-/// Writes a tag whose current record was compared already.
-fn point_tag(
-    connection: &Connection,
-    id: i64,
-    push: &PushManifest,
-    to: &TagMove,
-    current: Option<&TagRecord>,
-) -> Changed {
+/// Writes a tag that was compared already. A push may name one tag twice, so its record is read again.
+fn point_tag(connection: &Connection, id: i64, push: &PushManifest, to: &TagMove) -> Changed {
+    let current = read::tag(connection, &push.repository, &to.tag)?;
+    let current = current.as_ref();
     let record = to.applied(&push.manifest, current);
     let TagState {
         digest,
@@ -189,7 +185,7 @@ fn delete_manifest(
     if read::manifest(connection, repository, digest)?.is_none() {
         return Err(Stop::Refused(CommitError::Absent));
     }
-    for tag in tags {
+    for tag in BTreeSet::from_iter(tags) {
         let current = read::tag(connection, repository, tag)?;
         match current {
             Some(record) if record.state.digest == *digest => {
