@@ -112,3 +112,63 @@ fn random_password() -> anyhow::Result<String> {
         .map(char::from)
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use gantry::config::{Config, Environment};
+
+    use super::prepare;
+
+    fn quickstart(folder: &Path) -> Config {
+        Config::quickstart_in(folder, &Environment::new()).unwrap()
+    }
+
+    #[test]
+    fn the_first_start_makes_an_admin_shows_the_password_once_and_the_next_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let banner = prepare(&quickstart(folder.path()), true).unwrap().unwrap();
+        let shown = banner.to_string();
+        let password = shown
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("password  "))
+            .unwrap();
+        assert_eq!(password.len(), 20);
+        assert!(!format!("{banner:?}").contains(password));
+        for command in [
+            format!("docker login 127.0.0.1:5000 -u admin -p {password}"),
+            "docker pull 127.0.0.1:5000/docker.io/library/alpine".to_owned(),
+            "docker push 127.0.0.1:5000/apps/alpine:v1".to_owned(),
+        ] {
+            assert!(shown.contains(&command), "{shown}");
+        }
+
+        let again = quickstart(folder.path());
+        let users = again.plugins[0].config["users"].as_str().unwrap();
+        let hash = users.trim_end().strip_prefix("admin:").unwrap();
+        assert!(bcrypt::verify(password, hash).unwrap());
+        assert!(!users.contains(password));
+        assert!(prepare(&again, true).unwrap().is_none());
+    }
+
+    #[test]
+    fn only_the_quickstart_makes_users() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = quickstart(folder.path());
+        assert!(prepare(&config, false).unwrap().is_none());
+        assert!(!folder.path().join("data").exists());
+    }
+
+    #[test]
+    fn two_first_starts_make_two_passwords() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let shown = folders.each_ref().map(|folder| {
+            prepare(&quickstart(folder.path()), true)
+                .unwrap()
+                .unwrap()
+                .password
+        });
+        assert_ne!(shown[0], shown[1]);
+    }
+}

@@ -9,7 +9,11 @@ use serde_json::{Map, Value};
 
 use super::{file::ConfigFile, tree};
 
-static SCHEMA: LazyLock<Value> = LazyLock::new(|| schemars::schema_for!(ConfigFile).to_value());
+static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+    let mut schema = schemars::schema_for!(ConfigFile).to_value();
+    tidy(&mut schema);
+    schema
+});
 
 /// The JSON Schema (draft 2020-12) of gantry.yaml.
 #[must_use]
@@ -211,6 +215,31 @@ pub(crate) fn range(choice: &Map<String, Value>) -> (Option<u64>, Option<u64>) {
     (number("minimum"), number("maximum"))
 }
 
+/// Comments are wrapped at our margin, an editor wraps at its own; and a key that is not available yet cannot be required.
+fn tidy(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            let properties = map.get("properties").cloned().unwrap_or_default();
+            let available = |key: &Value| {
+                let property = properties.get(key.as_str().unwrap_or_default());
+                property.is_none_or(|property| property.get("not").is_none())
+            };
+            if let Some(Value::Array(required)) = map.get_mut("required") {
+                required.retain(available);
+            }
+            map.retain(|key, value| key != "required" || *value != Value::Array(Vec::new()));
+            for (key, value) in map {
+                match value {
+                    Value::String(text) if key == "description" => *text = text.replace('\n', " "),
+                    value => tidy(value),
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(tidy),
+        _ => {}
+    }
+}
+
 fn spread(schema: &'static Value, found: &mut Vec<&'static Map<String, Value>>) {
     let Value::Object(object) = schema else {
         return;
@@ -243,5 +272,55 @@ fn kinds(choice: &Map<String, Value>) -> Vec<Kind> {
             .collect(),
         _ if choice.get("const").is_some_and(Value::is_string) => vec![Kind::String],
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every schema inside the file's, with what leads to it.
+    fn all(schema: &'static Value, at: &str, found: &mut Vec<(String, &'static Value)>) {
+        found.push((at.to_owned(), schema));
+        match schema {
+            Value::Object(map) => map
+                .iter()
+                .for_each(|(key, child)| all(child, &format!("{at}/{key}"), found)),
+            Value::Array(list) => list
+                .iter()
+                .enumerate()
+                .for_each(|(index, child)| all(child, &format!("{at}/{index}"), found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_choice_is_decided_by_the_kind_of_the_value() {
+        let mut found = Vec::new();
+        all(schema(), "", &mut found);
+        let choices = found
+            .iter()
+            .filter(|(_, value)| value.get("anyOf").is_some() || value.get("oneOf").is_some());
+        for (at, value) in choices {
+            let choices = Choices::of(value);
+            for kind in [Kind::Object, Kind::Array, Kind::Number, Kind::Boolean] {
+                assert!(choices.for_kind(kind).count() <= 1, "{at}: {kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_format_of_a_text_is_checked() {
+        let mut found = Vec::new();
+        all(schema(), "", &mut found);
+        let texts = found
+            .iter()
+            .filter(|(_, value)| value.get("type").and_then(Value::as_str) == Some("string"));
+        for (at, value) in texts {
+            if let Some(format) = value.get("format").and_then(Value::as_str) {
+                let refusal = crate::config::text::check(format, "\u{1}://");
+                assert!(refusal.is_err() || format == "glob", "{at}: {format}");
+            }
+        }
     }
 }
