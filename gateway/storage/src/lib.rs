@@ -6,16 +6,23 @@
 //! Knows nothing of policy, HTTP or upstreams.
 
 pub mod blob;
+mod blocking;
 pub mod error;
+pub mod fs;
 pub mod hash;
 pub mod kv;
+pub mod memory;
 pub mod metadata;
+pub mod sqlite;
 
-pub use blob::{Blob, BlobStore, BlobWriter};
+pub use blob::{Blob, BlobStore, BlobWriter, PublishError};
 pub use error::{Kind, StorageError};
+pub use fs::FsBlobStore;
 pub use hash::{Hasher, digest_of};
 pub use kv::{KeyValueStore, KvEntry};
+pub use memory::{MemoryBlobStore, MemoryKv, MemoryMetadata};
 pub use metadata::{
     Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
     ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord, UploadSessions,
 };
+pub use sqlite::{SqliteKv, SqliteStore};
