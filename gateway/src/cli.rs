@@ -12,8 +12,10 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use gantry::config::{self, Config, Report};
+use gantry_plugin_host::PluginHost;
 
 /// An OCI registry gateway: policy in the data path of a correct proxy cache.
 #[derive(Debug, Parser)]
@@ -136,12 +138,7 @@ fn serve(file: Option<&Path>) -> Result<(), Failure> {
         config = load()?;
         io::stdout().write_all(banner.to_string().as_bytes())?;
     }
-    Ok(serve_config(config)?)
-}
-
-/// The seam to the server.
-fn serve_config(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no server")
+    Ok(gantry::run::run(&config)?)
 }
 
 fn check(file: &Path) -> Result<(), Failure> {
@@ -167,9 +164,46 @@ fn schema() -> Result<(), Failure> {
     Ok(io::stdout().write_all(text.as_bytes())?)
 }
 
-/// The seam to the plugin host.
+/// Everything about a component that a binding has to know.
 fn inspect(file: &Path) -> Result<(), Failure> {
-    let length = std::fs::metadata(file)?.len();
-    let text = format!("{}: {length} bytes\n", file.display());
-    Ok(io::stdout().write_all(text.as_bytes())?)
+    let component =
+        std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let inspection = PluginHost::inspect(&component).map_err(anyhow::Error::from)?;
+    let mut text = format!(
+        "{}\n  digest    {}\n  size      {} bytes\n",
+        file.display(),
+        inspection.digest,
+        inspection.size_bytes
+    );
+    for hook in &inspection.hooks.0 {
+        text.push_str(&format!("  hook      {hook:?}\n"));
+    }
+    for (title, names) in [
+        ("export", &inspection.exports),
+        ("import", &inspection.imports),
+        ("inert", &inspection.wasi),
+    ] {
+        for name in names {
+            text.push_str(&format!("  {title:<9} {name}\n"));
+        }
+    }
+    for capability in &inspection.capabilities {
+        let grant = capability.grant.map_or_else(
+            || "always there".to_owned(),
+            |key| format!("needs `grants: {{ {key}: … }}`"),
+        );
+        text.push_str(&format!(
+            "  can       {}: {} ({grant})\n",
+            capability.interface, capability.purpose
+        ));
+    }
+    for problem in &inspection.problems {
+        text.push_str(&format!("  problem   {problem}\n"));
+    }
+    io::stdout().write_all(text.as_bytes())?;
+    if inspection.problems.is_empty() {
+        Ok(())
+    } else {
+        Err(anyhow::anyhow!("{} would not load", file.display()).into())
+    }
 }

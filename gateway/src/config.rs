@@ -255,8 +255,8 @@ pub enum OnError {
 pub struct Tokens {
     /// `iss`.
     pub issuer: String,
-    /// The signing key; made at first start when it is not there.
-    pub key_file: PathBuf,
+    /// The folder of signing keys; the first is made at first start.
+    pub keys: PathBuf,
     /// How long a token is valid; at least 60 s.
     pub lifetime: Duration,
 }

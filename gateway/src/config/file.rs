@@ -356,20 +356,11 @@ pub(crate) struct PluginLimitsFile {
 pub(crate) struct TokensFile {
     /// The `iss` of our tokens. Default: gantry.
     pub(crate) issuer: Option<String>,
-    /// The key that signs them; made at first start when the file is not there. Default: { file: token.key } in the folder of the blobs.
-    pub(crate) key: Option<KeyFile>,
+    /// A folder of P-256 private keys in PKCS#8 PEM, `*.pem`: the last by name signs, all verify. The first is made at first start.
+    /// Default: `keys` in the folder of the blobs.
+    pub(crate) keys: Option<String>,
     /// How long one is valid; at least 60s, what docker assumes. Default: 5m.
     pub(crate) lifetime: Option<DurationText>,
-}
-
-/// A key that Gantry makes when it is not there.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "Key")]
-pub(crate) struct KeyFile {
-    /// The file.
-    #[schemars(required)]
-    pub(crate) file: Option<String>,
 }
 
 /// What one client or request may use.

@@ -161,17 +161,16 @@ impl Context<'_> {
         if issuer.is_empty() {
             self.refuse(&["tokens", "issuer"], "an empty text", None);
         }
-        let key_file = match file.key.and_then(|key| key.file) {
-            Some(path) => self.path(&path),
-            None => data.join("token.key"),
-        };
-        if key_file.is_dir() {
-            self.refuse(&["tokens", "key", "file"], "a folder, not a file", None);
+        let keys = file
+            .keys
+            .map_or_else(|| data.join("keys"), |path| self.path(&path));
+        if keys.is_file() {
+            self.refuse(&["tokens", "keys"], "a file, not a folder", None);
         }
         let bounds = Duration::from_secs(60)..=Duration::from_secs(24 * 60 * 60);
         Tokens {
             issuer,
-            key_file,
+            keys,
             lifetime: self.duration(
                 &["tokens", "lifetime"],
                 file.lifetime.as_ref(),
