@@ -190,7 +190,7 @@ pub struct Binding {
     pub mode: Mode,
     /// What its failure means. Anything but `Deny` is only possible where `changes` holds nothing but serves.
     pub on_error: OnError,
-    /// What asks it, for admission plugins; `None` = every change and no serve.
+    /// What asks it, for admission plugins; `None` = every change, no fill and no serve.
     pub changes: Option<BTreeSet<Change>>,
     /// What it may reach.
     pub grants: Grants,
@@ -255,8 +255,8 @@ pub enum OnError {
 pub struct Tokens {
     /// `iss`.
     pub issuer: String,
-    /// The signing key; made at first start when it is not there.
-    pub key_file: PathBuf,
+    /// The folder of signing keys; the first is made at first start.
+    pub keys: PathBuf,
     /// How long a token is valid; at least 60 s.
     pub lifetime: Duration,
 }

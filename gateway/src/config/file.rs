@@ -278,7 +278,7 @@ pub(crate) struct PluginFile {
     pub(crate) mode: Option<ModeText>,
     /// What its failure means: a trap, a deadline, an error. Default: deny, the only value for authenticators, authorizers and changes.
     pub(crate) on_error: Option<OnErrorText>,
-    /// For admission plugins: which changes and serves ask it. Default: every change, no serve.
+    /// For admission plugins: which changes and serves ask it. Default: every change; no fill and no serve.
     pub(crate) changes: Option<Vec<ChangeName>>,
     /// What it may reach. Default: nothing.
     pub(crate) grants: Option<GrantsFile>,
@@ -356,20 +356,11 @@ pub(crate) struct PluginLimitsFile {
 pub(crate) struct TokensFile {
     /// The `iss` of our tokens. Default: gantry.
     pub(crate) issuer: Option<String>,
-    /// The key that signs them; made at first start when the file is not there. Default: { file: token.key } in the folder of the blobs.
-    pub(crate) key: Option<KeyFile>,
+    /// A folder of P-256 private keys in PKCS#8 PEM, `*.pem`: the last by name signs, all verify. The first is made at first start.
+    /// Default: `keys` in the folder of the blobs.
+    pub(crate) keys: Option<String>,
     /// How long one is valid; at least 60s, what docker assumes. Default: 5m.
     pub(crate) lifetime: Option<DurationText>,
-}
-
-/// A key that Gantry makes when it is not there.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "Key")]
-pub(crate) struct KeyFile {
-    /// The file.
-    #[schemars(required)]
-    pub(crate) file: Option<String>,
 }
 
 /// What one client or request may use.

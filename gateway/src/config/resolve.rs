@@ -161,17 +161,16 @@ impl Context<'_> {
         if issuer.is_empty() {
             self.refuse(&["tokens", "issuer"], "an empty text", None);
         }
-        let key_file = match file.key.and_then(|key| key.file) {
-            Some(path) => self.path(&path),
-            None => data.join("token.key"),
-        };
-        if key_file.is_dir() {
-            self.refuse(&["tokens", "key", "file"], "a folder, not a file", None);
+        let keys = file
+            .keys
+            .map_or_else(|| data.join("keys"), |path| self.path(&path));
+        if keys.is_file() {
+            self.refuse(&["tokens", "keys"], "a file, not a folder", None);
         }
         let bounds = Duration::from_secs(60)..=Duration::from_secs(24 * 60 * 60);
         Tokens {
             issuer,
-            key_file,
+            keys,
             lifetime: self.duration(
                 &["tokens", "lifetime"],
                 file.lifetime.as_ref(),
@@ -304,14 +303,21 @@ impl Context<'_> {
         match read_text(path, limit) {
             Ok(text) => Some(text),
             Err(reason) => {
-                self.refuse(
-                    keys,
-                    format!("cannot read the file: {reason}"),
-                    format!("looked for {}", path.display()),
-                );
+                self.unreadable(keys, path, &reason);
                 None
             }
         }
+    }
+
+    /// A written file that cannot be read.
+    fn unreadable(&mut self, keys: &[&str], path: &Path, reason: &str) {
+        let written = keys.iter().try_fold(self.root, |node, key| node.get(key));
+        // A path from the environment is a value, and no message shows those.
+        let hint = match written.map(|node| &node.place) {
+            Some(Place::File { .. }) => Some(format!("looked for {}", path.display())),
+            _ => None,
+        };
+        self.refuse(keys, format!("cannot read the file: {reason}"), hint);
     }
 
     /// A secret's bytes; `None` is already reported.
