@@ -190,7 +190,7 @@ pub struct Binding {
     pub mode: Mode,
     /// What its failure means. Anything but `Deny` is only possible where `changes` holds nothing but serves.
     pub on_error: OnError,
-    /// What asks it, for admission plugins; `None` = every change and no serve.
+    /// What asks it, for admission plugins; `None` = every change, no fill and no serve.
     pub changes: Option<BTreeSet<Change>>,
     /// What it may reach.
     pub grants: Grants,

@@ -50,7 +50,7 @@ Gantry serves http://{address}
 
 This is shown once; {file} keeps its hash. Try:
 
-  docker login {address} -u {USER} -p {password}
+  docker login {address} --username {USER}
   docker pull {address}/docker.io/library/alpine
   docker tag {address}/docker.io/library/alpine {address}/apps/alpine:v1 && docker push {address}/apps/alpine:v1
 
@@ -91,15 +91,20 @@ fn password_file(config: &Config) -> Option<&Path> {
     people.files.first().map(std::path::PathBuf::as_path)
 }
 
+/// Where this machine reaches the first listener; no client connects to "every address".
 fn address(config: &Config) -> String {
-    config
+    let first = config
         .listen
         .iter()
         .find_map(|listener| match listener.address {
-            ListenAddress::Tcp(address) => Some(address.to_string()),
+            ListenAddress::Tcp(address) => Some(address),
             ListenAddress::Unix(_) => None,
-        })
-        .unwrap_or_default()
+        });
+    match first {
+        Some(address) if address.ip().is_unspecified() => format!("127.0.0.1:{}", address.port()),
+        Some(address) => address.to_string(),
+        None => "127.0.0.1:5000".to_owned(),
+    }
 }
 
 fn random_password() -> anyhow::Result<String> {
@@ -137,7 +142,7 @@ mod tests {
         assert_eq!(password.len(), 20);
         assert!(!format!("{banner:?}").contains(password));
         for command in [
-            format!("docker login 127.0.0.1:5000 -u admin -p {password}"),
+            "docker login 127.0.0.1:5000 --username admin".to_owned(),
             "docker pull 127.0.0.1:5000/docker.io/library/alpine".to_owned(),
             "docker push 127.0.0.1:5000/apps/alpine:v1".to_owned(),
         ] {

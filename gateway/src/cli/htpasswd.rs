@@ -142,7 +142,7 @@ fn prompt(question: &str) -> anyhow::Result<String> {
 
 fn first_line(input: impl BufRead) -> anyhow::Result<String> {
     let mut line = String::new();
-    // One byte more than a line can hold is enough to see that it is too long.
+    // Far more than a password may hold: what is longer is refused by its length.
     input
         .take(MAX_PASSWORD_BYTES as u64 * 64)
         .read_line(&mut line)

@@ -278,7 +278,7 @@ pub(crate) struct PluginFile {
     pub(crate) mode: Option<ModeText>,
     /// What its failure means: a trap, a deadline, an error. Default: deny, the only value for authenticators, authorizers and changes.
     pub(crate) on_error: Option<OnErrorText>,
-    /// For admission plugins: which changes and serves ask it. Default: every change, no serve.
+    /// For admission plugins: which changes and serves ask it. Default: every change; no fill and no serve.
     pub(crate) changes: Option<Vec<ChangeName>>,
     /// What it may reach. Default: nothing.
     pub(crate) grants: Option<GrantsFile>,

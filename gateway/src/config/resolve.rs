@@ -303,14 +303,21 @@ impl Context<'_> {
         match read_text(path, limit) {
             Ok(text) => Some(text),
             Err(reason) => {
-                self.refuse(
-                    keys,
-                    format!("cannot read the file: {reason}"),
-                    format!("looked for {}", path.display()),
-                );
+                self.unreadable(keys, path, &reason);
                 None
             }
         }
+    }
+
+    /// A written file that cannot be read.
+    fn unreadable(&mut self, keys: &[&str], path: &Path, reason: &str) {
+        let written = keys.iter().try_fold(self.root, |node, key| node.get(key));
+        // A path from the environment is a value, and no message shows those.
+        let hint = match written.map(|node| &node.place) {
+            Some(Place::File { .. }) => Some(format!("looked for {}", path.display())),
+            _ => None,
+        };
+        self.refuse(keys, format!("cannot read the file: {reason}"), hint);
     }
 
     /// A secret's bytes; `None` is already reported.

@@ -246,3 +246,18 @@ fn variables_that_the_file_names_and_those_of_kubernetes_are_no_mistake() {
     assert_eq!(&*credentials.password.0, b"canary");
     assert!(!format!("{config:?}").contains("canary"));
 }
+
+#[test]
+fn a_path_from_the_environment_is_not_shown() {
+    let text = "listen: { address: 127.0.0.1:443, tls: { certificate: a, key: b } }";
+    let variables = [
+        ("GANTRY_LISTEN__TLS__CERTIFICATE", "canary"),
+        ("GANTRY_LISTEN__TLS__KEY", "/canary"),
+    ];
+    let report = load(text, &variables).unwrap_err();
+    assert_eq!(report.problems.len(), 2, "{report}");
+    assert!(
+        !format!("{report} {report:?}").contains("canary"),
+        "{report}"
+    );
+}

@@ -103,7 +103,7 @@ fn full() -> Value {
             "changes": ["serve-manifest"], "grants": { "kv": ["b"], "registry": ["apps/**"], "secrets": { "k": { "env": "PASSWORD" } }, "reveal_secrets": false },
             "limits": { "cpu": "20ms", "deadline": "250ms", "memory": "64MiB", "concurrency": 64 }, "config": { "a": [1, { "b": null }] }
         }],
-        "tokens": { "issuer": "gantry", "key": { "file": "token.key" }, "lifetime": "5m" },
+        "tokens": { "issuer": "gantry", "keys": "keys", "lifetime": "5m" },
         "limits": {
             "manifest": "4MiB", "blob": 10_000_000, "uploads_per_client": 32, "header_timeout": "10s", "idle_timeout": "2m",
             "minimum_rate": "1KiB/s", "connections": 10, "decision_deadline": "5s", "drain_timeout": "30s"

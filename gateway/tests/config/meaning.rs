@@ -33,10 +33,7 @@ fn an_unwritten_key_has_its_default() {
         MetadataStorage::Sqlite("/nonexistent/data/gantry.db".into())
     );
     assert_eq!(config.tokens.issuer, "gantry");
-    assert_eq!(
-        config.tokens.key_file,
-        Path::new("/nonexistent/data/token.key")
-    );
+    assert_eq!(config.tokens.keys, Path::new("/nonexistent/data/keys"));
     assert_eq!(config.tokens.lifetime, Duration::from_secs(300));
     assert_eq!(config.limits.max_manifest_bytes, 4 << 20);
     assert_eq!(config.limits.max_blob_bytes, None);

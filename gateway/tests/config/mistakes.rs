@@ -56,7 +56,7 @@ const MISTAKES: &[Mistake] = &[
     // --- hosted ---
     ("hosted: { names: [\"apps/{a,b\"] }", 1, "hosted.names[0]", "not a glob: unbalanced", ""),
     ("mirrors: { ghcr.io: \"https://ghcr.io\" }\nhosted: { names: [\"ghcr.io/team/**\"] }", 2, "hosted.names[0]", "never matches", ""),
-    ("mirrors: { ghcr.io: \"https://ghcr.io\" }\nhosted: { names: [\"ghcr.io\"] }", 2, "hosted.names[0]", "belong to mirror `ghcr.io`", ""),
+    ("mirrors: { ghcr.io: \"https://ghcr.io\" }\nhosted: { names: [\"ghcr.io\"] }", 2, "hosted.names[0]", "such names belong to mirror `ghcr.io`", ""),
     ("mirrors: { a: { url: \"https://a.io\", default: true } }\nhosted: { names: [\"**\"] }", 2, "hosted.names[0]", "the default mirror `a` would never be asked", "apps/**"),
     // --- mirrors ---
     ("mirrors:\n  a: { prefix: a }", 2, "mirrors.a.url", "missing key `url`", ""),
@@ -79,7 +79,7 @@ const MISTAKES: &[Mistake] = &[
     ("mirrors:\n  a: { url: \"https://a.io\", credentials: { username: u, password: { file: f, env: E } } }", 2, "mirrors.a.credentials.password", "exactly one of `file`, `env`", ""),
     // --- tokens, limits, log ---
     ("tokens: { lifetime: 30s }", 1, "tokens.lifetime", "between 1m and 1d", ""),
-    ("tokens: { key: token.key }", 1, "tokens.key", "a map is expected here, not a text", ""),
+    ("tokens: { key: token.key }", 1, "tokens.key", "unknown key", "did you mean `keys`?"),
     ("limits: { manifest: 8MiB }", 1, "limits.manifest", "at most 4MiB", ""),
     ("limits: { manifest: 10 }", 1, "limits.manifest", "at least 64KiB", ""),
     ("limits: { manifest: 4 megabytes }", 1, "limits.manifest", "not a size", "64MiB"),
@@ -106,6 +106,7 @@ const PLUGIN_MISTAKES: &[Mistake] = &[
     ("plugins:\n  - { name: a, from: \"oci://example.com/p@sha256:00\" }", 2, "plugins[0].from", "not available yet", "name its file"),
     ("plugins:\n  - { name: a, from: \"https://example.com/p.wasm\" }", 2, "plugins[0].from", "not a place a plugin can come from", "./file.wasm"),
     ("plugins:\n  - { name: a, from: \"builtin:access\", mode: shadow }", 2, "plugins[0].mode", "not available yet", "audit"),
+    ("plugins:\n  - { name: a, from: \"builtin:htpasswd\", mode: audit }", 2, "plugins[0].mode", "only `enforce` is possible", ""),
     ("plugins:\n  - { name: a, from: \"builtin:access\", mode: enforced }", 2, "plugins[0].mode", "not one of the values", "did you mean `enforce`?"),
     ("plugins:\n  - { name: a, from: \"builtin:htpasswd\", on_error: skip }", 2, "plugins[0].on_error", "only `deny` is possible for plugins that decide who", ""),
     ("plugins:\n  - { name: a, from: \"builtin:immutable-tags\", on_error: skip }", 2, "plugins[0].on_error", "only `deny` is possible for plugins that judge changes", "serve-manifest"),
@@ -116,6 +117,7 @@ const PLUGIN_MISTAKES: &[Mistake] = &[
     ("plugins:\n  - { name: a, from: \"builtin:immutable-tags\", changes: [movetag] }", 2, "plugins[0].changes[0]", "not one of the values", "did you mean `move-tag`?"),
     ("plugins:\n  - { name: a, from: \"builtin:access\", repositories: [\"[a\"] }", 2, "plugins[0].repositories[0]", "not a glob", ""),
     ("plugins:\n  - { name: a, from: \"builtin:access\", config: { rules: [{ users: { file: gone } }] } }", 2, "plugins[0].config.rules[0].users.file", "it does not exist", "/nonexistent/gone"),
+    ("plugins:\n  - { name: a, from: \"builtin:htpasswd\", config: { users: { file: gone } } }", 2, "plugins[0].config.users.file", "it does not exist", "`gantry htpasswd FILE USER` makes one"),
     ("plugins:\n  - { name: a, from: \"builtin:access\", grants: { http: [] } }", 2, "plugins[0].grants.http", "not available yet", ""),
     ("plugins:\n  - { name: a, from: \"builtin:access\", grants: { secrets: { key: canary } } }", 2, "plugins[0].grants.secrets.key", "never written inline", "env"),
     ("plugins:\n  - { name: a, from: \"builtin:access\", limits: { cpu: 2s } }", 2, "plugins[0].limits.cpu", "`cpu` is longer than `deadline`", ""),

@@ -190,8 +190,8 @@ impl Context<'_> {
                 .find(|mirror| covers(&mirror.names.prefix, pattern))
             {
                 let message = format!(
-                    "never matches: `{}` and what is below belong to mirror `{}`",
-                    mirror.names.prefix, mirror.name
+                    "never matches: such names belong to mirror `{}`",
+                    mirror.name
                 );
                 self.refuse(&keys, message, None);
             }

@@ -11,6 +11,7 @@ use crate::config::{
     Binding, Mode, OnError, PluginFrom,
     file::{GrantsFile, ModeText, OnErrorText, PluginFile, PluginLimitsFile},
     text::Origin,
+    tree,
 };
 
 /// Longest file inside a plugin's configuration.
@@ -50,18 +51,7 @@ impl Context<'_> {
 
     fn binding(&mut self, keys: &[&str; 2], file: PluginFile) -> Option<Binding> {
         let from = file.from.and_then(|from| self.origin(keys, from.0));
-        let mode = match file.mode {
-            Some(ModeText::Shadow) => {
-                self.refuse(
-                    &[keys, &["mode"][..]].concat(),
-                    "`shadow` is not available yet",
-                    "`audit` records without enforcing".to_owned(),
-                );
-                Mode::Shadow
-            }
-            Some(ModeText::Audit) => Mode::Audit,
-            Some(ModeText::Enforce) | None => Mode::Enforce,
-        };
+        let mode = self.mode(keys, file.mode, from.as_ref());
         let changes: Option<BTreeSet<Change>> = file
             .changes
             .map(|changes| changes.into_iter().map(|change| change.0).collect());
@@ -92,6 +82,30 @@ impl Context<'_> {
         })
     }
 
+    fn mode(
+        &mut self,
+        keys: &[&str; 2],
+        written: Option<ModeText>,
+        from: Option<&PluginFrom>,
+    ) -> Mode {
+        let keys = [keys, &["mode"][..]].concat();
+        match written {
+            Some(ModeText::Shadow) => {
+                let hint = "`audit` records without enforcing".to_owned();
+                self.refuse(&keys, "`shadow` is not available yet", hint);
+                Mode::Shadow
+            }
+            Some(ModeText::Audit) => {
+                if is_builtin(from, "htpasswd") {
+                    let message = "only `enforce` is possible for plugins that say who someone is";
+                    self.refuse(&keys, message, None);
+                }
+                Mode::Audit
+            }
+            Some(ModeText::Enforce) | None => Mode::Enforce,
+        }
+    }
+
     fn origin(&mut self, keys: &[&str; 2], origin: Origin) -> Option<PluginFrom> {
         let keys = [keys, &["from"][..]].concat();
         match origin {
@@ -112,11 +126,7 @@ impl Context<'_> {
                     Ok(_file) => return Some(PluginFrom::File(path)),
                     Err(error) => super::reason(&error),
                 };
-                self.refuse(
-                    &keys,
-                    format!("cannot read the file: {reason}"),
-                    format!("looked for {}", path.display()),
-                );
+                self.unreadable(&keys, &path, &reason);
                 None
             }
         }
@@ -131,7 +141,7 @@ impl Context<'_> {
         from: Option<&PluginFrom>,
         changes: Option<&BTreeSet<Change>>,
     ) -> OnError {
-        let decides_who = matches!(from, Some(PluginFrom::Builtin(name)) if name == "htpasswd" || name == "access");
+        let decides_who = is_builtin(from, "htpasswd") || is_builtin(from, "access");
         if decides_who && changes.is_some() {
             self.refuse(
                 &[keys, &["changes"][..]].concat(),
@@ -266,18 +276,40 @@ impl Context<'_> {
         }
     }
 
+    /// Says how a password file is made, when that is what is missing.
+    fn advise_htpasswd(&mut self, keys: &[&str], file: &std::path::Path) {
+        let plugin = keys
+            .iter()
+            .take(2)
+            .try_fold(self.root, |node, key| node.get(key));
+        let from = plugin
+            .and_then(|plugin| plugin.get("from"))
+            .map(|from| &from.value);
+        let people = matches!(from, Some(tree::Value::String(from)) if from == "builtin:htpasswd");
+        if let Some(hint) = self
+            .findings
+            .last_mut()
+            .and_then(|finding| finding.hint.as_mut())
+            && people
+            && !file.exists()
+        {
+            hint.push_str("; `gantry htpasswd FILE USER` makes one");
+        }
+    }
+
     fn included(&mut self, path: &[String], file: &std::path::Path) -> String {
         if self.missing_files == MissingFiles::AreEmpty && !file.exists() {
             return String::new();
         }
         read_text(file, MAX_CONFIG_FILE_BYTES).unwrap_or_else(|reason| {
             let keys: Vec<&str> = path.iter().map(String::as_str).chain(["file"]).collect();
-            self.refuse(
-                &keys,
-                format!("cannot read the file: {reason}"),
-                format!("looked for {}", file.display()),
-            );
+            self.unreadable(&keys, file, &reason);
+            self.advise_htpasswd(&keys, file);
             String::new()
         })
     }
+}
+
+fn is_builtin(from: Option<&PluginFrom>, wanted: &str) -> bool {
+    matches!(from, Some(PluginFrom::Builtin(name)) if name == wanted)
 }
