@@ -170,3 +170,47 @@ impl Error {
         StorageError::corrupt(attempt).into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_full_or_busy_is_asked_again_and_one_that_is_broken_is_not() {
+        for kind in [Kind::Full, Kind::Unavailable, Kind::Corrupt, Kind::Internal] {
+            let error = StorageError::new(kind, "write", "/a/path");
+            let error = Error::from(error);
+            let again = matches!(
+                error,
+                Error::Unavailable {
+                    retry_after: Some(_),
+                    ..
+                }
+            );
+            assert_eq!(again, matches!(kind, Kind::Full | Kind::Unavailable));
+            assert_eq!(again, !matches!(error, Error::Internal { .. }));
+            assert!(!error.to_string().contains("path"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_commit_that_did_not_happen_is_told_in_the_specs_words() {
+        let digest: Digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+        let missing = CommitError::MissingReference {
+            digest: digest.clone(),
+        };
+        let missing = Error::from_commit(missing, Error::ManifestUnknown);
+        assert!(matches!(missing, Error::ManifestBlobUnknown { digests } if digests == [digest]));
+        let absent = Error::from_commit(CommitError::Absent, Error::NameUnknown);
+        assert!(matches!(absent, Error::NameUnknown));
+        let moved = CommitError::TagMoved {
+            tag: "v1".parse().unwrap(),
+            current: None,
+        };
+        let moved = Error::from_commit(moved, Error::ManifestUnknown);
+        assert!(matches!(moved, Error::Conflict));
+        let failed = StorageError::new(Kind::Full, "write", "disk");
+        let failed = Error::from_commit(failed.into(), Error::ManifestUnknown);
+        assert!(matches!(failed, Error::Unavailable { .. }));
+    }
+}

@@ -115,3 +115,27 @@ fn text<'a>(descriptor: &'a Value, field: &str) -> &'a str {
         .and_then(Value::as_str)
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fallback_tag_is_the_digest_cut_to_what_fits_a_tag() {
+        let check = |digest: &str, expect: &str| {
+            let tag = fallback_tag(&digest.parse().unwrap());
+            assert_eq!(tag.unwrap().as_str(), expect);
+        };
+        let (short, long) = ("a".repeat(64), "b".repeat(128));
+        check(&format!("sha256:{short}"), &format!("sha256-{short}"));
+        let cut = "b".repeat(64);
+        check(&format!("sha512:{long}"), &format!("sha512-{cut}"));
+    }
+
+    #[test]
+    fn an_upstreams_list_is_sorted_and_names_each_digest_once() {
+        let entry = |digest: &str| json!({ "digest": digest });
+        let listed = by_digest(vec![entry("b"), entry("a"), entry("b")]);
+        assert_eq!(listed.into_keys().collect::<Vec<_>>(), ["a", "b"]);
+    }
+}

@@ -9,12 +9,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use gantry_model::{Algorithm, RepositoryName, UploadId};
 use gantry_storage::{BlobWriter, UploadRecord};
-use moka::sync::Cache;
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -24,19 +22,16 @@ use crate::{
 };
 
 /// Writers kept between requests at most, each with its running hash and an open file.
-const MAX_PARKED: u64 = 256;
-/// How long a writer waits for its session's next request before it has to be made again.
-const PARKED_FOR: Duration = Duration::from_secs(300);
+const MAX_PARKED: usize = 256;
+/// How long a writer waits for its session's next request before the sweep closes it, in milliseconds.
+const PARKED_FOR_MS: u64 = 300_000;
 /// Sessions of a former process that are counted against their principals at most.
 const MAX_SEEDED: usize = 100_000;
-
-type Parked = Arc<Mutex<Option<Box<dyn BlobWriter>>>>;
 
 /// The sessions this process has seen.
 pub(crate) struct Uploads {
     /// Held for single operations on the table, never over an await.
     table: Mutex<Table>,
-    parked: Cache<UploadId, Parked>,
     seeded: OnceCell<()>,
 }
 
@@ -44,6 +39,13 @@ pub(crate) struct Uploads {
 struct Table {
     sessions: HashMap<UploadId, Arc<Session>>,
     counts: HashMap<String, usize>,
+    parked: HashMap<UploadId, Parked>,
+}
+
+/// A flushed writer between two requests. It is the only one of its session: a store may refuse a second.
+struct Parked {
+    writer: Box<dyn BlobWriter>,
+    since_ms: u64,
 }
 
 /// One session.
@@ -121,13 +123,8 @@ impl Table {
 
 impl Uploads {
     pub(crate) fn new() -> Self {
-        let parked = Cache::builder()
-            .max_capacity(MAX_PARKED)
-            .time_to_idle(PARKED_FOR)
-            .build();
         Self {
             table: Mutex::default(),
-            parked,
             seeded: OnceCell::new(),
         }
     }
@@ -150,13 +147,12 @@ impl Uploads {
 
     /// Takes a session that is over out of the table.
     pub(crate) fn forget(&self, upload: UploadId) {
-        self.parked.invalidate(&upload);
+        drop(self.take_parked(upload));
         self.table().remove(upload);
     }
 
-    /// Closes writers that waited too long, and forgets sessions opened before `before_ms` that the store no longer has.
-    pub(crate) fn close_idle(&self, before_ms: u64) {
-        self.parked.run_pending_tasks();
+    /// Forgets sessions opened before `before_ms` that the store no longer has.
+    pub(crate) fn forget_expired(&self, before_ms: u64) {
         let mut table = self.table();
         // One that a request holds keeps its entry, or the session would get a second turn.
         let expired = |session: &&Arc<Session>| {
@@ -169,9 +165,34 @@ impl Uploads {
         }
     }
 
+    /// Closes writers that waited too long.
+    pub(crate) fn close_idle(&self, now_ms: u64) {
+        let idle = |_upload: &UploadId, parked: &mut Parked| {
+            now_ms.saturating_sub(parked.since_ms) > PARKED_FOR_MS
+        };
+        let closed: Vec<_> = self.table().parked.extract_if(idle).collect();
+        drop(closed);
+    }
+
+    /// Puts a flushed writer away, and closes the one that waited longest when there are too many.
+    fn park(&self, upload: UploadId, parked: Parked) {
+        let closed = {
+            let parked_writers = &mut self.table().parked;
+            let oldest = parked_writers
+                .iter()
+                .min_by_key(|(_upload, parked)| parked.since_ms)
+                .filter(|_| parked_writers.len() >= MAX_PARKED)
+                .map(|(upload, _parked)| *upload);
+            let closed = oldest.and_then(|oldest| parked_writers.remove(&oldest));
+            parked_writers.insert(upload, parked);
+            closed
+        };
+        drop(closed);
+    }
+
     fn take_parked(&self, upload: UploadId) -> Option<Box<dyn BlobWriter>> {
-        let parked = self.parked.remove(&upload)?;
-        parked.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let parked = self.table().parked.remove(&upload);
+        parked.map(|parked| parked.writer)
     }
 }
 
@@ -267,8 +288,9 @@ impl Call {
     /// Puts a flushed writer away until the session's next request.
     pub(crate) fn park(&self, turn: &Turn, writer: Box<dyn BlobWriter>) {
         turn.0.received.store(writer.written(), Ordering::Release);
-        let parked = Arc::new(Mutex::new(Some(writer)));
-        self.shared.uploads.parked.insert(turn.upload(), parked);
+        let since_ms = self.shared.ports.clock.now_ms();
+        let parked = Parked { writer, since_ms };
+        self.shared.uploads.park(turn.upload(), parked);
     }
 }
 

@@ -22,7 +22,8 @@ impl Registry {
         let now = shared.ports.clock.now_ms();
         let before = now.saturating_sub(lifetime.unwrap_or(u64::MAX));
         let expired = self.sweep_sessions(before).await?;
-        shared.uploads.close_idle(before);
+        shared.uploads.forget_expired(before);
+        shared.uploads.close_idle(now);
         let forgotten = self.sweep_staging().await?;
         Ok(expired + forgotten)
     }
