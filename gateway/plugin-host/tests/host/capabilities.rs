@@ -131,7 +131,7 @@ async fn a_binding_that_grants_http_is_refused_until_there_is_http() {
 
 #[tokio::test]
 async fn secrets_never_show_in_debug() {
-    let mut source = source(json!({}), generous());
+    let mut source = source(json!({ "users": guest::SECRET }), generous());
     source.grants = guest::grants();
     let shown = format!(
         "{source:?} {:?}",
