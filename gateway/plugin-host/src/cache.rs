@@ -55,7 +55,9 @@ impl CompiledCache {
     pub(crate) fn write(&self, name: &str, code: &[u8]) -> io::Result<()> {
         let tag = hmac::sign(&self.key, &signed(name, code));
         let parts: [&[u8]; 2] = [tag.as_ref(), code];
-        write_new(&self.directory, name, &parts)
+        write_beside(&self.directory, name, &parts, |temporary| {
+            fs::rename(temporary, self.directory.join(name))
+        })
     }
 }
 
@@ -83,32 +85,53 @@ fn signed(name: &str, code: &[u8]) -> Vec<u8> {
     [name.as_bytes(), b"\0", code].concat()
 }
 
-/// The node's key; made at first start, and again when the file has not a key's length.
+/// The node's key; made at first start, and again when the file has not a key's length. Of several starts at once one makes it.
 fn node_key(directory: &Path) -> io::Result<Vec<u8>> {
+    if let Some(key) = read_key(directory)? {
+        return Ok(key);
+    }
     let path = directory.join(KEY_FILE);
-    let mut key = Vec::new();
-    match fs::File::open(&path) {
-        Ok(file) => {
-            file.take(KEY_BYTES as u64 + 1).read_to_end(&mut key)?;
-            if key.len() == KEY_BYTES {
-                return Ok(key);
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
     let mut key = vec![0; KEY_BYTES];
     fill_random(&mut key)?;
-    write_new(directory, KEY_FILE, &[&key])?;
-    Ok(key)
+    // A link, unlike a rename, does not replace the key of somebody who was faster.
+    write_beside(
+        directory,
+        KEY_FILE,
+        &[&key],
+        |temporary| match fs::hard_link(temporary, &path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => fs::remove_file(temporary),
+        },
+    )?;
+    read_key(directory)?.ok_or_else(|| io::Error::other("the node key does not stay"))
 }
 
-/// Writes a private file beside its place and renames it there.
-fn write_new(directory: &Path, name: &str, parts: &[&[u8]]) -> io::Result<()> {
+fn read_key(directory: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match fs::File::open(directory.join(KEY_FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut key = Vec::new();
+    file.take(KEY_BYTES as u64 + 1).read_to_end(&mut key)?;
+    Ok((key.len() == KEY_BYTES).then_some(key))
+}
+
+/// Writes a private file beside its place, then has `place` put it there.
+fn write_beside(
+    directory: &Path,
+    name: &str,
+    parts: &[&[u8]],
+    place: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let mut suffix = [0; 8];
     fill_random(&mut suffix)?;
     let temporary = directory.join(format!("{name}.{}.tmp", hex(&suffix)));
-    let written = fs::OpenOptions::new()
+    let placed = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
@@ -117,11 +140,11 @@ fn write_new(directory: &Path, name: &str, parts: &[&[u8]]) -> io::Result<()> {
             parts.iter().try_for_each(|part| file.write_all(part))?;
             file.sync_all()
         })
-        .and_then(|()| fs::rename(&temporary, directory.join(name)));
-    if written.is_err() {
+        .and_then(|()| place(&temporary));
+    if placed.is_err() {
         fs::remove_file(&temporary).ok();
     }
-    written
+    placed
 }
 
 fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
@@ -185,6 +208,23 @@ mod tests {
         let second = CompiledCache::open(other.path()).unwrap();
         fs::copy(one.path().join("a.cwasm"), other.path().join("a.cwasm")).unwrap();
         assert_eq!(second.read("a.cwasm"), None);
+    }
+
+    #[test]
+    fn of_starts_at_once_all_get_one_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| node_key(directory.path()).unwrap()))
+                .collect();
+            starts
+                .into_iter()
+                .map(|start| start.join().unwrap())
+                .collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]));
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "nothing but the key is left");
     }
 
     #[test]

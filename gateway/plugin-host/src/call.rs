@@ -24,7 +24,7 @@ use crate::{
     error::{CallError, Failure},
     hook::{
         AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest,
-        Hook, Hooks,
+        Hooks,
     },
     host::{CallState, PluginContext},
     limits::{CallClock, Stop},
@@ -124,7 +124,7 @@ impl Plugin {
             }
         };
         let answer = answer.await;
-        self.loaded.record(Hook::Authenticate, began, answer)
+        self.loaded.record(began, answer)
     }
 
     /// Asks whether a principal may do something.
@@ -147,7 +147,7 @@ impl Plugin {
             }
         };
         let answer = answer.await;
-        self.loaded.record(Hook::Authorize, began, answer)
+        self.loaded.record(began, answer)
     }
 
     /// Asks whether content may enter, change or leave.
@@ -165,7 +165,7 @@ impl Plugin {
             }
         };
         let answer = answer.await;
-        self.loaded.record(Hook::Admit, began, answer)
+        self.loaded.record(began, answer)
     }
 }
 
@@ -188,25 +188,10 @@ struct Place {
 
 impl Loaded {
     /// Counts a finished call and names the plugin in its error.
-    fn record<T>(
-        &self,
-        hook: Hook,
-        began: Instant,
-        answer: Result<T, Stop>,
-    ) -> Result<T, CallError> {
+    fn record<T>(&self, began: Instant, answer: Result<T, Stop>) -> Result<T, CallError> {
         let failure = answer.as_ref().err().map(|stop| stop.failure);
         self.counters.count(failure, began.elapsed());
-        answer.map_err(|stop| {
-            let error = self.context.error(stop);
-            tracing::warn!(
-                plugin.name = &*error.plugin,
-                plugin.failure = error.failure.as_str(),
-                plugin.hook = ?hook,
-                detail = error.detail,
-                "a plugin call failed"
-            );
-            error
-        })
+        answer.map_err(|stop| self.context.error(stop))
     }
 
     /// One call with the binding's limits.

@@ -105,6 +105,7 @@ fn pool() -> PoolingAllocationConfig {
         .total_core_instances(SLOTS * per_component(limits::MAX_CORE_INSTANCES))
         .total_memories(MEMORIES)
         .total_tables(TABLES)
+        .total_gc_heaps(SLOTS)
         .max_memory_size(MAX_MEMORY_BYTES)
         .max_core_instances_per_component(per_component(limits::MAX_CORE_INSTANCES))
         .max_memories_per_component(per_component(limits::MAX_MEMORIES))
@@ -134,4 +135,33 @@ fn tick(engine: &Engine) -> wasmtime::Result<()> {
             }
         })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_gets_what_it_wants_up_to_half_of_the_pool() {
+        assert_eq!(most_at_once(1, 2, 64), 64);
+        assert_eq!(most_at_once(1, 2, 10_000), 128);
+        assert_eq!(most_at_once(4, 2, 10_000), 128);
+        assert_eq!(most_at_once(1, 8, 10_000), 64);
+        assert_eq!(most_at_once(0, 0, 0), 1);
+    }
+
+    #[test]
+    fn without_a_pool_the_engine_takes_the_same_code() {
+        use std::hash::{BuildHasher as _, RandomState};
+        let (pooled, on_demand) = (config(true), config(false));
+        let (pooled, on_demand) = (
+            Engine::new(&pooled).unwrap(),
+            Engine::new(&on_demand).unwrap(),
+        );
+        let state = RandomState::new();
+        assert_eq!(
+            state.hash_one(pooled.precompile_compatibility_hash()),
+            state.hash_one(on_demand.precompile_compatibility_hash())
+        );
+    }
 }

@@ -124,11 +124,12 @@ impl CallClock {
         if self.remaining().is_zero() {
             return Err(self.overdue());
         }
-        Ok(if in_this_poll < SLICE {
-            UpdateDeadline::Continue(1)
-        } else {
-            UpdateDeadline::Yield(1)
-        })
+        if in_this_poll < SLICE {
+            return Ok(UpdateDeadline::Continue(1));
+        }
+        // The executor's own yield: a task that merely wakes itself is polled sixty times before the executor looks at a socket.
+        let others = Box::pin(tokio::task::yield_now());
+        Ok(UpdateDeadline::YieldCustom(1, others))
     }
 
     pub(crate) fn overdue(&self) -> Stop {
@@ -294,5 +295,74 @@ impl Budget {
             ))
         })?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limiter() -> Limiter {
+        Limiter::new(&Limits {
+            memory_bytes: 1 << 20,
+            ..Limits::default()
+        })
+    }
+
+    fn failure(result: wasmtime::Result<bool>) -> Option<Failure> {
+        let error = result.err()?;
+        error.downcast_ref::<Stop>().map(|stop| stop.failure)
+    }
+
+    #[test]
+    fn memories_are_limited_together() {
+        let mut limiter = limiter();
+        assert_eq!(failure(limiter.memory_growing(0, 512 << 10, None)), None);
+        assert_eq!(failure(limiter.memory_growing(0, 256 << 10, None)), None);
+        let over = limiter.memory_growing(256 << 10, (512 << 10) + 1, None);
+        assert_eq!(failure(over), Some(Failure::Memory));
+        let rest = limiter.memory_growing(256 << 10, 512 << 10, None);
+        assert_eq!(failure(rest), None, "what was refused was not counted");
+    }
+
+    #[test]
+    fn a_table_grows_to_its_limit() {
+        let mut limiter = limiter();
+        assert_eq!(
+            failure(limiter.table_growing(0, MAX_TABLE_ELEMENTS, None)),
+            None
+        );
+        let over = limiter.table_growing(0, MAX_TABLE_ELEMENTS + 1, None);
+        assert_eq!(failure(over), Some(Failure::Memory));
+    }
+
+    #[test]
+    fn an_excused_wait_does_not_count() {
+        let wall = Duration::from_millis(50);
+        let clock = CallClock::start(wall, Duration::from_secs(1));
+        let before = clock.remaining();
+        let excused = clock.excuse();
+        let began = Instant::now();
+        while began.elapsed() < wall * 2 {
+            std::thread::yield_now();
+        }
+        let meanwhile = clock.remaining();
+        drop(excused);
+        assert!(!meanwhile.is_zero() && meanwhile <= before, "{meanwhile:?}");
+        let began = Instant::now();
+        while began.elapsed() < wall {
+            std::thread::yield_now();
+        }
+        assert!(clock.remaining().is_zero(), "time counts again");
+    }
+
+    #[test]
+    fn a_budget_ends() {
+        let mut budget = Budget::new("test", 2);
+        assert!(budget.take().is_ok() && budget.take().is_ok());
+        assert_eq!(
+            budget.take().map_err(|stop| stop.failure),
+            Err(Failure::HostQuota)
+        );
     }
 }

@@ -28,9 +28,11 @@ const MAX_COMPILE: Duration = Duration::from_secs(120);
 /// `configure` runs before every call, so it gets a call's CPU time; only its wall time is generous.
 const CONFIGURE_WALL: Duration = Duration::from_secs(10);
 const SELF_TEST: Allowance = Allowance {
-    wall: Duration::from_secs(10),
-    cpu: Duration::from_secs(2),
+    wall: Duration::from_secs(30),
+    cpu: Duration::from_secs(1),
 };
+
+const WASM_PAGE_BYTES: u64 = 64 << 10;
 
 /// Loads components and lends them what they share.
 #[derive(Clone)]
@@ -164,7 +166,7 @@ impl PluginHost {
                 "imports or exports modules or components, which a plugin may not".to_owned(),
             );
         };
-        let initial = needs.max_initial_memory_size.unwrap_or(0);
+        let initial = needs.max_initial_memory_size.unwrap_or(0) * WASM_PAGE_BYTES;
         if initial > source.limits.memory_bytes as u64 {
             return Err(format!(
                 "begins with {initial} bytes of memory; its binding allows {}",

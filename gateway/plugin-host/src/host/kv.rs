@@ -96,6 +96,9 @@ impl kv::HostBucket for CallState {
         key: String,
     ) -> wasmtime::Result<Result<Option<kv::Entry>, kv::KvError>> {
         let bucket = self.bucket(&bucket)?;
+        if key.len() > MAX_KEY_BYTES {
+            return Ok(Err(kv::KvError::TooLarge));
+        }
         let entry = self.context.ports.kv.get(&bucket, &key, self.now_ms).await;
         Ok(entry
             .map(|entry| entry.map(convert::entry))
@@ -136,6 +139,9 @@ impl kv::HostBucket for CallState {
         key: String,
     ) -> wasmtime::Result<Result<(), kv::KvError>> {
         let bucket = self.bucket(&bucket)?;
+        if key.len() > MAX_KEY_BYTES {
+            return Ok(Err(kv::KvError::TooLarge));
+        }
         let deleted = self.context.ports.kv.delete(&bucket, &key).await;
         Ok(deleted.map_err(unavailable))
     }
