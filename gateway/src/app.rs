@@ -35,8 +35,10 @@ pub struct EdgeSettings {
     pub header_timeout: Duration,
     /// How long an idle keep-alive connection is kept.
     pub idle_timeout: Duration,
-    /// Bodies in either direction slower than this for 30 s are aborted, in bytes per second.
+    /// Bodies in either direction slower than this are aborted, in bytes per second; 0 = never.
     pub minimum_rate: u64,
+    /// Over how much waiting for the client the rate is measured; 30 s.
+    pub minimum_rate_window: Duration,
     /// How long authentication and authorization may take together.
     pub decision_deadline: Duration,
     /// How long a drain waits for requests in flight.

@@ -1,3 +1,143 @@
 //! The life of a request. Start reading here.
+//!
+//! [`handle`] is the spine: parse → authenticate → authorize → perform → respond. Owns the order of these; each step lives in the file
+//! that its name says. Invariant: every request is answered, logged and counted exactly once, whatever fails.
 
+pub mod admin;
+pub mod body;
+pub mod challenge;
+pub mod credential;
 pub mod error;
+pub mod exchange;
+pub mod forwarded;
+pub mod pace;
+pub mod respond;
+pub mod route;
+pub mod token;
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::FutureExt as _;
+use gantry_model::Operation;
+use gantry_registry::Body;
+use http::{Request, StatusCode, request::Parts};
+use tracing::Instrument as _;
+
+use self::{
+    error::Error,
+    exchange::{Done, Exchange},
+    pace::Rate,
+    respond::Reply,
+    route::Routed,
+};
+use crate::{
+    app::{App, EdgeSettings},
+    auth, policy,
+    server::{Handler, Peer, RequestBody},
+};
+
+/// Answers one request.
+pub async fn handle(app: &App, request: Request<RequestBody>, peer: &Peer) -> Reply {
+    let (parts, body) = request.into_parts();
+    let mut exchange = Exchange::begin(app, &parts, peer, body.received());
+    let span = exchange.span();
+    let answer = Box::pin(async {
+        match parts.uri.path() {
+            "/token" => token(app, &mut exchange, &parts, body).await,
+            "/healthz" => Ok(health(&mut exchange)),
+            _ => operate(app, &mut exchange, &parts, body).await,
+        }
+    });
+    let result = AssertUnwindSafe(answer).catch_unwind().instrument(span);
+    let result = result.await.unwrap_or_else(|_panic| {
+        app.telemetry.panics.inc();
+        Err(Error::Panicked)
+    });
+    exchange.finish(result)
+}
+
+/// Everything under `/v2/`.
+async fn operate(
+    app: &App,
+    exchange: &mut Exchange,
+    parts: &Parts,
+    body: RequestBody,
+) -> Result<Done, Error> {
+    let host = exchange.origin().host.clone();
+    let operation = match route::parse(parts, host.as_deref(), &app.namespaces)? {
+        Routed::Operation(operation) => operation,
+        Routed::Options(allow) => return Ok(Done::Options(allow)),
+    };
+    exchange.asks(&operation);
+    let body = domain_body(&operation, body, &app.edge);
+    let credential = credential::parse(&parts.headers)?;
+    let client = Arc::clone(exchange.client());
+    let identified = exchange
+        .deadline(auth::authenticate(app, &client, credential))
+        .await?;
+    exchange.identified(&identified.principal);
+    let requester = exchange.requester(Arc::clone(&identified.principal));
+    let permit = exchange
+        .deadline(policy::authorize(app, requester, &identified, operation))
+        .await?;
+    exchange.permitted(&permit);
+    let outcome = app.registry.perform(permit, body).await?;
+    Ok(Done::Outcome(outcome))
+}
+
+/// The token endpoint.
+async fn token(
+    app: &App,
+    exchange: &mut Exchange,
+    parts: &Parts,
+    body: RequestBody,
+) -> Result<Done, Error> {
+    exchange.names("token");
+    exchange.begin_audit(None, None);
+    let body = body::capped(body, None, rate(&app.edge));
+    let reply = token::answer(app, exchange, parts, body).await?;
+    Ok(Done::Plain(Box::new(reply)))
+}
+
+/// Load balancers ask the traffic port itself.
+fn health(exchange: &mut Exchange) -> Done {
+    exchange.names("health");
+    let reply = respond::plain(exchange.request_id(), StatusCode::OK, "text/plain", "ok\n");
+    Done::Plain(Box::new(reply))
+}
+
+/// The body, for operations that take one. A manifest's own limit is the registry's; what nobody takes is never read.
+fn domain_body(operation: &Operation, body: RequestBody, edge: &EdgeSettings) -> Body {
+    match operation {
+        Operation::PushManifest { .. }
+        | Operation::PushBlob { .. }
+        | Operation::AppendChunk { .. }
+        | Operation::CommitUpload { .. } => body::capped(body, edge.max_blob_bytes, rate(edge)),
+        Operation::Ping
+        | Operation::ListCatalog { .. }
+        | Operation::PullManifest { .. }
+        | Operation::DeleteManifest { .. }
+        | Operation::DeleteTag { .. }
+        | Operation::PullBlob { .. }
+        | Operation::DeleteBlob { .. }
+        | Operation::StartUpload { .. }
+        | Operation::MountBlob { .. }
+        | Operation::UploadStatus { .. }
+        | Operation::CancelUpload { .. }
+        | Operation::ListTags { .. }
+        | Operation::ListReferrers { .. } => Body::empty(),
+    }
+}
+
+fn rate(edge: &EdgeSettings) -> Rate {
+    Rate {
+        bytes_per_second: edge.minimum_rate,
+        window: edge.minimum_rate_window,
+    }
+}
+
+impl Handler for App {
+    async fn handle(&self, request: Request<RequestBody>, peer: &Peer) -> Reply {
+        handle(self, request, peer).await
+    }
+}

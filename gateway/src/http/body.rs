@@ -1,0 +1,349 @@
+//! Bodies: a request's under a cap and a minimum rate, and every kind of body a response may have.
+//!
+//! Invariant: a response body yields exactly the promised bytes or an error, which aborts the connection; it never pads, never appends.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures_util::{future::BoxFuture, stream::BoxStream};
+use gantry_registry::{Body, BodyError, Error as RegistryError};
+use gantry_storage::{Blob, StorageError};
+use http_body::{Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::pace::{Pace, Rate};
+
+/// Bytes of a blob read at once: large enough that a frame costs nothing, small enough that two per client are little.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// Turns a request's body into the domain's: at most `cap` bytes, not slower than `rate`.
+pub fn capped<B>(body: B, cap: Option<u64>, rate: Rate) -> Body
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+{
+    let length = body.size_hint().exact();
+    let incoming = Incoming {
+        body,
+        left: cap.unwrap_or(u64::MAX),
+        pace: Pace::new(rate, 0),
+    };
+    if length.is_some_and(|length| length > incoming.left) {
+        let refused = futures_util::stream::iter([Err(BodyError::TooLarge)]);
+        return Body::new(length, refused);
+    }
+    Body::new(
+        length,
+        futures_util::stream::unfold(Some(incoming), |state| async {
+            let mut incoming = state?;
+            match incoming.next().await? {
+                Ok(bytes) => Some((Ok(bytes), Some(incoming))),
+                Err(error) => Some((Err(error), None)),
+            }
+        }),
+    )
+}
+
+struct Incoming<B> {
+    body: B,
+    left: u64,
+    pace: Pace,
+}
+
+impl<B> Incoming<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        loop {
+            let frame = match self.frame().await? {
+                Ok(frame) => frame,
+                Err(error) => return Some(Err(error)),
+            };
+            // Trailers mean nothing to a registry.
+            let Ok(bytes) = frame.into_data() else {
+                continue;
+            };
+            let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+                return Some(Err(BodyError::TooLarge));
+            };
+            self.left = left;
+            if !bytes.is_empty() {
+                return Some(Ok(bytes));
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        let started = Instant::now();
+        let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context));
+        let frame = match self.pace.patience() {
+            None => frame.await,
+            Some(patience) => match tokio::time::timeout(patience, frame).await {
+                Ok(frame) => frame,
+                Err(_elapsed) => return Some(Err(BodyError::TooSlow)),
+            },
+        };
+        Some(match frame? {
+            Ok(frame) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+                self.pace.progress(started.elapsed(), bytes);
+                Ok(frame)
+            }
+            // Whatever hyper calls it, the client stopped before its end.
+            Err(_transport) => Err(BodyError::Disconnected),
+        })
+    }
+}
+
+/// Why a response body broke off. The connection is aborted; the text goes to the log.
+pub type BodyFailure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Told once when a body is dropped: how many bytes were handed to the connection, and whether they were all.
+pub type Ending = Box<dyn FnOnce(u64, bool) + Send>;
+
+/// A response's body.
+pub struct ResponseBody {
+    kind: Kind,
+    sent: u64,
+    ending: Option<Ending>,
+}
+
+impl std::fmt::Debug for ResponseBody {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("ResponseBody")
+            .field("kind", &self.kind)
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Kind> for ResponseBody {
+    fn from(kind: Kind) -> Self {
+        Self {
+            kind,
+            sent: 0,
+            ending: None,
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(ending) = self.ending.take() {
+            ending(self.sent, http_body::Body::is_end_stream(self));
+        }
+    }
+}
+
+enum Kind {
+    Bytes(Option<Bytes>),
+    Blob(Reader),
+    Stream {
+        stream: BoxStream<'static, Result<Bytes, RegistryError>>,
+        left: Option<u64>,
+    },
+    Done,
+    Broken,
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Bytes(_) => "Bytes",
+            Self::Blob(_) => "Blob",
+            Self::Stream { .. } => "Stream",
+            Self::Done => "Done",
+            Self::Broken => "Broken",
+        })
+    }
+}
+
+impl ResponseBody {
+    /// No bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::bytes(Bytes::new())
+    }
+
+    /// Bytes at hand.
+    #[must_use]
+    pub fn bytes(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Kind::Bytes((!bytes.is_empty()).then_some(bytes)).into()
+    }
+
+    /// `length` bytes of a published blob from `offset`, read piece by piece with one piece ahead.
+    #[must_use]
+    pub fn blob(blob: Arc<dyn Blob>, offset: u64, length: u64) -> Self {
+        Kind::Blob(Reader {
+            blob,
+            offset,
+            left: length,
+            ahead: None,
+        })
+        .into()
+    }
+
+    /// A fill in progress: exactly `length` bytes, when that is known.
+    #[must_use]
+    pub fn stream(
+        stream: BoxStream<'static, Result<Bytes, RegistryError>>,
+        length: Option<u64>,
+    ) -> Self {
+        Kind::Stream {
+            stream,
+            left: length,
+        }
+        .into()
+    }
+
+    /// Asks to be told when the body is done with.
+    #[must_use]
+    pub fn ending(mut self, ending: Ending) -> Self {
+        self.ending = Some(ending);
+        self
+    }
+
+    /// The text of a body at hand.
+    #[cfg(test)]
+    pub(super) fn text(&self) -> String {
+        match &self.kind {
+            Kind::Bytes(bytes) => {
+                String::from_utf8(bytes.clone().unwrap_or_default().to_vec()).unwrap()
+            }
+            other => panic!("{other:?} is not at hand"),
+        }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFailure>>> {
+        match &mut self.kind {
+            Kind::Bytes(bytes) => Poll::Ready(bytes.take().map(Ok)),
+            Kind::Blob(reader) => reader.poll_piece(context),
+            Kind::Stream { stream, left } => poll_stream(stream, left, context),
+            Kind::Done | Kind::Broken => Poll::Ready(None),
+        }
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyFailure;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFailure>>> {
+        let next = ready!(self.poll_next(context));
+        match &next {
+            Some(Ok(bytes)) => self.sent += bytes.len() as u64,
+            Some(Err(_)) => self.kind = Kind::Broken,
+            None if matches!(self.kind, Kind::Broken) => {}
+            None => self.kind = Kind::Done,
+        }
+        Poll::Ready(next.map(|next| next.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Bytes(bytes) => bytes.is_none(),
+            Kind::Blob(reader) => reader.left == 0,
+            Kind::Stream { left, .. } => *left == Some(0),
+            Kind::Done => true,
+            Kind::Broken => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Kind::Blob(reader) => SizeHint::with_exact(reader.left),
+            Kind::Stream {
+                left: Some(left), ..
+            } => SizeHint::with_exact(*left),
+            Kind::Done => SizeHint::with_exact(0),
+            Kind::Stream { left: None, .. } | Kind::Broken => SizeHint::default(),
+        }
+    }
+}
+
+fn poll_stream(
+    stream: &mut BoxStream<'static, Result<Bytes, RegistryError>>,
+    left: &mut Option<u64>,
+    context: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, BodyFailure>>> {
+    Poll::Ready(match ready!(stream.as_mut().poll_next(context)) {
+        Some(Ok(bytes)) => match left {
+            None => Some(Ok(bytes)),
+            Some(left) => match left.checked_sub(bytes.len() as u64) {
+                Some(rest) => {
+                    *left = rest;
+                    Some(Ok(bytes))
+                }
+                None => Some(Err("a fill gave more bytes than it promised".into())),
+            },
+        },
+        Some(Err(error)) => Some(Err(error.into())),
+        None if left.is_none_or(|left| left == 0) => None,
+        None => Some(Err("a fill ended before its end".into())),
+    })
+}
+
+type Piece = BoxFuture<'static, Result<Bytes, StorageError>>;
+
+/// Reads a published blob: while one piece is being sent, the next is being read.
+struct Reader {
+    blob: Arc<dyn Blob>,
+    offset: u64,
+    left: u64,
+    ahead: Option<Piece>,
+}
+
+impl Reader {
+    fn poll_piece(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BodyFailure>>> {
+        self.start();
+        let Some(ahead) = &mut self.ahead else {
+            return Poll::Ready(None);
+        };
+        let read = ready!(ahead.as_mut().poll(context));
+        self.ahead = None;
+        let bytes = match read {
+            Ok(bytes) if bytes.is_empty() || bytes.len() as u64 > self.left => {
+                return Poll::Ready(Some(Err("a blob is not as long as its size".into())));
+            }
+            Ok(bytes) => bytes,
+            Err(error) => return Poll::Ready(Some(Err(error.into()))),
+        };
+        self.offset += bytes.len() as u64;
+        self.left -= bytes.len() as u64;
+        self.read_ahead(context);
+        Poll::Ready(Some(Ok(bytes)))
+    }
+
+    fn start(&mut self) {
+        if self.ahead.is_none() && self.left > 0 {
+            let blob = Arc::clone(&self.blob);
+            let offset = self.offset;
+            let length =
+                usize::try_from(self.left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+            self.ahead = Some(Box::pin(async move { blob.read_at(offset, length).await }));
+        }
+    }
+
+    /// Starts the next read: a future does nothing before its first poll. An answer that is there at once is kept.
+    fn read_ahead(&mut self, context: &mut Context<'_>) {
+        self.start();
+        if let Some(ahead) = &mut self.ahead
+            && let Poll::Ready(result) = ahead.as_mut().poll(context)
+        {
+            self.ahead = Some(Box::pin(std::future::ready(result)));
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! One request and its answer: what is known about it, the deadline of its decisions, and its lines and counts at the end.
+//!
+//! Invariant: one access line and one count per request, also when the client leaves; one audit line per decision.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use gantry_model::{Client, Denial, Operation, Permit, Principal, Requester};
+use gantry_registry::Error as RegistryError;
+use http::request::Parts;
+use tokio::time::Instant;
+
+use super::{
+    challenge::Challenge,
+    error::Error,
+    forwarded::{self, Origin},
+    respond::{self, Frame, Reply},
+};
+use crate::{
+    app::App,
+    server::Peer,
+    telemetry::{AccessLine, AuditLine, Telemetry},
+};
+
+/// One request and its answer.
+#[derive(Debug)]
+pub struct Exchange {
+    telemetry: Arc<Telemetry>,
+    started: Instant,
+    deadline: Instant,
+    origin: Origin,
+    client: Arc<Client>,
+    frame: Frame,
+    received: Arc<AtomicU64>,
+    /// `None` once it was handed to the response's body.
+    access: Option<AccessLine>,
+    audit: Option<AuditLine>,
+}
+
+impl Exchange {
+    /// Reads from the request's head what the whole exchange needs.
+    #[must_use]
+    pub fn begin(app: &App, parts: &Parts, peer: &Peer, received: Arc<AtomicU64>) -> Self {
+        let origin = forwarded::origin(parts, peer.address, peer.tls, &app.edge.trusted_proxies);
+        let user_agent = parts
+            .headers
+            .get(http::header::USER_AGENT)
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let request_id: Arc<str> = request_id().into();
+        let challenge = Challenge::new(app.edge.external_url.as_ref(), &origin, &app.namespaces);
+        let started = Instant::now();
+        Self {
+            telemetry: Arc::clone(&app.telemetry),
+            started,
+            deadline: started + app.edge.decision_deadline,
+            client: Arc::new(Client {
+                address: origin.address,
+                user_agent: user_agent.clone(),
+                tls_subject: peer.tls_subject.clone(),
+            }),
+            access: Some(AccessLine {
+                request_id: Arc::clone(&request_id),
+                address: origin.address,
+                user_agent,
+                method: parts.method.clone(),
+                path: parts.uri.path().to_owned(),
+                operation: "none",
+                repository: None,
+                principal: None,
+                status: 499,
+                received: 0,
+                sent: 0,
+                duration: std::time::Duration::ZERO,
+                complete: false,
+            }),
+            frame: Frame {
+                request_id,
+                head: parts.method == http::Method::HEAD,
+                if_none_match: respond::if_none_match(&parts.headers),
+                namespace: None,
+                challenge,
+            },
+            origin,
+            received,
+            audit: None,
+        }
+    }
+
+    /// Ties lines together.
+    #[must_use]
+    pub fn request_id(&self) -> &Arc<str> {
+        &self.frame.request_id
+    }
+
+    /// The machine at the other end.
+    #[must_use]
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// Address, host and scheme as the client sees them.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What the answer depends on.
+    #[must_use]
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// The span of everything done for this request.
+    #[must_use]
+    pub fn span(&self) -> tracing::Span {
+        tracing::info_span!("request", request.id = &*self.frame.request_id)
+    }
+
+    /// Names what is asked when it is no [`Operation`].
+    pub fn names(&mut self, operation: &'static str) {
+        if let Some(access) = &mut self.access {
+            access.operation = operation;
+        }
+    }
+
+    /// Names what is asked.
+    pub fn asks(&mut self, operation: &Operation) {
+        self.names(operation.kind().as_str());
+        let repository = operation.repository();
+        let name = repository.map(|repository| repository.name.to_string());
+        if let Some(namespace) = repository.and_then(|repository| repository.namespace.as_ref()) {
+            self.frame.challenge = self.frame.challenge.clone().in_namespace(namespace);
+            self.frame.namespace = Some(Arc::clone(namespace));
+        }
+        self.begin_audit(name, operation.reference());
+    }
+
+    /// From here on the exchange ends with an audit line.
+    pub fn begin_audit(&mut self, repository: Option<String>, reference: Option<String>) {
+        let Some(access) = &mut self.access else {
+            return;
+        };
+        access.repository.clone_from(&repository);
+        self.audit = Some(AuditLine {
+            request_id: Arc::clone(&self.frame.request_id),
+            address: self.client.address,
+            principal: None,
+            operation: access.operation,
+            repository,
+            reference,
+            decision: "fail",
+            reason_code: "cancelled".to_owned(),
+            reason_text: "the client left before the decision".to_owned(),
+            plugin: None,
+        });
+    }
+
+    /// Runs a step of the decision; all steps together have one deadline.
+    ///
+    /// # Errors
+    /// The step's own, or [`Error::Unavailable`] when the deadline passed.
+    pub async fn deadline<T>(
+        &self,
+        step: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::time::timeout_at(self.deadline, step)
+            .await
+            .unwrap_or_else(|_elapsed| {
+                Err(Error::Unavailable {
+                    retry_after: None,
+                    source: "the decision took longer than its deadline".into(),
+                })
+            })
+    }
+
+    /// Notes who asks.
+    pub fn identified(&mut self, principal: &Principal) {
+        if let Some(access) = &mut self.access {
+            access.principal = Some(principal.id.clone());
+        }
+        if let Some(audit) = &mut self.audit {
+            audit.principal = Some(principal.id.clone());
+        }
+    }
+
+    /// Who asks, for policy.
+    #[must_use]
+    pub fn requester(&self, principal: Arc<Principal>) -> Requester {
+        Requester {
+            request_id: Arc::clone(&self.frame.request_id),
+            client: Arc::clone(&self.client),
+            principal,
+        }
+    }
+
+    /// Notes a permit.
+    pub fn permitted(&mut self, permit: &Permit) {
+        let reason = permit.reason();
+        self.allowed(&reason.code, &reason.text);
+    }
+
+    /// Notes an allowing decision.
+    pub fn allowed(&mut self, code: &str, text: &str) {
+        self.decided("allow", code, text, None);
+    }
+
+    fn denied(&mut self, denial: &Denial) {
+        self.decided(
+            "deny",
+            &denial.reason.code,
+            &denial.reason.text,
+            denial.plugin.clone(),
+        );
+    }
+
+    fn decided(
+        &mut self,
+        decision: &'static str,
+        code: &str,
+        text: &str,
+        plugin: Option<Arc<str>>,
+    ) {
+        if let Some(audit) = &mut self.audit {
+            audit.decision = decision;
+            code.clone_into(&mut audit.reason_code);
+            text.clone_into(&mut audit.reason_text);
+            audit.plugin = plugin;
+        }
+    }
+
+    /// Renders the result; the lines follow when the last byte has left.
+    #[must_use]
+    pub fn finish(mut self, result: Result<Done, Error>) -> Reply {
+        let reply = match result {
+            Ok(Done::Outcome(outcome)) => respond::outcome(&self.frame, outcome),
+            Ok(Done::Options(allow)) => respond::options(&self.frame, allow),
+            Ok(Done::Plain(reply)) => *reply,
+            Err(error) => {
+                self.failed(&error);
+                respond::failure(&self.frame, &error)
+            }
+        };
+        if let Some(audit) = self.audit.take() {
+            audit.log();
+        }
+        let Some(mut access) = self.access.take() else {
+            return reply;
+        };
+        access.status = reply.status().as_u16();
+        self.telemetry
+            .count_request(access.operation, access.status, self.started.elapsed());
+        let (telemetry, started) = (Arc::clone(&self.telemetry), self.started);
+        let received = Arc::clone(&self.received);
+        reply.map(|body| {
+            body.ending(Box::new(move |sent, complete| {
+                access.received = received.load(Ordering::Relaxed);
+                access.sent = sent;
+                access.complete = complete;
+                access.duration = started.elapsed();
+                telemetry.count_bytes(access.received, sent);
+                access.log();
+            }))
+        })
+    }
+
+    /// Logs a failure once, with its whole chain, and notes it for the audit line when it is a decision.
+    fn failed(&mut self, error: &Error) {
+        match error {
+            Error::Denied(denial) => self.denied(denial),
+            Error::Unauthorized { message, error, .. } => {
+                let code = error.map_or("unauthorized", super::error::ChallengeError::as_str);
+                self.decided("deny", code, message, None);
+            }
+            Error::Unavailable { source, .. } => {
+                self.decided("fail", "unavailable", &source.to_string(), None);
+            }
+            Error::Panicked => self.decided("fail", "panic", "the request's code panicked", None),
+            Error::Registry(error) => match &**error {
+                RegistryError::Denied(denial) => self.denied(denial),
+                RegistryError::Held { reason, .. } => self.decided("hold", "held", reason, None),
+                // The decision was made before; what happened after it is not the audit's.
+                _ => {}
+            },
+            Error::Route(_) => {}
+        }
+        log(error);
+    }
+}
+
+impl Drop for Exchange {
+    /// The client left before there was a response.
+    fn drop(&mut self) {
+        if let Some(audit) = self.audit.take() {
+            audit.log();
+        }
+        if let Some(mut access) = self.access.take() {
+            access.received = self.received.load(Ordering::Relaxed);
+            access.duration = self.started.elapsed();
+            self.telemetry
+                .count_request(access.operation, access.status, access.duration);
+            self.telemetry.count_bytes(access.received, 0);
+            access.log();
+        }
+    }
+}
+
+/// What answers a request that did not fail.
+#[derive(Debug)]
+pub enum Done {
+    /// The registry's outcome.
+    Outcome(gantry_registry::Outcome),
+    /// `OPTIONS`.
+    Options(&'static str),
+    /// An answer outside `/v2/`.
+    Plain(Box<Reply>),
+}
+
+fn log(error: &Error) {
+    use std::error::Error as _;
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        chain.push_str(": ");
+        chain.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    let (code, chain) = (error.answer().code, chain.as_str());
+    match error.answer().level {
+        tracing::Level::ERROR => tracing::error!(error.code = code, error = chain, "failed"),
+        tracing::Level::WARN => tracing::warn!(error.code = code, error = chain, "failed"),
+        _ => tracing::debug!(error.code = code, error = chain, "refused"),
+    }
+}
+
+/// 128 random bits in hex. A client's own id is not taken over: it could be another request's.
+fn request_id() -> String {
+    use std::fmt::Write as _;
+    let mut bytes = [0_u8; 16];
+    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+        tracing::error!("no randomness for a request id");
+    }
+    bytes
+        .iter()
+        .fold(String::with_capacity(32), |mut id, byte| {
+            if write!(id, "{byte:02x}").is_err() {
+                id.push('0');
+            }
+            id
+        })
+}

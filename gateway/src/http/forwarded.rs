@@ -1,0 +1,242 @@
+//! Who the client is and how it addresses us, after trusted proxies are taken off.
+//!
+//! Invariant: an `X-Forwarded-*` value counts only when the peer that sent it is trusted, and is read from the right, because
+//! everything left of the last trusted hop is whatever the client wrote.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, header, request::Parts};
+
+use crate::config::Network;
+
+/// The client's side of a request.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Origin {
+    /// The client's address.
+    pub address: IpAddr,
+    /// Host and port as the client addresses us; `None` when it does not say, or says nonsense.
+    pub host: Option<String>,
+    /// `https` or `http`, as the client sees it.
+    pub scheme: &'static str,
+}
+
+/// Reads the origin of a request that came from `peer` over TLS or not.
+#[must_use]
+pub fn origin(parts: &Parts, peer: IpAddr, tls: bool, trusted: &[Network]) -> Origin {
+    let peer = peer.to_canonical();
+    let scheme = if tls { "https" } else { "http" };
+    let host = own_host(parts);
+    if !is_trusted(peer, trusted) {
+        return Origin {
+            address: peer,
+            host,
+            scheme,
+        };
+    }
+    let headers = &parts.headers;
+    let scheme = match last(headers, "x-forwarded-proto").as_deref() {
+        Some("https") => "https",
+        Some("http") => "http",
+        _ => scheme,
+    };
+    Origin {
+        address: forwarded_for(headers, peer, trusted),
+        host: last(headers, "x-forwarded-host")
+            .filter(|host| is_host(host))
+            .or(host),
+        scheme,
+    }
+}
+
+/// The right-most address that is not a trusted proxy's.
+fn forwarded_for(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr {
+    let mut client = peer;
+    let lines: Vec<&str> = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
+    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+        let Some(address) = parse_address(hop.trim()) else {
+            break;
+        };
+        client = address;
+        if !is_trusted(client, trusted) {
+            break;
+        }
+    }
+    client
+}
+
+/// An address, perhaps with a port, perhaps in brackets.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_canonical());
+    }
+    if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
+        return Some(socket.ip().to_canonical());
+    }
+    let inner = text.strip_prefix('[')?.strip_suffix(']')?;
+    inner
+        .parse::<IpAddr>()
+        .ok()
+        .map(|address| address.to_canonical())
+}
+
+fn last(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+    let value = value.rsplit(',').next()?.trim().to_ascii_lowercase();
+    (!value.is_empty()).then_some(value)
+}
+
+fn own_host(parts: &Parts) -> Option<String> {
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    let host = match authority {
+        Some(authority) => authority,
+        None => parts.headers.get(header::HOST)?.to_str().ok()?,
+    };
+    is_host(host).then(|| host.to_ascii_lowercase())
+}
+
+/// Only characters that may stand in a quoted challenge and in a URL's authority, without user information.
+fn is_host(host: &str) -> bool {
+    !host.is_empty()
+        && host.len() <= 255
+        && host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
+}
+
+fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
+    trusted.iter().any(|network| covers(network, address))
+}
+
+fn covers(network: &Network, address: IpAddr) -> bool {
+    let (own, other, width) = match (network.address.to_canonical(), address) {
+        (IpAddr::V4(own), IpAddr::V4(other)) => {
+            (u128::from(own.to_bits()), u128::from(other.to_bits()), 32)
+        }
+        (IpAddr::V6(own), IpAddr::V6(other)) => (own.to_bits(), other.to_bits(), 128),
+        _ => return false,
+    };
+    let ignored = u32::from(width - network.prefix.min(width));
+    own.checked_shr(ignored) == other.checked_shr(ignored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(text: &str) -> Network {
+        let (address, prefix) = text.split_once('/').unwrap();
+        Network {
+            address: address.parse().unwrap(),
+            prefix: prefix.parse().unwrap(),
+        }
+    }
+
+    fn read(peer: &str, headers: &[(&str, &str)]) -> Origin {
+        let mut request = http::Request::builder().uri("/v2/");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let trusted = [network("10.0.0.0/8"), network("fd00::/8")];
+        origin(&parts, peer.parse().unwrap(), false, &trusted)
+    }
+
+    fn address(peer: &str, forwarded: &str) -> String {
+        read(peer, &[("x-forwarded-for", forwarded)])
+            .address
+            .to_string()
+    }
+
+    #[test]
+    fn a_strangers_forwarded_headers_are_ignored() {
+        let origin = read(
+            "192.0.2.1",
+            &[
+                ("host", "gw.example"),
+                ("x-forwarded-for", "1.1.1.1"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "evil.example"),
+            ],
+        );
+        assert_eq!(origin.address.to_string(), "192.0.2.1");
+        assert_eq!(origin.host.as_deref(), Some("gw.example"));
+        assert_eq!(origin.scheme, "http");
+    }
+
+    #[test]
+    fn a_trusted_proxy_says_scheme_host_and_address() {
+        let origin = read(
+            "10.1.2.3",
+            &[
+                ("host", "inner:5000"),
+                ("x-forwarded-for", "1.1.1.1"),
+                ("x-forwarded-proto", "HTTPS"),
+                ("x-forwarded-host", "GW.example:8443"),
+            ],
+        );
+        assert_eq!(origin.address.to_string(), "1.1.1.1");
+        assert_eq!(origin.host.as_deref(), Some("gw.example:8443"));
+        assert_eq!(origin.scheme, "https");
+    }
+
+    #[test]
+    fn addresses_are_read_from_the_right_up_to_the_first_stranger() {
+        for (peer, forwarded, expected) in [
+            ("10.0.0.1", "6.6.6.6, 1.1.1.1", "1.1.1.1"),
+            ("10.0.0.1", "6.6.6.6, 1.1.1.1, 10.9.9.9", "1.1.1.1"),
+            ("10.0.0.1", "1.1.1.1, junk", "10.0.0.1"),
+            ("10.0.0.1", "junk, 1.1.1.1", "1.1.1.1"),
+            ("10.0.0.1", "10.2.2.2", "10.2.2.2"),
+            ("10.0.0.1", "1.1.1.1:4711", "1.1.1.1"),
+            ("10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
+            ("10.0.0.1", "[2001:db8::1]", "2001:db8::1"),
+            ("10.0.0.1", "", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "1.1.1.1", "1.1.1.1"),
+            ("fd00::1", "1.1.1.1", "1.1.1.1"),
+            ("fe80::1", "1.1.1.1", "fe80::1"),
+        ] {
+            assert_eq!(address(peer, forwarded), expected, "{peer} {forwarded}");
+        }
+    }
+
+    #[test]
+    fn two_lines_are_one_list() {
+        let headers = [
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-for", "1.1.1.1"),
+        ];
+        assert_eq!(read("10.0.0.1", &headers).address.to_string(), "1.1.1.1");
+    }
+
+    #[test]
+    fn a_host_that_could_break_out_of_a_challenge_is_no_host() {
+        for host in ["a\"b", "a b", "user@host", "a/b", "a,b", ""] {
+            assert_eq!(read("192.0.2.1", &[("host", host)]).host, None, "{host}");
+        }
+    }
+
+    #[test]
+    fn networks_cover_by_their_leading_bits() {
+        for (net, address, expected) in [
+            ("0.0.0.0/0", "8.8.8.8", true),
+            ("127.0.0.1/32", "127.0.0.1", true),
+            ("127.0.0.1/32", "127.0.0.2", false),
+            ("10.0.0.0/9", "10.127.0.1", true),
+            ("10.0.0.0/9", "10.128.0.1", false),
+            ("::/0", "::1", true),
+            ("::/0", "127.0.0.1", false),
+            ("2001:db8::/32", "2001:db8:1::1", true),
+            ("2001:db8::/32", "2001:db9::1", false),
+        ] {
+            assert_eq!(
+                covers(&network(net), address.parse().unwrap()),
+                expected,
+                "{net} {address}"
+            );
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Outcome → status, headers, body; failure → OCI error JSON. The only code that makes response bytes.
+//!
+//! Invariants: `Content-Length` is exact, also for HEAD; nothing is compressed, converted or given a charset; `Location` and `Link` are
+//! relative, so that no proxy in front can make them wrong.
+
+mod failure;
+mod paths;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gantry_model::{Digest, RepositoryName, media_type};
+use gantry_registry::{BlobContent, Outcome, ServedBlob, ServedManifest, UploadState};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+pub use self::failure::failure;
+pub(super) use self::paths::encode;
+use super::{body::ResponseBody, challenge::Challenge};
+
+/// What of the request the answer depends on.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Echoed in `X-Request-Id` and in 5xx bodies.
+    pub request_id: Arc<str>,
+    /// Whether the method is HEAD.
+    pub head: bool,
+    /// `If-None-Match`, all lines joined.
+    pub if_none_match: Option<String>,
+    /// The `?ns=` value that decided, when one did.
+    pub namespace: Option<Arc<str>>,
+    /// How a 401 invites.
+    pub challenge: Challenge,
+}
+
+/// A response under construction.
+pub type Reply = Response<ResponseBody>;
+
+/// Renders an outcome.
+#[must_use]
+pub fn outcome(frame: &Frame, outcome: Outcome) -> Reply {
+    let mut reply = match outcome {
+        Outcome::Alive => document(frame, "application/json", Bytes::from_static(b"{}")),
+        Outcome::Catalog { repositories, next } => catalog(frame, &repositories, next),
+        Outcome::Manifest(served) => manifest(frame, *served),
+        Outcome::ManifestPushed {
+            repository,
+            digest,
+            subject,
+            tags,
+            warnings,
+        } => {
+            let mut reply = created(&paths::manifest(&repository, &digest), &digest);
+            if let Some(subject) = subject {
+                set(&mut reply, "oci-subject", subject.as_str());
+            }
+            for tag in tags {
+                append(&mut reply, "oci-tag", tag.as_str());
+            }
+            warn(&mut reply, &warnings);
+            reply
+        }
+        Outcome::Deleted => empty(StatusCode::ACCEPTED),
+        Outcome::Blob(served) => blob(frame, *served),
+        Outcome::UploadAccepted(state) => upload(StatusCode::ACCEPTED, &state),
+        Outcome::UploadStatus(state) => upload(StatusCode::NO_CONTENT, &state),
+        Outcome::UploadCancelled => empty(StatusCode::NO_CONTENT),
+        Outcome::BlobPushed { repository, digest } => {
+            created(&paths::blob(&repository, &digest), &digest)
+        }
+        Outcome::Tags {
+            repository,
+            tags,
+            next,
+        } => {
+            let body = json!({ "name": repository.spelled.as_str(), "tags":
+                tags.iter().map(gantry_model::Tag::as_str).collect::<Vec<_>>() });
+            let mut reply = document(frame, "application/json", body.to_string());
+            if let (Some(size), Some(last)) = (next, tags.last()) {
+                let link = paths::next_tags(&repository, last, size);
+                set(&mut reply, "link", &link);
+            }
+            reply
+        }
+        Outcome::Referrers { index, filtered } => {
+            let mut reply = document(frame, media_type::OCI_INDEX, index);
+            if filtered {
+                set(&mut reply, "oci-filters-applied", "artifactType");
+            }
+            reply
+        }
+    };
+    if let Some(namespace) = &frame.namespace {
+        set(&mut reply, "oci-namespace", namespace);
+    }
+    finish(frame, &mut reply);
+    reply
+}
+
+/// `OPTIONS`.
+#[must_use]
+pub fn options(frame: &Frame, allow: &'static str) -> Reply {
+    let mut reply = empty(StatusCode::OK);
+    set(&mut reply, "allow", allow);
+    finish(frame, &mut reply);
+    reply
+}
+
+/// JSON or text outside `/v2/`: the token endpoint, health, metrics.
+#[must_use]
+pub fn plain(
+    request_id: &str,
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Reply {
+    let body = body.into();
+    let mut reply = with_status(status);
+    set(&mut reply, "content-type", content_type);
+    set(&mut reply, "content-length", &body.len().to_string());
+    set(&mut reply, "x-request-id", request_id);
+    *reply.body_mut() = ResponseBody::bytes(body);
+    reply
+}
+
+fn catalog(frame: &Frame, repositories: &[RepositoryName], next: Option<usize>) -> Reply {
+    let names: Vec<&str> = repositories.iter().map(RepositoryName::as_str).collect();
+    let body = json!({ "repositories": names });
+    let mut reply = document(frame, "application/json", body.to_string());
+    if let (Some(size), Some(last)) = (next, repositories.last()) {
+        set(&mut reply, "link", &paths::next_catalog(last, size));
+    }
+    reply
+}
+
+fn manifest(frame: &Frame, served: ServedManifest) -> Reply {
+    let length = served.bytes.len();
+    let mut reply = if matches(frame, &served.digest) {
+        with_status(StatusCode::NOT_MODIFIED)
+    } else {
+        let mut reply = with_status(StatusCode::OK);
+        set(&mut reply, "content-type", served.media_type.as_str());
+        set(&mut reply, "content-length", &length.to_string());
+        if served.body && !frame.head {
+            *reply.body_mut() = ResponseBody::bytes(served.bytes);
+        }
+        reply
+    };
+    identify(&mut reply, &served.digest);
+    if let Some(stale) = served.stale {
+        set(&mut reply, "age", &stale.age.as_secs().to_string());
+        append(&mut reply, "warning", "110 - \"Response is Stale\"");
+    }
+    warn(&mut reply, &served.warnings);
+    reply
+}
+
+fn blob(frame: &Frame, served: ServedBlob) -> Reply {
+    if matches(frame, &served.digest) {
+        let mut reply = with_status(StatusCode::NOT_MODIFIED);
+        identify(&mut reply, &served.digest);
+        return reply;
+    }
+    let mut reply = with_status(StatusCode::OK);
+    set(&mut reply, "content-type", media_type::OCTET_STREAM);
+    set(&mut reply, "accept-ranges", "bytes");
+    identify(&mut reply, &served.digest);
+    warn(&mut reply, &served.warnings);
+    let (offset, length) = match &served.range {
+        None => (0, served.size),
+        Some(range) => {
+            *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let total = served
+                .size
+                .map_or_else(|| "*".to_owned(), |size| size.to_string());
+            let (first, last) = (range.start(), range.end());
+            set(
+                &mut reply,
+                "content-range",
+                &format!("bytes {first}-{last}/{total}"),
+            );
+            (*first, Some((last - first).saturating_add(1)))
+        }
+    };
+    if let Some(length) = length {
+        set(&mut reply, "content-length", &length.to_string());
+    }
+    if !frame.head {
+        *reply.body_mut() = match served.content {
+            BlobContent::Published(blob) => {
+                let length = length.unwrap_or_else(|| blob.size());
+                ResponseBody::blob(blob, offset, length)
+            }
+            BlobContent::Filling(stream) => ResponseBody::stream(stream, length),
+            BlobContent::HeadersOnly => ResponseBody::empty(),
+        };
+    }
+    reply
+}
+
+/// Whether `If-None-Match` names this content: quoted, unquoted, weak or `*`.
+fn matches(frame: &Frame, digest: &Digest) -> bool {
+    let Some(tags) = &frame.if_none_match else {
+        return false;
+    };
+    tags.split(',').map(str::trim).any(|tag| {
+        let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
+        tag == "*" || tag == digest.as_str()
+    })
+}
+
+fn identify(reply: &mut Reply, digest: &Digest) {
+    set(reply, "docker-content-digest", digest.as_str());
+    set(reply, "etag", &format!("\"{digest}\""));
+}
+
+fn document(frame: &Frame, content_type: &str, body: impl Into<Bytes>) -> Reply {
+    let body = body.into();
+    let mut reply = with_status(StatusCode::OK);
+    set(&mut reply, "content-type", content_type);
+    set(&mut reply, "content-length", &body.len().to_string());
+    if !frame.head {
+        *reply.body_mut() = ResponseBody::bytes(body);
+    }
+    reply
+}
+
+fn created(location: &str, digest: &Digest) -> Reply {
+    let mut reply = empty(StatusCode::CREATED);
+    set(&mut reply, "location", location);
+    set(&mut reply, "docker-content-digest", digest.as_str());
+    reply
+}
+
+fn upload(status: StatusCode, state: &UploadState) -> Reply {
+    let mut reply = empty(status);
+    upload_headers(&mut reply, state);
+    reply
+}
+
+/// Where an upload stands. `0-0` is both "nothing" and "one byte": docker parses two numbers and needs them to be there.
+fn upload_headers(reply: &mut Reply, state: &UploadState) {
+    set(
+        reply,
+        "location",
+        &paths::upload(&state.repository, state.upload),
+    );
+    let last = state.received.saturating_sub(1);
+    set(reply, "range", &format!("0-{last}"));
+    set(reply, "docker-upload-uuid", &state.upload.to_string());
+}
+
+fn empty(status: StatusCode) -> Reply {
+    let mut reply = with_status(status);
+    if status != StatusCode::NO_CONTENT {
+        set(&mut reply, "content-length", "0");
+    }
+    reply
+}
+
+fn with_status(status: StatusCode) -> Reply {
+    let mut reply = Response::new(ResponseBody::empty());
+    *reply.status_mut() = status;
+    reply
+}
+
+/// What every answer under `/v2/` carries.
+fn finish(frame: &Frame, reply: &mut Reply) {
+    set(reply, "docker-distribution-api-version", "registry/2.0");
+    set(reply, "x-content-type-options", "nosniff");
+    set(reply, "x-request-id", &frame.request_id);
+}
+
+/// `Warning: 299 - "…"` (distribution-spec, "Warnings"): at most 4096 bytes in all.
+fn warn(reply: &mut Reply, warnings: &[String]) {
+    let mut left = 4096_usize;
+    for warning in warnings {
+        let value = format!("299 - \"{}\"", quotable(warning, 512));
+        let Some(rest) = left.checked_sub(value.len()) else {
+            return;
+        };
+        left = rest;
+        append(reply, "warning", &value);
+    }
+}
+
+/// At most `max` characters that may stand between quotes in a header.
+pub(super) fn quotable(text: &str, max: usize) -> String {
+    let mut quoted = String::with_capacity(text.len().min(max));
+    for character in text.chars().take(max) {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            ' '..='~' => quoted.push(character),
+            _ if character.is_whitespace() => quoted.push(' '),
+            _ => quoted.push('?'),
+        }
+    }
+    quoted
+}
+
+/// Sets a header. Every value comes from parsed types; one that still cannot stand in a header is left out rather than broken.
+fn set(reply: &mut Reply, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        reply
+            .headers_mut()
+            .insert(HeaderName::from_static(name), value);
+    }
+}
+
+fn append(reply: &mut Reply, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        reply
+            .headers_mut()
+            .append(HeaderName::from_static(name), value);
+    }
+}
+
+/// Every line of `If-None-Match`, joined as one list.
+#[must_use]
+pub fn if_none_match(headers: &http::HeaderMap) -> Option<String> {
+    let lines: Vec<&str> = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
+    (!lines.is_empty()).then(|| lines.join(","))
+}

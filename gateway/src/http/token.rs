@@ -1,0 +1,327 @@
+//! The token endpoint: `GET` and `POST /token` of docker's token protocol.
+//!
+//! Owns the forms a request may have and the answer's shape. Granting less than asked is no error, nor is a scope nobody knows; a bad
+//! credential is. There are no refresh tokens: docker would keep one instead of the password and could never fall back.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gantry_model::{Repository, Scope, namespace::Address};
+use gantry_plugin_host::Credential;
+use gantry_registry::{Body, BodyError, Error as RegistryError};
+use http::{Method, StatusCode, header, request::Parts};
+use serde_json::json;
+
+use super::{
+    credential,
+    error::Error,
+    exchange::Exchange,
+    respond,
+    route::{Query, RouteError},
+};
+use crate::{
+    app::App,
+    auth::{self, IssuedToken, TokenRequest},
+};
+
+/// Bytes of a form at most.
+const MAX_FORM_BYTES: usize = 64 << 10;
+
+/// Scopes of one request at most; more are dropped like unknown ones.
+const MAX_SCOPES: usize = 64;
+
+/// Answers a request to `/token`.
+///
+/// # Errors
+/// [`Error::Unauthorized`] for a bad credential; [`Error::Route`] for a request that is no token request.
+pub async fn answer(
+    app: &App,
+    exchange: &mut Exchange,
+    parts: &Parts,
+    body: Body,
+) -> Result<respond::Reply, Error> {
+    let form = Form::read(parts, body).await?;
+    let credential = form.credential(parts)?;
+    let client = Arc::clone(exchange.client());
+    let identified = exchange
+        .deadline(auth::authenticate(app, &client, credential))
+        .await?;
+    exchange.identified(&identified.principal);
+    let address = Address {
+        host: exchange.origin().host.as_deref(),
+        path_prefix: None,
+        namespace: form.query.single("ns")?,
+    };
+    let request = TokenRequest {
+        request_id: Arc::clone(exchange.request_id()),
+        client,
+        identified,
+        scopes: resolve(app, address, form.scopes()),
+        service: exchange.frame().challenge.service.clone(),
+    };
+    let token = exchange.deadline(auth::issue_token(app, request)).await?;
+    exchange.allowed("token-issued", "a token was issued");
+    Ok(render(exchange.request_id(), &token))
+}
+
+/// The parameters, from the query and from the form.
+struct Form {
+    query: Query,
+    form: Query,
+}
+
+impl Form {
+    async fn read(parts: &Parts, body: Body) -> Result<Self, Error> {
+        let query = Query::parse(parts.uri.query().unwrap_or_default())?;
+        let form = match parts.method {
+            Method::GET => Query::default(),
+            Method::POST => Self::read_body(parts, body).await?,
+            _ => return Err(RouteError::MethodNotAllowed { allow: "GET, POST" }.into()),
+        };
+        let form = Self { query, form };
+        // containerd and BuildKit ask again by GET after a 404, but not after a 400.
+        let offered = form.form.all("grant_type").all(|kind| kind == "password");
+        if offered {
+            Ok(form)
+        } else {
+            Err(RouteError::NotFound.into())
+        }
+    }
+
+    async fn read_body(parts: &Parts, body: Body) -> Result<Query, Error> {
+        let form = parts
+            .headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split(';').next())
+            .is_some_and(|value| {
+                value
+                    .trim()
+                    .eq_ignore_ascii_case("application/x-www-form-urlencoded")
+            });
+        if !form {
+            return Err(RouteError::NotFound.into());
+        }
+        let bytes: Bytes = body.read_capped(MAX_FORM_BYTES).await.map_err(body_error)?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|_bytes| RouteError::Encoding("not UTF-8"))?;
+        Ok(Query::parse(text)?)
+    }
+
+    fn credential(&self, parts: &Parts) -> Result<Credential, Error> {
+        let shown = credential::parse(&parts.headers)?;
+        if shown != Credential::Anonymous {
+            return Ok(shown);
+        }
+        let username = self.form.single("username")?;
+        let password = self.form.single("password")?;
+        Ok(match (username, password) {
+            (Some(username), Some(password)) => Credential::Basic {
+                username: username.to_owned(),
+                password: password.to_owned(),
+            },
+            _ => Credential::Anonymous,
+        })
+    }
+
+    /// Every scope, repeated or joined by spaces, merged by resource. What is no scope is dropped.
+    fn scopes(&self) -> Vec<Scope> {
+        let mut scopes: Vec<Scope> = Vec::new();
+        let words = [&self.query, &self.form]
+            .into_iter()
+            .flat_map(|query| query.all("scope"))
+            .flat_map(str::split_whitespace);
+        for scope in words.filter_map(|word| word.parse::<Scope>().ok()) {
+            let known = scopes
+                .iter_mut()
+                .find(|known| known.kind == scope.kind && known.name == scope.name);
+            if let Some(known) = known {
+                known.actions.extend(scope.actions);
+            } else if scopes.len() < MAX_SCOPES {
+                scopes.push(scope);
+            }
+        }
+        scopes
+    }
+}
+
+fn resolve(
+    app: &App,
+    address: Address<'_>,
+    scopes: Vec<Scope>,
+) -> Vec<(Scope, Option<Repository>)> {
+    scopes
+        .into_iter()
+        .map(|scope| {
+            let repository = (scope.kind == "repository")
+                .then(|| app.namespaces.resolve_in_scope(address, &scope.name).ok())
+                .flatten();
+            (scope, repository)
+        })
+        .collect()
+}
+
+fn body_error(error: BodyError) -> Error {
+    RegistryError::Body(error).into()
+}
+
+/// The union of the fields that clients read.
+fn render(request_id: &str, token: &IssuedToken) -> respond::Reply {
+    let issued_at = i64::try_from(token.issued_at)
+        .ok()
+        .and_then(|second| jiff::Timestamp::from_second(second).ok())
+        .map(|timestamp| timestamp.to_string());
+    let scopes: Vec<String> = token.scopes.iter().map(ToString::to_string).collect();
+    let body = json!({
+        "token": token.token,
+        "access_token": token.token,
+        "expires_in": token.expires_in,
+        "issued_at": issued_at,
+        "scope": scopes.join(" "),
+    });
+    let mut reply = respond::plain(
+        request_id,
+        StatusCode::OK,
+        "application/json",
+        body.to_string(),
+    );
+    reply.headers_mut().insert(
+        header::CACHE_CONTROL,
+        http::HeaderValue::from_static("no-store"),
+    );
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn parts(method: &str, uri: &str, content_type: Option<&str>) -> Parts {
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    const FORM: Option<&str> = Some("application/x-www-form-urlencoded; charset=utf-8");
+
+    async fn read(parts: &Parts, body: &str) -> Result<Form, StatusCode> {
+        let body = Body::from_bytes(Bytes::copy_from_slice(body.as_bytes()));
+        Form::read(parts, body)
+            .await
+            .map_err(|error| error.answer().status)
+    }
+
+    fn scopes(form: &Form) -> Vec<String> {
+        form.scopes().iter().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test]
+    async fn scopes_are_split_merged_and_the_malformed_dropped() {
+        let uri = "/token?service=gw&account=a&client_id=docker&offline_token=true\
+             &scope=repository:a/b:push,pull&scope=repository:c/d:pull+repository:a/b:delete\
+             &scope=nonsense&scope=&scope=repository(plugin):e:pull&scope=registry:catalog:*";
+        let form = read(&parts("GET", uri, None), "").await.ok().unwrap();
+        assert_eq!(
+            scopes(&form),
+            [
+                "repository:a/b:delete,pull,push",
+                "repository:c/d:pull",
+                "repository:e:pull",
+                "registry:catalog:*"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_form_shows_username_and_password() {
+        let parts = parts("POST", "/token?ns=ghcr.io", FORM);
+        let body =
+            "grant_type=password&username=al%69ce&password=p%26+w&scope=repository%3Ax%3Apull";
+        let form = read(&parts, body).await.ok().unwrap();
+        assert!(
+            form.credential(&parts).ok()
+                == Some(Credential::Basic {
+                    username: "alice".to_owned(),
+                    password: "p& w".to_owned()
+                })
+        );
+        assert_eq!(scopes(&form), ["repository:x:pull"]);
+        assert_eq!(form.query.single("ns").ok().flatten(), Some("ghcr.io"));
+    }
+
+    #[tokio::test]
+    async fn what_we_do_not_offer_makes_clients_fall_back_to_get() {
+        let refresh = "grant_type=refresh_token&refresh_token=x";
+        for (parts, body) in [
+            (parts("POST", "/token", FORM), refresh),
+            (
+                parts("POST", "/token", FORM),
+                "grant_type=client_credentials",
+            ),
+            (parts("POST", "/token", Some("application/json")), "{}"),
+            (parts("POST", "/token", None), ""),
+        ] {
+            assert_eq!(read(&parts, body).await.err(), Some(StatusCode::NOT_FOUND));
+        }
+        let put = parts("PUT", "/token", FORM);
+        assert_eq!(
+            read(&put, "").await.err(),
+            Some(StatusCode::METHOD_NOT_ALLOWED)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_form_that_is_too_large_is_refused() {
+        let body = "a".repeat(MAX_FORM_BYTES + 1);
+        let parts = parts("POST", "/token", FORM);
+        assert_eq!(
+            read(&parts, &body).await.err(),
+            Some(StatusCode::PAYLOAD_TOO_LARGE)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_thousand_scopes_are_cut() {
+        use std::fmt::Write as _;
+        let mut body = String::from("a=b");
+        for index in 0..1000 {
+            write!(body, "&scope=repository:r{index}:pull").unwrap();
+        }
+        // 1000 pairs is more than a query may have: only one parameter with many scopes gets this far.
+        let parts = parts("POST", "/token", FORM);
+        assert_eq!(
+            read(&parts, &body).await.err(),
+            Some(StatusCode::BAD_REQUEST)
+        );
+        let joined = body
+            .trim_start_matches("a=b&scope=")
+            .replace("&scope=", "+");
+        let form = read(&parts, &format!("scope={joined}")).await.ok().unwrap();
+        assert_eq!(form.scopes().len(), MAX_SCOPES);
+    }
+
+    #[test]
+    fn the_answer_has_every_field_that_clients_read() {
+        let token = IssuedToken {
+            token: "abc".to_owned(),
+            expires_in: 300,
+            issued_at: 1_795_271_038,
+            scopes: vec!["repository:a/b:pull".parse().unwrap()],
+        };
+        let reply = render("id", &token);
+        assert_eq!(reply.headers()["content-type"], "application/json");
+        assert_eq!(reply.headers()["cache-control"], "no-store");
+        let text = reply.body().text();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["token"], "abc");
+        assert_eq!(json["access_token"], "abc");
+        assert_eq!(json["expires_in"], 300);
+        assert_eq!(json["issued_at"], "2026-11-21T14:23:58Z");
+        assert_eq!(json["scope"], "repository:a/b:pull");
+        assert!(json.get("refresh_token").is_none());
+    }
+}

@@ -1,0 +1,270 @@
+//! One connection: handshake, protocol, requests, end.
+//!
+//! Owns which limit applies when. The protocol is found out here and not by hyper-util's automatic connection, which waits for ever for
+//! the rest of half an HTTP/2 preface.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::AsyncReadExt as _,
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    Handler, Peer, Shared, Stage,
+    activity::{Activity, Limits},
+    head::{HeadGuard, MAX_HEAD_BYTES},
+    io::{Transport, Wire},
+    reached,
+    served::{self, Streams},
+    set_user_timeout, subject,
+};
+use crate::http::pace::Rate;
+
+/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Headers of one request at most.
+const MAX_HEADERS: usize = 100;
+
+/// Bytes hyper buffers per connection; larger means fewer, larger reads.
+const MAX_BUFFER_BYTES: usize = 1 << 20;
+
+/// Limits of HTTP/2, each against a known flood.
+const MAX_STREAMS: u32 = 128;
+const MAX_PENDING_RESETS: usize = 32;
+const MAX_ERROR_RESETS: usize = 256;
+const MAX_SEND_BYTES: usize = 256 << 10;
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A connection that was accepted.
+pub(super) struct Connection<H> {
+    pub(super) shared: Arc<Shared<H>>,
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    pub(super) address: IpAddr,
+    /// Its place among all connections, given back when it ends.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+impl<H: Handler> Connection<H> {
+    /// Serves it to its end.
+    pub(super) async fn run(self, transport: Transport) {
+        let gauge = self.shared.telemetry.connections.clone();
+        gauge.inc();
+        let stage = self.shared.stage.clone();
+        let drain = self.shared.edge.drain_timeout;
+        let end = async {
+            reached(stage.clone(), Stage::Drain).await;
+            tokio::select! {
+                () = reached(stage, Stage::Abort) => {}
+                () = tokio::time::sleep(drain) => {}
+            }
+        };
+        tokio::select! {
+            () = self.serve(transport) => {}
+            () = end => {}
+        }
+        gauge.dec();
+    }
+
+    fn rate(&self) -> Rate {
+        Rate {
+            bytes_per_second: self.shared.edge.minimum_rate,
+            window: self.shared.edge.minimum_rate_window,
+        }
+    }
+
+    async fn serve(self, transport: Transport) {
+        set_user_timeout(&transport, self.shared.edge.minimum_rate_window);
+        let limit = Instant::now() + self.shared.edge.header_timeout;
+        let stage = self.shared.stage.clone();
+        let begun = async {
+            let (mut transport, peer) = self.handshake(transport).await?;
+            let (version, first) = detect(&mut transport).await?;
+            Some((transport, peer, version, first))
+        };
+        let begun = tokio::select! {
+            begun = timeout_at(limit, begun) => begun,
+            // Nothing was asked yet: nothing to finish.
+            () = reached(stage, Stage::Drain) => return,
+        };
+        let Ok(Some((transport, peer, version, first))) = begun else {
+            tracing::debug!(client.address = %self.address, "a connection ended before its first request");
+            return;
+        };
+        let activity = Activity::new(Limits {
+            header: self.shared.edge.header_timeout,
+            idle: self.shared.edge.idle_timeout,
+        });
+        let guard = match version {
+            Version::Http1 => {
+                activity.head_began();
+                HeadGuard::new(first)
+            }
+            Version::Http2 => HeadGuard::aside(first),
+        };
+        let wire = Wire::new(transport, guard, Arc::clone(&activity), self.rate());
+        let result = match version {
+            Version::Http1 => self.http1(wire, peer, activity).await,
+            Version::Http2 => self.http2(wire, peer, activity).await,
+        };
+        if let Err(error) = result {
+            let error: &dyn std::error::Error = &error;
+            tracing::debug!(client.address = %self.address, error, "a connection ended early");
+        }
+        drop(self.place);
+    }
+
+    async fn handshake(&self, transport: Transport) -> Option<(Transport, Peer)> {
+        let mut peer = Peer {
+            address: self.address,
+            tls: false,
+            tls_subject: None,
+        };
+        let (tls, stream) = match (&self.tls, transport) {
+            (Some(tls), Transport::Tcp(stream)) => (tls, stream),
+            (_, transport) => return Some((transport, peer)),
+        };
+        match TlsAcceptor::from(Arc::clone(tls)).accept(stream).await {
+            Ok(stream) => {
+                peer.tls = true;
+                let certificate = stream
+                    .get_ref()
+                    .1
+                    .peer_certificates()
+                    .and_then(<[_]>::first);
+                peer.tls_subject = certificate.and_then(|certificate| subject::read(certificate));
+                Some((Transport::Tls(Box::new(stream)), peer))
+            }
+            Err(error) => {
+                tracing::debug!(client.address = %self.address, %error, "TLS handshake failed");
+                None
+            }
+        }
+    }
+
+    async fn http1(
+        &self,
+        wire: Wire,
+        peer: Peer,
+        activity: Arc<Activity>,
+    ) -> Result<(), hyper::Error> {
+        let edge = &self.shared.edge;
+        let handler = Arc::clone(&self.shared.handler);
+        let watch = Arc::clone(&activity);
+        let peer = Arc::new(peer);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (handler, peer) = (Arc::clone(&handler), Arc::clone(&peer));
+            let activity = Arc::clone(&activity);
+            async move { served::serve(&*handler, &peer, &activity, request).await }
+        });
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // Ours are stricter and know idle from half a head; hyper's stays as the last resort.
+            .header_read_timeout(edge.idle_timeout + edge.header_timeout)
+            .max_headers(MAX_HEADERS)
+            .max_header_size(MAX_HEAD_BYTES)
+            .max_buf_size(MAX_BUFFER_BYTES)
+            .half_close(false)
+            .serve_connection(TokioIo::new(wire), service);
+        let mut drain = std::pin::pin!(reached(self.shared.stage.clone(), Stage::Drain));
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                result = &mut connection => return result,
+                () = watch.expired() => return Ok(()),
+                () = &mut drain, if !draining => {
+                    draining = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        }
+    }
+
+    async fn http2(
+        &self,
+        wire: Wire,
+        peer: Peer,
+        activity: Arc<Activity>,
+    ) -> Result<(), hyper::Error> {
+        let handler = Arc::clone(&self.shared.handler);
+        let watch = Arc::clone(&activity);
+        let peer = Arc::new(peer);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (handler, peer) = (Arc::clone(&handler), Arc::clone(&peer));
+            let activity = Arc::clone(&activity);
+            async move { served::serve(&*handler, &peer, &activity, request).await }
+        });
+        let streams = Streams {
+            rate: self.rate(),
+            hidden: MAX_SEND_BYTES as u64,
+        };
+        let mut connection = http2::Builder::new(streams)
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_local_error_reset_streams(MAX_ERROR_RESETS)
+            .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+            .max_send_buf_size(MAX_SEND_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .serve_connection(TokioIo::new(wire), service);
+        let mut drain = std::pin::pin!(reached(self.shared.stage.clone(), Stage::Drain));
+        tokio::select! {
+            result = &mut connection => return result,
+            () = watch.expired() => {
+                // What is still in hyper's buffers may leave at the minimum rate, no slower.
+                Pin::new(&mut connection).graceful_shutdown();
+                let last = tokio::time::timeout(self.last_words(), connection).await;
+                return last.unwrap_or(Ok(()));
+            }
+            () = &mut drain => Pin::new(&mut connection).graceful_shutdown(),
+        }
+        connection.await
+    }
+
+    fn last_words(&self) -> Duration {
+        let buffered = (MAX_SEND_BYTES as u64)
+            .checked_div(self.shared.edge.minimum_rate)
+            .unwrap_or_default();
+        self.shared.edge.header_timeout + Duration::from_secs(buffered)
+    }
+}
+
+/// Reads until it is sure whether HTTP/2 is spoken. `None` when the client leaves.
+async fn detect(transport: &mut Transport) -> Option<(Version, BytesMut)> {
+    let mut first = BytesMut::with_capacity(1024);
+    loop {
+        if transport.read_buf(&mut first).await.ok()? == 0 {
+            return None;
+        }
+        let common = first.len().min(PREFACE.len());
+        if first.get(..common) != PREFACE.get(..common) {
+            return Some((Version::Http1, first));
+        }
+        if common == PREFACE.len() {
+            return Some((Version::Http2, first));
+        }
+    }
+}
