@@ -3,7 +3,6 @@
 //! Owns metric names, log targets and field names. Invariants: labels are bounded (no name, tag or address is one); text from
 //! outside is recorded as a string value, which every format escapes.
 
-mod hooks;
 mod lines;
 mod logging;
 
@@ -20,7 +19,6 @@ use prometheus_client::{
 };
 
 pub use self::{
-    hooks::{audit_admission, audit_ignored, audit_rejected},
     lines::{AccessLine, AuditLine},
     logging::{LogFormat, LoggingError, init},
 };
@@ -112,7 +110,7 @@ impl Telemetry {
         add(&mut registry);
     }
 
-    /// Every metric as OpenMetrics text.
+    /// Every metric as `OpenMetrics` text.
     #[must_use]
     pub fn metrics_text(&self) -> String {
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);

@@ -67,7 +67,13 @@ pub enum Error {
     Panicked,
     /// The registry has no outcome.
     #[error(transparent)]
-    Registry(#[from] RegistryError),
+    Registry(Box<RegistryError>),
+}
+
+impl From<RegistryError> for Error {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
+    }
 }
 
 /// A failure as the client sees it.
@@ -116,41 +122,13 @@ impl Answer {
 }
 
 impl Error {
-    /// Something this needs does not work now.
-    pub(crate) fn unavailable(source: impl Into<BoxError>) -> Self {
+    /// A part that is not there yet.
+    #[must_use]
+    pub fn not_built() -> Self {
         Self::Unavailable {
             retry_after: None,
-            source: source.into(),
+            source: "not built yet".into(),
         }
-    }
-
-    /// The same failure for everybody who waited for it.
-    pub(crate) fn share(&self) -> Self {
-        match self {
-            Self::Unauthorized {
-                scopes,
-                error,
-                message,
-            } => Self::Unauthorized {
-                scopes: scopes.clone(),
-                error: *error,
-                message: message.clone(),
-            },
-            Self::Denied(denial) => Self::Denied(denial.clone()),
-            other => Self::unavailable(other.chain()),
-        }
-    }
-
-    /// The whole chain of sources as text, for the log.
-    fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            source = error.source();
-        }
-        text
     }
 
     /// The table.
@@ -264,6 +242,18 @@ fn registry(error: &RegistryError) -> Answer {
             Answer::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", text)
                 .after(Some(Duration::from_secs(1)))
         }
+        RegistryError::TooManyRequests { .. }
+        | RegistryError::Body(_)
+        | RegistryError::Unavailable { .. }
+        | RegistryError::UpstreamRefused { .. }
+        | RegistryError::UpstreamInvalid { .. }
+        | RegistryError::Internal { .. } => service(error, text),
+    }
+}
+
+/// Failures of something else than the request.
+fn service(error: &RegistryError, text: String) -> Answer {
+    match error {
         RegistryError::TooManyRequests { retry_after } => {
             Answer::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", text).after(*retry_after)
         }
@@ -276,7 +266,7 @@ fn registry(error: &RegistryError) -> Answer {
         RegistryError::UpstreamInvalid { .. } => {
             Answer::new(StatusCode::BAD_GATEWAY, "UNKNOWN", text).loud(Level::WARN)
         }
-        RegistryError::Internal { .. } => internal(),
+        _ => internal(),
     }
 }
 
@@ -311,15 +301,4 @@ fn internal() -> Answer {
         "internal error",
     )
     .loud(Level::ERROR)
-}
-
-/// A plugin that fails is 503, whoever asks: never anonymous, never allowed.
-impl From<gantry_plugin_host::CallError> for Error {
-    fn from(error: gantry_plugin_host::CallError) -> Self {
-        let saturated = error.failure == gantry_plugin_host::Failure::Saturated;
-        Self::Unavailable {
-            retry_after: saturated.then_some(Duration::from_secs(1)),
-            source: Box::new(error),
-        }
-    }
 }

@@ -271,22 +271,22 @@ impl Exchange {
     /// Logs a failure once, with its whole chain, and notes it for the audit line when it is a decision.
     fn failed(&mut self, error: &Error) {
         match error {
-            Error::Denied(denial) | Error::Registry(RegistryError::Denied(denial)) => {
-                self.denied(denial);
-            }
+            Error::Denied(denial) => self.denied(denial),
             Error::Unauthorized { message, error, .. } => {
                 let code = error.map_or("unauthorized", super::error::ChallengeError::as_str);
                 self.decided("deny", code, message, None);
-            }
-            Error::Registry(RegistryError::Held { reason, .. }) => {
-                self.decided("hold", "held", reason, None);
             }
             Error::Unavailable { source, .. } => {
                 self.decided("fail", "unavailable", &source.to_string(), None);
             }
             Error::Panicked => self.decided("fail", "panic", "the request's code panicked", None),
-            // The decision was made before; what happened after it is not the audit's.
-            Error::Route(_) | Error::Registry(_) => {}
+            Error::Registry(error) => match &**error {
+                RegistryError::Denied(denial) => self.denied(denial),
+                RegistryError::Held { reason, .. } => self.decided("hold", "held", reason, None),
+                // The decision was made before; what happened after it is not the audit's.
+                _ => {}
+            },
+            Error::Route(_) => {}
         }
         log(error);
     }

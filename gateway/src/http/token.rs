@@ -162,7 +162,7 @@ fn resolve(
 }
 
 fn body_error(error: BodyError) -> Error {
-    Error::Registry(RegistryError::Body(error))
+    RegistryError::Body(error).into()
 }
 
 /// The union of the fields that clients read.
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(json["token"], "abc");
         assert_eq!(json["access_token"], "abc");
         assert_eq!(json["expires_in"], 300);
-        assert_eq!(json["issued_at"], "2026-11-21T12:23:58Z");
+        assert_eq!(json["issued_at"], "2026-11-21T14:23:58Z");
         assert_eq!(json["scope"], "repository:a/b:pull");
         assert!(json.get("refresh_token").is_none());
     }

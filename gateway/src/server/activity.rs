@@ -3,7 +3,6 @@
 //! Owns the time limits between requests: first byte, head, idle. A request in flight has none; its bodies have a minimum rate.
 
 use std::{
-    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -115,18 +114,16 @@ impl Activity {
     }
 
     /// Completes when the present phase has lasted too long.
-    pub(super) fn expired(&self) -> impl Future<Output = ()> + Send + '_ {
-        async {
-            loop {
-                let changed = self.changed.notified();
-                match self.limit() {
-                    None => changed.await,
-                    Some(limit) if limit <= Instant::now() => return,
-                    Some(limit) => tokio::select! {
-                        () = changed => {}
-                        () = tokio::time::sleep_until(limit) => {}
-                    },
-                }
+    pub(super) async fn expired(&self) {
+        loop {
+            let changed = self.changed.notified();
+            match self.limit() {
+                None => changed.await,
+                Some(limit) if limit <= Instant::now() => return,
+                Some(limit) => tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep_until(limit) => {}
+                },
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Owns which limit applies when. The protocol is found out here and not by hyper-util's automatic connection, which waits for ever for
 //! the rest of half an HTTP/2 preface.
 
-use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use hyper::{

@@ -86,19 +86,26 @@ impl Wire {
     ) -> Poll<io::Result<usize>> {
         match result {
             Poll::Ready(Ok(count)) => {
-                if let Some(stall) = &mut self.stall {
-                    if stall.pending {
-                        stall.pending = false;
-                        self.activity.writing(false);
-                    }
-                    stall.pace.progress(stall.since.elapsed(), count as u64);
-                    stall.since = Instant::now();
-                    stall.timer = None;
-                }
+                self.taken(count);
                 Poll::Ready(Ok(count))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => self.stalled(context),
+        }
+    }
+
+    /// The client took bytes.
+    fn taken(&mut self, count: usize) {
+        let Some(stall) = &mut self.stall else {
+            return;
+        };
+        if stall.pending {
+            stall.pending = false;
+            stall.pace.progress(stall.since.elapsed(), count as u64);
+            stall.timer = None;
+            self.activity.writing(false);
+        } else {
+            stall.pace.progress(Duration::ZERO, count as u64);
         }
     }
 
@@ -209,7 +216,8 @@ impl AsyncRead for Wire {
             return self.poll_guarded(context, buffer);
         };
         let limit = usize::try_from(limit)
-            .map_or(buffer.remaining(), |limit| limit.min(buffer.remaining()));
+            .unwrap_or(usize::MAX)
+            .min(buffer.remaining());
         if limit == buffer.remaining() {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut self.transport).poll_read(context, buffer))?;

@@ -78,11 +78,20 @@ fn challenge(frame: &Frame, error: &Error, reply: &mut Reply) {
 fn oblige(error: &Error, reply: &mut Reply) {
     match error {
         Error::Route(RouteError::MethodNotAllowed { allow }) => set(reply, "allow", allow),
-        Error::Registry(RegistryError::RangeUnsatisfiable { size }) => {
+        Error::Registry(error) => oblige_registry(error, reply),
+        _ => {}
+    }
+    if reply.status() == StatusCode::METHOD_NOT_ALLOWED && !reply.headers().contains_key("allow") {
+        set(reply, "allow", "GET, HEAD");
+    }
+}
+
+fn oblige_registry(error: &RegistryError, reply: &mut Reply) {
+    match error {
+        RegistryError::RangeUnsatisfiable { size } => {
             set(reply, "content-range", &format!("bytes */{size}"));
         }
-        Error::Registry(RegistryError::ChunkOutOfOrder(state)) => upload_headers(reply, state),
-        _ if reply.status() == StatusCode::METHOD_NOT_ALLOWED => set(reply, "allow", "GET, HEAD"),
+        RegistryError::ChunkOutOfOrder(state) => upload_headers(reply, state),
         _ => {}
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn replace(written: &[u8]) -> Option<Bytes> {
     }
     let status = head
         .strip_prefix("HTTP/1.1 ")
-        .or(head.strip_prefix("HTTP/1.0 "))?;
+        .or_else(|| head.strip_prefix("HTTP/1.0 "))?;
     let (phrase, message) = match status.split(' ').next()? {
         "400" => ("400 Bad Request", "the request is not valid HTTP"),
         "414" => ("414 URI Too Long", "the request's target is too long"),
