@@ -28,14 +28,14 @@ pub struct Gateway {
     pub admin_port: u16,
 }
 
-/// The program: `GANTRY_BIN`, or this build's, made once when it is not there.
+/// The program: `TESTED_GATEWAY`, or this build's, made once when it is not there.
 ///
 /// # Panics
 /// When it cannot be built.
 pub fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        if let Some(given) = std::env::var_os("GANTRY_BIN") {
+        if let Some(given) = std::env::var_os("TESTED_GATEWAY") {
             return given.into();
         }
         let program = build_folder().join("gantry");
