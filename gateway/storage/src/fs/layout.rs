@@ -29,14 +29,14 @@ impl Layout {
             blobs: registry.join("v2").join("blobs"),
             uploads: registry.join("_gantry").join("uploads"),
         };
+        let in_open = |path: &Path, error| StorageError::file(ATTEMPT, path, error);
+        make_root(root).map_err(|error| in_open(root, error))?;
         let mut devices = [0; 2];
-        for (folder, device) in [&layout.blobs, &layout.uploads]
-            .into_iter()
-            .zip(&mut devices)
-        {
-            *device = make_folder(folder)
+        let folders = [&layout.blobs, &layout.uploads].into_iter();
+        for (folder, device) in folders.zip(&mut devices) {
+            *device = make_folder(root, folder)
                 .and_then(|()| fs::metadata(folder))
-                .map_err(|error| StorageError::file(ATTEMPT, folder, error))?
+                .map_err(|error| in_open(folder, error))?
                 .dev();
         }
         let [blobs, uploads] = devices;
@@ -100,13 +100,13 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Makes a folder with every ancestor it lacks, each durable in its parent.
-fn make_folder(folder: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = folder
+/// Makes the root with every ancestor it lacks, each durable in its parent.
+fn make_root(root: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = root
         .ancestors()
         .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
         .collect();
-    fs::create_dir_all(folder)?;
+    fs::create_dir_all(root)?;
     for made in missing {
         match made.parent() {
             Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new("."))?,
@@ -115,4 +115,13 @@ fn make_folder(folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes a folder under the root. Everything down to it is made durable, also what a process made that died before it could.
+fn make_folder(root: &Path, folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    folder
+        .ancestors()
+        .take_while(|ancestor| ancestor.starts_with(root))
+        .try_for_each(sync_folder)
 }

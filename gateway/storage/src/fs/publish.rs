@@ -164,3 +164,73 @@ fn link_new(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to)?;
     fs::remove_file(from)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::fd::OwnedFd, path::PathBuf};
+
+    use bytes::Bytes;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::hash::digest_of;
+
+    fn publisher() -> (TempDir, Publisher) {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::open(folder.path()).unwrap();
+        (folder, Publisher::new(layout))
+    }
+
+    fn upload(publisher: &Publisher) -> PathBuf {
+        let upload = gantry_model::UploadId::from_random([1; 16]);
+        publisher.layout.upload(upload)
+    }
+
+    #[test]
+    fn a_failed_fsync_publishes_nothing_and_drops_the_staging_file() {
+        let (_folder, publisher) = publisher();
+        let path = upload(&publisher);
+        fs::write(&path, "content").unwrap();
+        // The kernel refuses to fsync a pipe.
+        let (_reader, pipe) = io::pipe().unwrap();
+        let staging = Staging::of(OwnedFd::from(pipe).into(), path.clone());
+        let digest = digest_of(Algorithm::Sha256, b"content");
+        let error = publisher.publish(&staging, &digest, 7).unwrap_err();
+        assert_eq!(error.to_string(), "cannot publish a blob");
+        assert!(!path.exists());
+        assert_eq!(stored_size(&publisher.layout.blob(&digest)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_not_replaced_by_a_rename() {
+        let (folder, _publisher) = publisher();
+        for rename in [rename_new, link_new] {
+            let [from, to] = ["from", "to"].map(|name| folder.path().join(name));
+            fs::write(&from, "new").unwrap();
+            fs::write(&to, "old").unwrap();
+            let taken = rename(&from, &to).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read(&to).unwrap(), b"old");
+            fs::remove_file(&to).unwrap();
+            rename(&from, &to).unwrap();
+            assert_eq!(fs::read(&to).unwrap(), b"new");
+            assert!(!from.exists());
+        }
+    }
+
+    #[test]
+    fn content_published_meanwhile_frees_the_staging_file() {
+        let (_folder, publisher) = publisher();
+        let digest = digest_of(Algorithm::Sha256, b"content");
+        let target = publisher.layout.blob(&digest);
+        for _round in 0..2 {
+            let staging = Staging::create(upload(&publisher)).unwrap();
+            staging
+                .append(0, &[Bytes::from_static(b"content")])
+                .unwrap();
+            publisher.publish(&staging, &digest, 7).unwrap();
+            assert!(!staging.path.exists());
+            assert_eq!(fs::read(&target).unwrap(), b"content");
+        }
+    }
+}
