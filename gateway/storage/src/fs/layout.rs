@@ -3,15 +3,17 @@
 //! Invariant: a path is made only of the root and of parsed digests and upload ids, so no name can lead out of it.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use gantry_model::{Algorithm, Digest, UploadId};
 
-use crate::error::{Kind, StorageError};
+use crate::{
+    error::{Kind, StorageError},
+    folder::{make_root, sync_folder},
+};
 
 /// The two folders.
 #[derive(Clone, Debug)]
@@ -93,28 +95,6 @@ impl Layout {
         }
         Ok(found)
     }
-}
-
-/// Makes the entries of a folder durable. Blocks.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-/// Makes the root with every ancestor it lacks, each durable in its parent.
-fn make_root(root: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = root
-        .ancestors()
-        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
-        .collect();
-    fs::create_dir_all(root)?;
-    for made in missing {
-        match made.parent() {
-            Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new("."))?,
-            Some(parent) => sync_folder(parent)?,
-            None => {}
-        }
-    }
-    Ok(())
 }
 
 /// Makes a folder under the root. Everything down to it is made durable, also what a process made that died before it could.
