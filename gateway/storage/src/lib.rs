@@ -10,6 +10,7 @@ mod blocking;
 pub mod error;
 #[cfg(feature = "testing")]
 pub mod faulty;
+mod folder;
 pub mod fs;
 pub mod hash;
 pub mod kv;

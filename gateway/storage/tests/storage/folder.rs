@@ -207,3 +207,28 @@ async fn a_commit_that_cannot_be_made_visible_frees_the_staging_bytes() -> Check
     assert_eq!(publish(&store, upload(1), &bytes).await?, digest);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_commit_whose_caller_gives_up_is_done_or_can_be_repeated() -> Checked {
+    for polls in 0..12 {
+        let (_folder, store) = make();
+        let bytes = content(1_500_000);
+        let digest = digest_of(Sha256, &bytes);
+        let mut writer = store.create(upload(1), Sha256).await?;
+        writer.write(bytes.clone()).await?;
+        let mut commit = writer.commit(&digest);
+        let mut is_done = false;
+        for _poll in 0..polls {
+            is_done = is_done || (&mut commit).now_or_never().is_some();
+            tokio::task::yield_now().await;
+        }
+        drop(commit);
+        if let Some(writer) = store.resume(upload(1), Sha256).await? {
+            assert_eq!(writer.commit(&digest).await?, 1_500_000);
+        }
+        let blob = store.open(&digest).await?.unwrap();
+        assert!(read_from(blob.as_ref(), 0).await? == bytes, "{polls} polls");
+        assert_eq!(store.staged().await?, []);
+    }
+    Ok(())
+}
