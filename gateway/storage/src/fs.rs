@@ -58,7 +58,7 @@ impl FsBlobStore {
     /// [`StorageError`]; [`Kind::Internal`] when blobs and staging files would lie on two file systems.
     pub fn open(root: &Path) -> Result<Self, StorageError> {
         let shared = Shared {
-            publisher: Publisher::new(Layout::open(root)?),
+            publisher: Publisher::open(Layout::open(root)?)?,
             claims: Claims::default(),
             reads: Reads::new(READ_THREADS),
             writes: Blocking::new(WRITE_THREADS),

@@ -8,12 +8,17 @@
 pub mod blob;
 mod blocking;
 pub mod error;
+#[cfg(feature = "testing")]
+pub mod faulty;
+mod folder;
 pub mod fs;
 pub mod hash;
 pub mod kv;
 pub mod memory;
 pub mod metadata;
 pub mod sqlite;
+#[cfg(feature = "testing")]
+pub mod suite;
 
 pub use blob::{Blob, BlobStore, BlobWriter, PublishError};
 pub use error::{Kind, StorageError};

@@ -3,15 +3,17 @@
 //! Invariant: a path is made only of the root and of parsed digests and upload ids, so no name can lead out of it.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use gantry_model::{Algorithm, Digest, UploadId};
 
-use crate::error::{Kind, StorageError};
+use crate::{
+    error::{Kind, StorageError},
+    folder::{make_root, sync_folder},
+};
 
 /// The two folders.
 #[derive(Clone, Debug)]
@@ -29,14 +31,14 @@ impl Layout {
             blobs: registry.join("v2").join("blobs"),
             uploads: registry.join("_gantry").join("uploads"),
         };
+        let in_open = |path: &Path, error| StorageError::file(ATTEMPT, path, error);
+        make_root(root).map_err(|error| in_open(root, error))?;
         let mut devices = [0; 2];
-        for (folder, device) in [&layout.blobs, &layout.uploads]
-            .into_iter()
-            .zip(&mut devices)
-        {
-            *device = make_folder(folder)
+        let folders = [&layout.blobs, &layout.uploads].into_iter();
+        for (folder, device) in folders.zip(&mut devices) {
+            *device = make_folder(root, folder)
                 .and_then(|()| fs::metadata(folder))
-                .map_err(|error| StorageError::file(ATTEMPT, folder, error))?
+                .map_err(|error| in_open(folder, error))?
                 .dev();
         }
         let [blobs, uploads] = devices;
@@ -95,24 +97,11 @@ impl Layout {
     }
 }
 
-/// Makes the entries of a folder durable. Blocks.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-/// Makes a folder with every ancestor it lacks, each durable in its parent.
-fn make_folder(folder: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = folder
-        .ancestors()
-        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
-        .collect();
+/// Makes a folder under the root. Everything down to it is made durable, also what a process made that died before it could.
+fn make_folder(root: &Path, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    for made in missing {
-        match made.parent() {
-            Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new("."))?,
-            Some(parent) => sync_folder(parent)?,
-            None => {}
-        }
-    }
-    Ok(())
+    folder
+        .ancestors()
+        .take_while(|ancestor| ancestor.starts_with(root))
+        .try_for_each(sync_folder)
 }

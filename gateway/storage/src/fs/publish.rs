@@ -13,11 +13,8 @@ use std::{
 use gantry_model::{Algorithm, Digest};
 use rustix::fs::{CWD, RenameFlags};
 
-use super::{
-    layout::{Layout, sync_folder},
-    staging::Staging,
-};
-use crate::{blocking::lock, error::StorageError};
+use super::{layout::Layout, staging::Staging};
+use crate::{blocking::lock, error::StorageError, folder::sync_folder};
 
 const ATTEMPT: &str = "publish a blob";
 
@@ -35,10 +32,31 @@ struct Shelf {
     sha512_is_durable: bool,
 }
 
+impl Shelf {
+    /// Whether the folder of one algorithm's blobs is known to survive a power cut.
+    fn is_durable(&mut self, algorithm: Algorithm) -> &mut bool {
+        match algorithm {
+            Algorithm::Sha256 => &mut self.sha256_is_durable,
+            Algorithm::Sha512 => &mut self.sha512_is_durable,
+        }
+    }
+}
+
 impl Publisher {
-    pub(super) fn new(layout: Layout) -> Self {
-        let shelves = (0..256).map(|_byte| Mutex::default()).collect();
-        Self { layout, shelves }
+    /// Makes the shelves that are there durable, so that a publication need not.
+    pub(super) fn open(layout: Layout) -> Result<Self, StorageError> {
+        let mut shelves = Vec::new();
+        shelves.resize_with(256, Mutex::<Shelf>::default);
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let folder = layout.algorithm(algorithm);
+            let found = sync_shelves(&folder)
+                .map_err(|error| StorageError::file("open the blob folder", &folder, error))?;
+            for shelf in found.into_iter().filter_map(|index| shelves.get(index)) {
+                *lock(shelf).is_durable(algorithm) = true;
+            }
+        }
+        let shelves = shelves.into();
+        Ok(Self { layout, shelves })
     }
 
     /// Publishes a staging file of `size` verified bytes. Whatever the outcome, the staging file is gone.
@@ -71,7 +89,7 @@ impl Publisher {
 
     fn shelf(&self, digest: &Digest) -> &Mutex<Shelf> {
         let first = digest.hex().get(..2).unwrap_or_default();
-        let index = usize::from_str_radix(first, 16).unwrap_or_default();
+        let index = shelf_index(first).unwrap_or_default();
         #[expect(
             clippy::indexing_slicing,
             reason = "two hex digits are below 256, and there are 256 shelves"
@@ -128,10 +146,7 @@ impl Publisher {
     fn sync_entries(&self, shelf: &mut Shelf, digest: &Digest) -> io::Result<()> {
         sync_folder(&self.layout.folder(digest))?;
         sync_folder(&self.layout.shelf(digest))?;
-        let is_durable = match digest.algorithm() {
-            Algorithm::Sha256 => &mut shelf.sha256_is_durable,
-            Algorithm::Sha512 => &mut shelf.sha512_is_durable,
-        };
+        let is_durable = shelf.is_durable(digest.algorithm());
         if !*is_durable {
             sync_folder(&self.layout.algorithm(digest.algorithm()))?;
             sync_folder(self.layout.blobs())?;
@@ -139,6 +154,23 @@ impl Publisher {
         }
         Ok(())
     }
+}
+
+/// The first byte of a digest, by its two hex digits.
+fn shelf_index(first: &str) -> Option<usize> {
+    usize::from_str_radix(first, 16).ok()
+}
+
+/// Makes an algorithm's shelves durable; which there are.
+fn sync_shelves(folder: &Path) -> io::Result<Vec<usize>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_str().and_then(shelf_index)));
+    let found: io::Result<Vec<Option<usize>>> = names.collect();
+    sync_folder(folder)?;
+    Ok(found?.into_iter().flatten().collect())
 }
 
 /// The length of a file; `None` when there is none. Blocks.
@@ -163,4 +195,74 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 fn link_new(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to)?;
     fs::remove_file(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::fd::OwnedFd, path::PathBuf};
+
+    use bytes::Bytes;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::hash::digest_of;
+
+    fn publisher() -> (TempDir, Publisher) {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::open(folder.path()).unwrap();
+        (folder, Publisher::open(layout).unwrap())
+    }
+
+    fn upload(publisher: &Publisher) -> PathBuf {
+        let upload = gantry_model::UploadId::from_random([1; 16]);
+        publisher.layout.upload(upload)
+    }
+
+    #[test]
+    fn a_failed_fsync_publishes_nothing_and_drops_the_staging_file() {
+        let (_folder, publisher) = publisher();
+        let path = upload(&publisher);
+        fs::write(&path, "content").unwrap();
+        // The kernel refuses to fsync a pipe.
+        let (_reader, pipe) = io::pipe().unwrap();
+        let staging = Staging::of(OwnedFd::from(pipe).into(), path.clone());
+        let digest = digest_of(Algorithm::Sha256, b"content");
+        let error = publisher.publish(&staging, &digest, 7).unwrap_err();
+        assert_eq!(error.to_string(), "cannot publish a blob");
+        assert!(!path.exists());
+        assert_eq!(stored_size(&publisher.layout.blob(&digest)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_not_replaced_by_a_rename() {
+        let (folder, _publisher) = publisher();
+        for rename in [rename_new, link_new] {
+            let [from, to] = ["from", "to"].map(|name| folder.path().join(name));
+            fs::write(&from, "new").unwrap();
+            fs::write(&to, "old").unwrap();
+            let taken = rename(&from, &to).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read(&to).unwrap(), b"old");
+            fs::remove_file(&to).unwrap();
+            rename(&from, &to).unwrap();
+            assert_eq!(fs::read(&to).unwrap(), b"new");
+            assert!(!from.exists());
+        }
+    }
+
+    #[test]
+    fn content_published_meanwhile_frees_the_staging_file() {
+        let (_folder, publisher) = publisher();
+        let digest = digest_of(Algorithm::Sha256, b"content");
+        let target = publisher.layout.blob(&digest);
+        for _round in 0..2 {
+            let staging = Staging::create(upload(&publisher)).unwrap();
+            staging
+                .append(0, &[Bytes::from_static(b"content")])
+                .unwrap();
+            publisher.publish(&staging, &digest, 7).unwrap();
+            assert!(!staging.path.exists());
+            assert_eq!(fs::read(&target).unwrap(), b"content");
+        }
+    }
 }

@@ -30,11 +30,16 @@ impl Staging {
     /// Makes the file, which must not exist. Blocks.
     pub(super) fn create(path: PathBuf) -> io::Result<Self> {
         let file = options().create_new(true).open(&path)?;
-        Ok(Self {
+        Ok(Self::of(file, path))
+    }
+
+    /// An empty file that is open already.
+    pub(super) fn of(file: File, path: PathBuf) -> Self {
+        Self {
             file,
             path,
             flushed: AtomicU64::new(0),
-        })
+        }
     }
 
     /// Opens what is there; `None` when nothing is. Blocks.

@@ -1,7 +1,7 @@
 //! Opens connections to a file: one that writes, several that read.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     blocking::{Blocking, lock},
     error::{Kind, StorageError},
+    folder::{make_root, sync_folder},
 };
 
 const OPEN: &str = "open the database";
@@ -61,16 +62,14 @@ fn make_file(path: &Path) -> io::Result<u64> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    fs::create_dir_all(folder)?;
+    make_root(folder)?;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     match options.open(path) {
-        Ok(_new) => File::open(folder)?.sync_all().map(|()| 0),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::metadata(path).map(|metadata| metadata.len())
-        }
-        Err(error) => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => sync_folder(folder)?,
     }
+    fs::metadata(path).map(|metadata| metadata.len())
 }
 
 /// Finds damaged pages before anybody is answered from them.

@@ -175,3 +175,133 @@ fn perform(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Res
 const MAX_QUEUED: usize = 1024;
 /// The first caller of a group waits for the work of the last: about 100 us each.
 const MAX_GROUP: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::Path,
+        sync::mpsc::{Sender, channel},
+    };
+
+    use futures_util::{FutureExt as _, future::join};
+
+    use super::*;
+    use crate::metadata::CommitError;
+
+    fn writer(path: &Path) -> Writer {
+        let connection = Connection::open(path).unwrap();
+        let tables = "CREATE TABLE parents (id INTEGER PRIMARY KEY); \
+            CREATE TABLE children (parent INTEGER REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED);";
+        connection.execute_batch(tables).unwrap();
+        connection
+            .pragma_update(None, "foreign_keys", true)
+            .unwrap();
+        Writer::start(connection).unwrap()
+    }
+
+    type Done = Result<(), Stop<CommitError>>;
+
+    fn sql(statement: &'static str) -> impl FnOnce(&Connection) -> Done + Send {
+        move |connection| Ok(connection.execute_batch(statement)?)
+    }
+
+    fn count(path: &Path, table: &str) -> u32 {
+        let connection = Connection::open(path).unwrap();
+        let statement = format!("SELECT count(*) FROM {table}");
+        connection
+            .query_row(&statement, [], |row| row.get(0))
+            .unwrap()
+    }
+
+    /// Keeps the thread busy until the sender is dropped; what is queued meanwhile shares the next transaction.
+    fn hold(writer: &Writer) -> (Sender<()>, impl Future<Output = Result<(), CommitError>>) {
+        let (began, begins) = channel();
+        let (release, held) = channel::<()>();
+        let work = move |_connection: &Connection| {
+            began.send(()).ok();
+            held.recv().ok();
+            Done::Ok(())
+        };
+        let writer = writer.clone();
+        let mut hold = Box::pin(async move { writer.run("hold", work).await });
+        assert!(hold.as_mut().now_or_never().is_none());
+        begins.recv().unwrap();
+        (release, hold)
+    }
+
+    /// Runs two pieces of work in one transaction.
+    async fn together(
+        writer: &Writer,
+        one: impl FnOnce(&Connection) -> Done + Send + 'static,
+        two: impl FnOnce(&Connection) -> Done + Send + 'static,
+    ) -> (Result<(), CommitError>, Result<(), CommitError>) {
+        let (release, hold) = hold(writer);
+        let mut both = Box::pin(join(writer.run("one", one), writer.run("two", two)));
+        assert!(both.as_mut().now_or_never().is_none());
+        drop(release);
+        hold.await.unwrap();
+        both.await
+    }
+
+    fn storage_error(result: Result<(), CommitError>) -> StorageError {
+        match result {
+            Err(CommitError::Storage(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_cannot_be_committed_fails_everybody_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let writer = writer(&path);
+        let good = sql("INSERT INTO parents VALUES (1)");
+        let orphan = sql("INSERT INTO children VALUES (99)");
+        let (one, two) = together(&writer, good, orphan).await;
+        for (result, shown) in [(one, "cannot one"), (two, "cannot two")] {
+            let error = storage_error(result);
+            assert_eq!(error.kind(), Kind::Unavailable);
+            assert_eq!(error.to_string(), shown);
+        }
+        assert_eq!(count(&path, "parents") + count(&path, "children"), 0);
+        let again = writer.run("again", sql("INSERT INTO parents VALUES (2)"));
+        again.await.unwrap();
+        assert_eq!(count(&path, "parents"), 1);
+    }
+
+    #[tokio::test]
+    async fn work_that_is_refused_leaves_its_neighbours_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let writer = writer(&path);
+        let refused = |connection: &Connection| {
+            connection.execute_batch("INSERT INTO parents VALUES (1)")?;
+            Done::Err(Stop::Refused(CommitError::Absent))
+        };
+        let (one, two) = together(&writer, refused, sql("INSERT INTO parents VALUES (2)")).await;
+        assert!(matches!(one, Err(CommitError::Absent)));
+        two.unwrap();
+        let failed = sql("INSERT INTO parents VALUES (3); INSERT INTO parents VALUES (2)");
+        let (one, two) = together(&writer, failed, sql("INSERT INTO parents VALUES (4)")).await;
+        assert_eq!(storage_error(one).kind(), Kind::Internal);
+        two.unwrap();
+        assert_eq!(count(&path, "parents"), 2);
+    }
+
+    #[tokio::test]
+    async fn work_nobody_waits_for_is_not_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let writer = writer(&path);
+        let (release, hold) = hold(&writer);
+        let given_up = writer.run("give up", sql("INSERT INTO parents VALUES (1)"));
+        assert!(given_up.now_or_never().is_none());
+        drop(release);
+        hold.await.unwrap();
+        writer
+            .run("last", sql("INSERT INTO parents VALUES (2)"))
+            .await
+            .unwrap();
+        assert_eq!(count(&path, "parents"), 1);
+    }
+}
