@@ -52,6 +52,9 @@ impl Engine {
         if let Some(blob) = self.linked(origin, digest).await? {
             return Ok(Some(blob.size()));
         }
+        if let Some(size) = self.filling_size(origin, digest) {
+            return Ok(Some(size));
+        }
         if self.is_named(origin, digest).await? {
             let agreed = self.sizes(origin, digest).await?.agreed;
             if agreed.is_some() {

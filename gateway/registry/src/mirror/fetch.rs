@@ -26,7 +26,7 @@ const BATCH_BYTES: usize = 256 << 10;
 const MAX_RESUMPTIONS: u32 = 3;
 
 /// Progress after which earlier breaks are forgiven: large layers on a poor line still arrive.
-const FORGIVEN_AFTER_BYTES: u64 = 64 << 20;
+const FORGIVEN_AFTER_BYTES: u64 = 4 << 20;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 
@@ -58,6 +58,12 @@ impl Engine {
         };
         spawn(span, fetch.run());
         fill
+    }
+
+    /// The length of a blob that is being filled for this repository, when its upstream has said it.
+    pub(super) fn filling_size(&self, origin: &Origin, digest: &Digest) -> Option<u64> {
+        let key = (origin.name().clone(), digest.clone());
+        lock(&self.fills).get(&key)?.known_size()
     }
 
     /// Frees a staging file. A failure leaves it to the sweep: the caller has its own answer to give.

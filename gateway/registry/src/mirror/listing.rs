@@ -178,7 +178,12 @@ impl Engine {
 }
 
 /// A page of at most `limit` tags after `after`, also of an upstream that ignores one or both.
-fn cut(mut tags: Vec<Tag>, more: bool, limit: usize, after: Option<&str>) -> (Vec<Tag>, bool) {
+pub(super) fn cut(
+    mut tags: Vec<Tag>,
+    more: bool,
+    limit: usize,
+    after: Option<&str>,
+) -> (Vec<Tag>, bool) {
     let repeated = after.and_then(|after| tags.iter().position(|tag| tag.as_str() == after));
     if let Some(position) = repeated {
         tags.drain(..=position);
@@ -218,7 +223,7 @@ fn descriptor(record: &ManifestRecord) -> Result<Value, Failure> {
 }
 
 /// Nobody asked for the fallback tag itself, so it is the gateway that fills it.
-fn system() -> Requester {
+pub(super) fn system() -> Requester {
     Requester {
         request_id: "mirror".into(),
         client: Arc::new(Client {

@@ -1,1 +1,11 @@
-//! The mirror against a scripted upstream.
+//! The mirror on real stores against a scripted upstream.
+
+mod durable;
+mod errors;
+mod fill;
+mod freshness;
+mod listing;
+mod panicking;
+mod rights;
+mod upstream;
+mod world;
