@@ -7,6 +7,7 @@
 mod endpoint;
 mod query;
 #[cfg(test)]
+#[expect(clippy::too_many_lines, reason = "tables")]
 mod tests;
 
 use gantry_model::{
