@@ -1,15 +1,34 @@
 //! Credential → authenticator plugins in order → principal; and our own tokens.
+//!
+//! No credential is anonymous; a credential that nobody claims is refused, never anonymous; a failed authenticator is 503.
+
+pub mod token;
+mod verified;
 
 use std::sync::Arc;
 
-use gantry_model::{Client, Principal, Scope};
-use gantry_plugin_host::Credential;
+use gantry_model::{Client, Decision, DenialCode, OperationKind, Principal, Requester, Scope};
+use gantry_plugin_host::{AuthenticateAnswer, AuthenticateRequest, Credential, Identity};
 
-use crate::{app::App, http::error::Error};
+use self::{
+    token::{TokenError, Tokens},
+    verified::VerifiedCredentials,
+};
+use crate::{
+    app::App,
+    http::error::{ChallengeError, Error},
+    policy::{Request, binding::Binding},
+    telemetry,
+};
 
-/// Authenticator bindings, caches and the token key.
+/// Authenticator bindings, the verified-credential cache and the token keys.
 #[derive(Debug)]
-pub struct Authentication {}
+pub struct Authentication {
+    authenticators: Vec<Arc<Binding>>,
+    verified: VerifiedCredentials,
+    /// Issues and verifies our tokens.
+    pub tokens: Tokens,
+}
 
 /// Who asks, and what the credential allows at most.
 #[derive(Clone, Debug)]
@@ -17,9 +36,66 @@ pub struct Identified {
     /// The principal.
     pub principal: Arc<Principal>,
     /// What the credential itself allows at most, on canonical names; `None` = no limit of its own.
-    pub at_most: Option<Vec<Scope>>,
+    pub at_most: Option<Arc<[Scope]>>,
     /// Whether a token of ours was shown: then a lack of scope is answered `insufficient_scope`.
     pub by_token: bool,
+}
+
+impl Identified {
+    fn anonymous() -> Self {
+        Self {
+            principal: Arc::new(Principal::anonymous()),
+            at_most: None,
+            by_token: false,
+        }
+    }
+}
+
+impl Authentication {
+    /// A chain in the order of the configuration.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn new(authenticators: Vec<Arc<Binding>>, tokens: Tokens) -> anyhow::Result<Self> {
+        Ok(Self {
+            verified: VerifiedCredentials::new(&authenticators)?,
+            authenticators,
+            tokens,
+        })
+    }
+
+    /// Asks the chain about a credential, in order, until one claims it.
+    async fn ask(&self, request: &AuthenticateRequest) -> Result<Option<Identity>, Error> {
+        for binding in &self.authenticators {
+            match binding.plugin.authenticate(request).await {
+                Ok(AuthenticateAnswer::Authenticated(identity)) => return Ok(Some(identity)),
+                Ok(AuthenticateAnswer::NotMine) => {}
+                Ok(AuthenticateAnswer::Rejected(denial))
+                    if denial.code == DenialCode::TooManyRequests =>
+                {
+                    return Err(Error::Denied(Box::new(denial)));
+                }
+                Ok(AuthenticateAnswer::Rejected(denial)) => {
+                    telemetry::audit_rejected(binding.name(), &denial);
+                    return Err(bad_credential());
+                }
+                Err(error) => {
+                    tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), detail = %error.detail, "authenticator failed");
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// One text for every bad credential, so that it tells nothing of who exists.
+fn bad_credential() -> Error {
+    Error::Unauthorized {
+        scopes: Vec::new(),
+        error: None,
+        message: "invalid username or password".to_owned(),
+    }
 }
 
 /// Finds the principal. No credential is anonymous; a credential that nobody claims is refused.
@@ -27,15 +103,53 @@ pub struct Identified {
 /// # Errors
 /// [`Error::Unauthorized`] for a bad credential, [`Error::Unavailable`] when an authenticator failed.
 pub async fn authenticate(
-    _app: &App,
-    _client: &Arc<Client>,
-    _credential: Credential,
+    app: &App,
+    client: &Arc<Client>,
+    credential: Credential,
 ) -> Result<Identified, Error> {
-    Err(Error::not_built())
+    let authentication = &app.authentication;
+    if let Credential::Bearer(token) = &credential
+        && let Some(verdict) = authentication.tokens.verify(token)
+    {
+        return verdict.map_err(|error| invalid_token(&error));
+    }
+    let anonymous = credential == Credential::Anonymous;
+    if anonymous && client.tls_subject.is_none() {
+        return Ok(Identified::anonymous());
+    }
+    let bearer = matches!(credential, Credential::Bearer(_));
+    let request = AuthenticateRequest {
+        client: Arc::clone(client),
+        credential,
+        service: String::new(),
+        scopes: Vec::new(),
+    };
+    let identity = authentication
+        .verified
+        .get_or_ask(&request, authentication.ask(&request))
+        .await?;
+    match identity {
+        Some(identity) => Ok(Identified {
+            principal: Arc::new(identity.principal),
+            at_most: identity.at_most.map(Arc::from),
+            by_token: false,
+        }),
+        None if anonymous => Ok(Identified::anonymous()),
+        None if bearer => Err(invalid_token(&TokenError::Unknown)),
+        None => Err(bad_credential()),
+    }
+}
+
+fn invalid_token(error: &TokenError) -> Error {
+    Error::Unauthorized {
+        scopes: Vec::new(),
+        error: Some(ChallengeError::InvalidToken),
+        message: error.to_string(),
+    }
 }
 
 /// A signed token, as the token endpoint answers it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct IssuedToken {
     /// The JWT.
     pub token: String,
@@ -47,13 +161,13 @@ pub struct IssuedToken {
     pub scopes: Vec<Scope>,
 }
 
-/// Makes a token for what `identified` may do of `scopes`. Each scope comes in the client's spelling, with the repository it means
-/// (`None`: not a repository, or one that is not here; those are dropped unless a policy grants them as they are).
-///
-/// # Errors
-/// [`Error::Unavailable`] when a hook failed.
-pub async fn issue_token(_app: &App, _request: TokenRequest) -> Result<IssuedToken, Error> {
-    Err(Error::not_built())
+impl std::fmt::Debug for IssuedToken {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("IssuedToken")
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A request of the token endpoint, after the credential was checked.
@@ -65,8 +179,71 @@ pub struct TokenRequest {
     pub client: Arc<Client>,
     /// Who asks.
     pub identified: Identified,
-    /// What is asked, in the client's spelling, merged and deduplicated.
+    /// What is asked, in the client's spelling, merged and deduplicated, with the repository each means.
     pub scopes: Vec<(Scope, Option<gantry_model::Repository>)>,
     /// The `service` of the realm: the host the client addresses.
     pub service: String,
+}
+
+/// Makes a token for what the principal may do of what is asked; granting less than asked is no error.
+///
+/// # Errors
+/// [`Error::Unavailable`] when a hook failed or the token cannot be signed.
+pub async fn issue_token(app: &App, request: TokenRequest) -> Result<IssuedToken, Error> {
+    let identified = &request.identified;
+    let requester = Requester {
+        request_id: Arc::clone(&request.request_id),
+        client: Arc::clone(&request.client),
+        principal: Arc::clone(&identified.principal),
+    };
+    let mut granted = Vec::new();
+    let mut spelled = Vec::new();
+    for (scope, repository) in request.scopes {
+        let canonical = match &repository {
+            Some(repository) => Scope {
+                name: repository.name.to_string(),
+                ..scope.clone()
+            },
+            None if scope.kind == "repository" => continue,
+            None => scope.clone(),
+        };
+        for scope_granted in
+            grantable(app, &requester, identified, canonical, repository.as_ref()).await?
+        {
+            spelled.push(Scope {
+                name: scope.name.clone(),
+                ..scope_granted.clone()
+            });
+            granted.push(scope_granted);
+        }
+    }
+    app.authentication
+        .tokens
+        .issue(identified, &granted, spelled, &request.service)
+}
+
+/// What the authorizers, and the credential, allow of one scope.
+async fn grantable(
+    app: &App,
+    requester: &Requester,
+    identified: &Identified,
+    scope: Scope,
+    repository: Option<&gantry_model::Repository>,
+) -> Result<Vec<Scope>, Error> {
+    let request = Request {
+        requester,
+        operation: OperationKind::Token,
+        scopes: vec![scope],
+        reference: None,
+        repository,
+    };
+    Ok(
+        match app.policy.decide(&request).await.map_err(Error::from)? {
+            Decision::Allow(grant) => match &identified.at_most {
+                Some(limits) => Scope::intersect(&grant.granted, limits),
+                None => grant.granted,
+            },
+            Decision::Deny(_) | Decision::Abstain => Vec::new(),
+        },
+    )
 }

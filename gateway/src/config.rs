@@ -1,10 +1,444 @@
-//! `gantry.yaml`: `ConfigFile` as written, `Config` as valid.
+//! `gantry.yaml`: `ConfigFile` as written, [`Config`] as valid.
+//!
+//! Owns every default and every meaning of the configuration, and is the only place that reads it, the environment and the
+//! files it names. A `Config` that exists is complete: no `Option` where there is a default, no path that is still relative.
+//! Map: `tree` reads YAML with places, `environment` overrides scalars, `schema` and `check` find every mistake of form, `file`
+//! is the form itself, `text` its grammars; `resolve` and what is below it find mistakes of meaning; `report` says all of them.
+
+mod check;
+mod environment;
+mod file;
+mod report;
+mod resolve;
+mod schema;
+mod suggest;
+mod text;
+mod tree;
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use gantry_model::{Change, Namespaces, glob::Glob, namespace::MirrorNames};
+use gantry_plugin_host::{Grants, Limits as PluginLimits, Secret};
+use url::Url;
+
+pub use self::{
+    environment::Environment,
+    report::{Problem, Report},
+    schema::schema,
+};
+
+/// What `gantry serve` is without a file: `examples/quickstart.yaml`.
+pub const QUICKSTART: &str = include_str!("../../examples/quickstart.yaml");
+
+/// A valid configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients are served; never empty.
+    pub listen: Vec<Listen>,
+    /// Where metrics, readiness and the admin API are served; `None` = nowhere.
+    pub admin: Option<SocketAddr>,
+    /// What `Location`, `Link` and the token realm say; `None` = from the request.
+    pub external_url: Option<Url>,
+    /// Peers whose `X-Forwarded-*` headers are believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Where everything is kept.
+    pub storage: Storage,
+    /// Repositories that are pushed here.
+    pub hosted: Hosted,
+    /// Upstream registries, by name.
+    pub mirrors: Vec<Mirror>,
+    /// Plugins, in order.
+    pub plugins: Vec<Binding>,
+    /// Our own tokens.
+    pub tokens: Tokens,
+    /// What the edge enforces.
+    pub limits: Limits,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// A listener.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Where.
+    pub address: ListenAddress,
+    /// `None` = plain HTTP.
+    pub tls: Option<Tls>,
+}
+
+/// Where a listener listens.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ListenAddress {
+    /// An address and a port; port 0 is chosen by the system.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(formatter, "{address}"),
+            Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A listener's TLS; the files are PEM and were readable when the configuration was.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The certificate and its chain.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+    /// Who signs clients' certificates; `None` = clients are not asked.
+    pub client_ca: Option<PathBuf>,
+    /// The oldest version spoken.
+    pub minimum: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TlsVersion {
+    /// 1.2.
+    Tls12,
+    /// 1.3.
+    Tls13,
+}
+
+/// Where everything is kept.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// Layers, configs, manifests.
+    pub blobs: BlobStorage,
+    /// Repositories, tags, links.
+    pub metadata: MetadataStorage,
+}
+
+/// Where blobs are kept.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum BlobStorage {
+    /// A folder in Distribution's layout.
+    Filesystem(PathBuf),
+}
+
+/// Where metadata is kept.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum MetadataStorage {
+    /// A database file.
+    Sqlite(PathBuf),
+}
+
+/// Repositories that are pushed here.
+#[derive(Clone, Debug)]
+pub struct Hosted {
+    /// Patterns of names a push may create.
+    pub names: Vec<Glob>,
+    /// Whether anything can be deleted.
+    pub delete: bool,
+}
+
+/// An upstream registry.
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    /// Its key in the file.
+    pub name: Arc<str>,
+    /// How clients address it.
+    pub names: MirrorNames,
+    /// Where it is; http or https, no user name, no query.
+    pub url: Url,
+    /// Servers with the same content, tried in order.
+    pub alternatives: Vec<Url>,
+    /// Whether it answers names that nothing else covers; at most one does.
+    pub default: bool,
+    /// The account there; `None` = anonymous.
+    pub credentials: Option<Credentials>,
+    /// How long a tag is served without asking again.
+    pub fresh_for: Duration,
+    /// How long after that it is served when the upstream fails.
+    pub stale_if_error: Duration,
+    /// How long "not found" is believed.
+    pub not_found_for: Duration,
+}
+
+/// An account at an upstream. `Debug` shows the user name only.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The user name.
+    pub username: String,
+    /// The password or access token.
+    pub password: Secret,
+}
+
+/// A plugin, what it sees and what it may do. `Debug` leaves its configuration out: secrets' files are part of it.
+#[derive(Clone)]
+pub struct Binding {
+    /// Its name in logs, metrics and reasons; unique.
+    pub name: Arc<str>,
+    /// Where the component is.
+    pub from: PluginFrom,
+    /// Which repositories it is asked about, by canonical name.
+    pub repositories: Vec<Glob>,
+    /// Whether its answers count.
+    pub mode: Mode,
+    /// What its failure means. Anything but `Deny` is only possible where `changes` holds nothing but serves.
+    pub on_error: OnError,
+    /// What asks it, for admission plugins; `None` = every change, no fill and no serve.
+    pub changes: Option<BTreeSet<Change>>,
+    /// What it may reach.
+    pub grants: Grants,
+    /// What one call may use.
+    pub limits: PluginLimits,
+    /// Its own configuration, `{ file: … }` replaced by the file's text; an empty map when none is written.
+    pub config: serde_json::Value,
+    /// The files whose text is in `config`, to be watched.
+    pub files: Vec<PathBuf>,
+}
+
+impl fmt::Debug for Binding {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Binding")
+            .field("name", &self.name)
+            .field("from", &self.from)
+            .field("repositories", &self.repositories)
+            .field("mode", &self.mode)
+            .field("on_error", &self.on_error)
+            .field("changes", &self.changes)
+            .field("grants", &self.grants)
+            .field("limits", &self.limits)
+            .field("files", &self.files)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a component is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PluginFrom {
+    /// Inside the binary, by name.
+    Builtin(String),
+    /// A file.
+    File(PathBuf),
+}
+
+/// Whether a plugin's answers count.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// They count.
+    Enforce,
+    /// They are recorded, and do not count.
+    Audit,
+    /// Beside an enforcing plugin. No configuration has it yet.
+    Shadow,
+}
+
+/// What a plugin's failure means.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OnError {
+    /// Refused with 503.
+    Deny,
+    /// As if the plugin were not there.
+    Skip,
+    /// The last answer to the same question.
+    LastKnown,
+}
+
+/// Our own tokens.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// `iss`.
+    pub issuer: String,
+    /// The folder of signing keys; the first is made at first start.
+    pub keys: PathBuf,
+    /// How long a token is valid; at least 60 s.
+    pub lifetime: Duration,
+}
+
+/// What the edge enforces.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// A manifest's bytes.
+    pub max_manifest_bytes: u64,
+    /// An uploaded blob's bytes; `None` = no limit.
+    pub max_blob_bytes: Option<u64>,
+    /// Unfinished uploads of one client.
+    pub uploads_per_client: u32,
+    /// Until a connection's first byte, and a request's whole head.
+    pub header_timeout: Duration,
+    /// Until an idle connection is closed.
+    pub idle_timeout: Duration,
+    /// Bytes per second that a body must reach.
+    pub minimum_rate: u64,
+    /// Connections at once, over all listeners.
+    pub max_connections: usize,
+    /// For authentication and authorization together.
+    pub decision_deadline: Duration,
+    /// How long a drain waits for requests in flight.
+    pub drain_timeout: Duration,
+}
+
+/// What is logged.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// The form of a line.
+    pub format: LogFormat,
+    /// A level or tracing directives; was accepted by `tracing_subscriber::EnvFilter`.
+    pub level: String,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// For machines.
+    Json,
+}
 
 /// An address range in CIDR form, such as `127.0.0.0/8`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Network {
     /// The address.
-    pub address: std::net::IpAddr,
+    pub address: IpAddr,
     /// Leading bits that count.
     pub prefix: u8,
+}
+
+impl Network {
+    /// Whether `address` lies in the range. An IPv4 address in IPv6 form (`::ffff:10.0.0.1`, as a dual-stack listener sees
+    /// it) is the IPv4 address.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let shift = |width: u32| width.saturating_sub(u32::from(self.prefix));
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                let differing = own.to_bits() ^ other.to_bits();
+                differing.checked_shr(shift(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let differing = own.to_bits() ^ other.to_bits();
+                differing.checked_shr(shift(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file, under the process' environment. Relative paths in it start at its folder.
+    ///
+    /// # Errors
+    /// A [`Report`] with every mistake.
+    pub fn load(path: &Path) -> Result<Self, Report> {
+        Self::load_with(path, &environment::of_process())
+    }
+
+    /// As [`Config::load`], under a given environment.
+    ///
+    /// # Errors
+    /// A [`Report`] with every mistake.
+    pub fn load_with(path: &Path, environment: &Environment) -> Result<Self, Report> {
+        let name = path.display().to_string();
+        let text = resolve::read_text(path, tree::MAX_BYTES)
+            .map_err(|reason| Report::unreadable(&name, &reason))?;
+        let folder = path.parent().unwrap_or_else(|| Path::new(""));
+        Self::parse(&name, &text, folder, environment)
+    }
+
+    /// The configuration of `gantry serve` without a file: [`QUICKSTART`], with paths from the working directory. A password
+    /// file that is not there yet counts as empty.
+    ///
+    /// # Errors
+    /// A [`Report`]: the environment may override the quickstart with something wrong.
+    pub fn quickstart() -> Result<Self, Report> {
+        Self::quickstart_in(Path::new(""), &environment::of_process())
+    }
+
+    /// As [`Config::quickstart`], with paths from `folder` and under a given environment.
+    ///
+    /// # Errors
+    /// A [`Report`] with every mistake.
+    pub fn quickstart_in(folder: &Path, environment: &Environment) -> Result<Self, Report> {
+        let missing_files = resolve::MissingFiles::AreEmpty;
+        resolve::config(
+            "quickstart.yaml",
+            QUICKSTART,
+            folder,
+            environment,
+            missing_files,
+        )
+    }
+
+    /// As [`Config::load`], from a text already read. `name` is what messages call the file.
+    ///
+    /// # Errors
+    /// A [`Report`] with every mistake.
+    pub fn parse(
+        name: &str,
+        text: &str,
+        folder: &Path,
+        environment: &Environment,
+    ) -> Result<Self, Report> {
+        let missing_files = resolve::MissingFiles::AreMistakes;
+        resolve::config(name, text, folder, environment, missing_files)
+    }
+
+    /// Every name the gateway answers to.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        let default = self.mirrors.iter().find(|mirror| mirror.default);
+        Namespaces {
+            mirrors: self
+                .mirrors
+                .iter()
+                .map(|mirror| mirror.names.clone())
+                .collect(),
+            hosted: self.hosted.names.clone(),
+            default_mirror: default.map(|mirror| Arc::clone(&mirror.name)),
+        }
+    }
+}
+
+impl BlobStorage {
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        match self {
+            Self::Filesystem(folder) => folder,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Network;
+
+    #[test]
+    fn a_network_contains_what_shares_its_leading_bits() {
+        let check = |address: &str, prefix, other: &str, expect: bool| {
+            let network = Network {
+                address: address.parse().unwrap(),
+                prefix,
+            };
+            let other = other.parse().unwrap();
+            assert_eq!(network.contains(other), expect, "{network:?} {other}");
+        };
+        check("10.0.0.0", 8, "10.255.0.1", true);
+        check("10.0.0.0", 8, "11.0.0.1", false);
+        check("10.1.2.3", 32, "10.1.2.3", true);
+        check("10.1.2.3", 32, "10.1.2.2", false);
+        check("0.0.0.0", 0, "203.0.113.9", true);
+        check("0.0.0.0", 0, "2001:db8::1", false);
+        check("10.0.0.0", 8, "::ffff:10.0.0.1", true);
+        check("2001:db8::", 32, "2001:db8:ffff::1", true);
+        check("2001:db8::", 32, "2001:db9::1", false);
+        check("::", 0, "2001:db9::1", true);
+    }
 }

@@ -1,1 +1,420 @@
-//! Adapters: the registry's admission port and the plugin host's ports, joined. The one place where the two meet.
+//! Adapters: the registry's admission port and the plugin host's ports, joined. The one place where the two crates meet.
+//!
+//! Owns the admission chain: which bindings are asked, what their failure means, what audit mode records. Knows no OCI flow.
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gantry_model::{
+    AdmissionRequest, Admitted, Change, Descriptor, Reference, Refusal, Repository, RepositoryName,
+    Requester, Tag, TagState,
+};
+use gantry_plugin_host::{
+    AdmitAnswer, CallError, KeyValue,
+    ports::{KeyValueEntry, PortError, PutTimes, ReadError, RegistryReads},
+};
+use gantry_registry::Admission;
+use gantry_storage::{BlobStore, KeyValueStore, MetadataStore, StorageError, kv::KvPut};
+
+use crate::{
+    config::{Mode, OnError},
+    policy::{
+        Policy,
+        binding::Binding,
+        decisions::{Cached, Decisions, Key, Question},
+    },
+};
+
+/// The admission bindings, in the order of the configuration.
+#[derive(Debug)]
+pub struct AdmissionChain {
+    bindings: Vec<Arc<Binding>>,
+    serves: Decisions<AdmitAnswer>,
+}
+
+impl AdmissionChain {
+    /// A chain.
+    #[must_use]
+    pub fn new(bindings: Vec<Arc<Binding>>) -> Self {
+        Self {
+            bindings,
+            serves: Decisions::new(100_000),
+        }
+    }
+
+    /// Asks one binding; serves may be answered from the cache, changes never.
+    async fn ask(
+        &self,
+        binding: &Binding,
+        request: &AdmissionRequest,
+    ) -> Result<AdmitAnswer, CallError> {
+        let Some(key) = self.serve_key(binding, request) else {
+            return binding.plugin.admit(request).await;
+        };
+        let kept = self.serves.get(&key);
+        if let Some(Cached::Fresh(answer)) = kept {
+            return Ok(answer);
+        }
+        match (binding.plugin.admit(request).await, kept) {
+            (Ok(answer), _) => {
+                if let AdmitAnswer::Accept { cache, .. } = &answer {
+                    self.serves
+                        .keep(key, &request.requester.client, answer.clone(), *cache);
+                }
+                Ok(answer)
+            }
+            (Err(error), Some(Cached::Stale(answer))) if binding.on_error == OnError::LastKnown => {
+                tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), "plugin failed; its last answer counts");
+                Ok(answer)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn serve_key(&self, binding: &Binding, request: &AdmissionRequest) -> Option<Key> {
+        if !request.change.is_serve() {
+            return None;
+        }
+        let question = Question::Serve {
+            change: request.change,
+            repository: request.repository.name.as_str().into(),
+            tag: request.tag.clone(),
+            target: request.target.digest.clone(),
+            parents: request.parents.clone(),
+        };
+        Some(self.serves.key(
+            &binding.fingerprint,
+            &request.requester.principal,
+            &request.requester.client,
+            question,
+        ))
+    }
+}
+
+#[async_trait]
+impl Admission for AdmissionChain {
+    fn asks(&self, repository: &Repository, change: Change) -> bool {
+        self.bindings
+            .iter()
+            .any(|binding| binding.asks(repository.name.as_str(), change))
+    }
+
+    async fn admit(&self, request: AdmissionRequest) -> Result<Admitted, Refusal> {
+        let mut admitted = Admitted::default();
+        let asked = self
+            .bindings
+            .iter()
+            .filter(|binding| binding.asks(request.repository.name.as_str(), request.change));
+        for binding in asked {
+            let answer = match self.ask(binding, &request).await {
+                Ok(answer) => answer,
+                Err(error) if binding.failure_denies(&error) => {
+                    return Err(Refusal::Failed {
+                        plugin: error.plugin,
+                        failure: format!("{}: {}", error.failure.as_str(), error.detail),
+                    });
+                }
+                Err(_skipped) => continue,
+            };
+            crate::telemetry::audit_admission(binding, &request, &answer);
+            if binding.mode == Mode::Audit {
+                continue;
+            }
+            match answer {
+                AdmitAnswer::Abstain => {}
+                AdmitAnswer::Accept {
+                    warnings,
+                    set_immutable,
+                    ..
+                } => {
+                    admitted.warnings.extend(warnings);
+                    admitted.set_immutable |= set_immutable;
+                }
+                AdmitAnswer::Reject(denial) => return Err(Refusal::Denied(Box::new(denial))),
+                AdmitAnswer::Hold {
+                    retry_after,
+                    reason,
+                } => {
+                    return Err(Refusal::Held {
+                        retry_after,
+                        reason,
+                        plugin: Arc::clone(binding.name()),
+                    });
+                }
+            }
+        }
+        Ok(admitted)
+    }
+}
+
+/// The plugins' key-value store on the storage's port.
+#[derive(Debug)]
+pub struct PluginValues(pub Arc<dyn KeyValueStore>);
+
+fn port_error(error: &StorageError) -> PortError {
+    tracing::warn!(error = ?error, "a plugin's store failed");
+    PortError(error.to_string())
+}
+
+#[async_trait]
+impl KeyValue for PluginValues {
+    async fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        now_ms: u64,
+    ) -> Result<Option<KeyValueEntry>, PortError> {
+        let entry = self
+            .0
+            .get(bucket, key, now_ms)
+            .await
+            .map_err(|error| port_error(&error))?;
+        Ok(entry.map(|entry| KeyValueEntry {
+            value: entry.value,
+            version: entry.version,
+            expires_at_ms: entry.expires_at_ms,
+        }))
+    }
+
+    async fn put(
+        &self,
+        bucket: &str,
+        key: &str,
+        value: &[u8],
+        expected: Option<Option<u64>>,
+        times: PutTimes,
+    ) -> Result<Option<u64>, PortError> {
+        let PutTimes {
+            now_ms,
+            expires_at_ms,
+        } = times;
+        self.0
+            .put(KvPut {
+                bucket,
+                key,
+                value,
+                expected,
+                expires_at_ms,
+                now_ms,
+            })
+            .await
+            .map_err(|error| port_error(&error))
+    }
+
+    async fn delete(&self, bucket: &str, key: &str) -> Result<(), PortError> {
+        self.0
+            .delete(bucket, key)
+            .await
+            .map(drop)
+            .map_err(|error| port_error(&error))
+    }
+
+    async fn increment(
+        &self,
+        bucket: &str,
+        key: &str,
+        by: u32,
+        window_ms: u32,
+        now_ms: u64,
+    ) -> Result<u64, PortError> {
+        self.0
+            .increment(bucket, key, by, window_ms, now_ms)
+            .await
+            .map_err(|error| port_error(&error))
+    }
+
+    async fn used_bytes(&self, bucket: &str) -> Result<u64, PortError> {
+        self.0
+            .used_bytes(bucket)
+            .await
+            .map_err(|error| port_error(&error))
+    }
+}
+
+/// Plugins' reads of what is stored here, as the requesting principal. Never asks an upstream and never runs admissions.
+#[derive(Debug)]
+pub struct StoredContent {
+    /// Content.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Facts.
+    pub metadata: Arc<dyn MetadataStore>,
+    /// The authorizers, once they are loaded: the host that runs them needs this first.
+    pub policy: Arc<OnceLock<Arc<Policy>>>,
+}
+
+impl StoredContent {
+    /// The repository, when the principal may pull from it.
+    async fn readable(
+        &self,
+        requester: &Requester,
+        repository: &str,
+    ) -> Result<RepositoryName, ReadError> {
+        let name: RepositoryName = repository
+            .parse()
+            .map_err(|_not_a_name| ReadError::NotFound)?;
+        let policy = self
+            .policy
+            .get()
+            .ok_or_else(|| ReadError::Unavailable("not started yet".to_owned()))?;
+        match policy.may_read(requester, repository).await {
+            Ok(true) => Ok(name),
+            Ok(false) => Err(ReadError::NotGranted),
+            Err(error) => Err(ReadError::Unavailable(error.to_string())),
+        }
+    }
+}
+
+fn unavailable(error: StorageError) -> ReadError {
+    ReadError::Unavailable(error.to_string())
+}
+
+#[async_trait]
+impl RegistryReads for StoredContent {
+    async fn resolve_tag(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        tag: &str,
+    ) -> Result<Option<TagState>, ReadError> {
+        let name = self.readable(requester, repository).await?;
+        let tag: Tag = tag.parse().map_err(|_not_a_tag| ReadError::NotFound)?;
+        Ok(self
+            .metadata
+            .tag(&name, &tag)
+            .await
+            .map_err(unavailable)?
+            .map(|record| record.state))
+    }
+
+    async fn manifest(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        reference: &str,
+    ) -> Result<(Descriptor, Bytes), ReadError> {
+        let name = self.readable(requester, repository).await?;
+        let digest = match reference
+            .parse()
+            .map_err(|_not_a_reference| ReadError::NotFound)?
+        {
+            Reference::Digest(digest) => digest,
+            Reference::Tag(tag) => {
+                let record = self.metadata.tag(&name, &tag).await.map_err(unavailable)?;
+                record.ok_or(ReadError::NotFound)?.state.digest
+            }
+        };
+        let record = self
+            .metadata
+            .manifest(&name, &digest)
+            .await
+            .map_err(unavailable)?
+            .ok_or(ReadError::NotFound)?;
+        let blob = self
+            .blobs
+            .open(&digest)
+            .await
+            .map_err(unavailable)?
+            .ok_or(ReadError::NotFound)?;
+        let length = usize::try_from(record.size).map_err(|_huge| ReadError::TooLarge)?;
+        if length > gantry_model::manifest::MAX_MANIFEST_BYTES {
+            return Err(ReadError::TooLarge);
+        }
+        let bytes = read_exactly(&*blob, 0, length).await?;
+        let mut descriptor = Descriptor::new(record.media_type, digest, record.size);
+        descriptor.artifact_type = record.artifact_type;
+        Ok((descriptor, bytes))
+    }
+
+    async fn referrers(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, ReadError> {
+        let name = self.readable(requester, repository).await?;
+        let digest = digest
+            .parse()
+            .map_err(|_not_a_digest| ReadError::NotFound)?;
+        let records = self
+            .metadata
+            .referrers(&name, &digest)
+            .await
+            .map_err(unavailable)?;
+        let descriptors = records.into_iter().map(|record| {
+            let manifest = record.manifest;
+            let mut descriptor =
+                Descriptor::new(manifest.media_type, manifest.digest, manifest.size);
+            descriptor.artifact_type = manifest.artifact_type;
+            descriptor.annotations =
+                serde_json::from_str(&manifest.annotations).unwrap_or_default();
+            descriptor
+        });
+        Ok(descriptors
+            .filter(|found| {
+                artifact_type.is_none() || found.artifact_type.as_deref() == artifact_type
+            })
+            .collect())
+    }
+
+    async fn blob_size(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+    ) -> Result<u64, ReadError> {
+        let name = self.readable(requester, repository).await?;
+        let digest = digest
+            .parse()
+            .map_err(|_not_a_digest| ReadError::NotFound)?;
+        self.metadata
+            .blob(&name, &digest)
+            .await
+            .map_err(unavailable)?
+            .ok_or(ReadError::NotFound)
+    }
+
+    async fn read_blob(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+        offset: u64,
+        length: u32,
+    ) -> Result<Bytes, ReadError> {
+        self.blob_size(requester, repository, digest).await?;
+        let digest = digest
+            .parse()
+            .map_err(|_not_a_digest| ReadError::NotFound)?;
+        let blob = self
+            .blobs
+            .open(&digest)
+            .await
+            .map_err(unavailable)?
+            .ok_or(ReadError::NotFound)?;
+        let left = usize::try_from(blob.size().saturating_sub(offset)).unwrap_or(usize::MAX);
+        read_exactly(&*blob, offset, left.min(length as usize)).await
+    }
+}
+
+async fn read_exactly(
+    blob: &dyn gantry_storage::Blob,
+    offset: u64,
+    length: usize,
+) -> Result<Bytes, ReadError> {
+    let mut whole = bytes::BytesMut::with_capacity(length);
+    while whole.len() < length {
+        let piece = blob
+            .read_at(offset + whole.len() as u64, length - whole.len())
+            .await
+            .map_err(unavailable)?;
+        if piece.is_empty() {
+            return Err(ReadError::Unavailable(
+                "stored content is shorter than recorded".to_owned(),
+            ));
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(whole.freeze())
+}

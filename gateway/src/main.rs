@@ -1,3 +1,18 @@
-//! The program: arguments, configuration, serve, drain.
+//! The program. Start reading here: arguments, configuration, serve; the life of a request is in `http.rs`.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    match cli::run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.explain(),
+    }
+}

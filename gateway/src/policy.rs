@@ -1,12 +1,219 @@
 //! (Principal, Operation) → decision → permit. Authorizer plugins in order: any deny wins, all abstain = denied.
+//!
+//! Owns the chain and what a refusal means to the client. Knows nothing of the wire: `http` renders. The gateway has no rule of its
+//! own beyond the ping: everything else is a plugin's word, cut to what the credential allows.
 
-use gantry_model::{Operation, Permit, Requester};
+pub mod binding;
+pub(crate) mod decisions;
 
-use crate::{app::App, auth::Identified, http::error::Error};
+use std::sync::Arc;
 
-/// Authorizer and admission bindings, and the decision cache.
+use gantry_model::{
+    AttributeValue, Decision, Denial, DenialCode, Grant, Operation, OperationKind, Permit, Reason,
+    Repository, Requester, Scope,
+};
+use gantry_plugin_host::{AuthorizeAnswer, AuthorizeRequest, CallError};
+
+use self::{
+    binding::Binding,
+    decisions::{Cached, Decisions, Question},
+};
+use crate::{
+    app::App,
+    auth::Identified,
+    config::Mode,
+    http::error::{ChallengeError, Error},
+};
+
+/// The authorizer bindings and the decision cache.
 #[derive(Debug)]
-pub struct Policy {}
+pub struct Policy {
+    authorizers: Vec<Arc<Binding>>,
+    decisions: Decisions<AuthorizeAnswer>,
+}
+
+tokio::task_local! {
+    /// Set while an authorizer runs: what it reads of the registry must not ask authorizers again.
+    static AUTHORIZING: ();
+}
+
+/// What is asked of the authorizers.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Who asks.
+    pub requester: &'a Requester,
+    /// What kind of operation.
+    pub operation: OperationKind,
+    /// What is asked, on canonical names.
+    pub scopes: Vec<Scope>,
+    /// The tag or digest concerned.
+    pub reference: Option<String>,
+    /// The repository, when it is one.
+    pub repository: Option<&'a Repository>,
+}
+
+impl Policy {
+    /// A chain in the order of the configuration.
+    #[must_use]
+    pub fn new(authorizers: Vec<Arc<Binding>>) -> Self {
+        Self {
+            authorizers,
+            decisions: Decisions::new(100_000),
+        }
+    }
+
+    /// Asks the chain.
+    ///
+    /// # Errors
+    /// The first failure that its binding does not skip.
+    pub async fn decide(&self, request: &Request<'_>) -> Result<Decision, CallError> {
+        let mut granted: Vec<Scope> = Vec::new();
+        let mut why: Option<(Reason, Option<Arc<str>>)> = None;
+        for binding in self
+            .authorizers
+            .iter()
+            .filter(|binding| request.scopes.iter().any(|scope| concerns(binding, scope)))
+        {
+            let answer = match self.ask(binding, request).await {
+                Ok(answer) => answer,
+                Err(error) if binding.failure_denies(&error) => return Err(error),
+                Err(_skipped) => continue,
+            };
+            if binding.mode == Mode::Audit {
+                crate::telemetry::audit_ignored(
+                    binding.name(),
+                    request.requester,
+                    &format!("{answer:?}"),
+                );
+                continue;
+            }
+            match answer {
+                AuthorizeAnswer::Deny(denial, _) => return Ok(Decision::Deny(denial)),
+                AuthorizeAnswer::Abstain(_) => {}
+                AuthorizeAnswer::Allow(grant, _) => {
+                    merge(&mut granted, grant.granted);
+                    why.get_or_insert((grant.reason, grant.plugin));
+                }
+            }
+        }
+        Ok(match why {
+            Some((reason, plugin)) => Decision::Allow(Grant {
+                granted: Scope::intersect(&request.scopes, &granted),
+                reason,
+                plugin,
+            }),
+            None => Decision::Abstain,
+        })
+    }
+
+    async fn ask(
+        &self,
+        binding: &Arc<Binding>,
+        request: &Request<'_>,
+    ) -> Result<AuthorizeAnswer, CallError> {
+        let requester = request.requester;
+        let question = Question::Authorize {
+            operation: request.operation,
+            scopes: request.scopes.clone(),
+            reference: request.reference.clone(),
+        };
+        let key = self.decisions.key(
+            &binding.fingerprint,
+            &requester.principal,
+            &requester.client,
+            question,
+        );
+        if let Some(Cached::Fresh(answer)) = self.decisions.get(&key) {
+            return Ok(answer);
+        }
+        let mirror = request.repository.and_then(Repository::mirror);
+        let asked = AuthorizeRequest {
+            requester: requester.clone(),
+            operation: request.operation,
+            scopes: request.scopes.clone(),
+            reference: request.reference.clone(),
+            attributes: mirror
+                .map(|mirror| ("mirror".to_owned(), AttributeValue::Text(mirror.to_owned())))
+                .into_iter()
+                .collect(),
+        };
+        let answer = AUTHORIZING
+            .scope((), binding.plugin.authorize(&asked))
+            .await?;
+        if let AuthorizeAnswer::Allow(_, hint) | AuthorizeAnswer::Deny(_, hint) = &answer {
+            let hint = within_identity(*hint, requester);
+            self.decisions
+                .keep(key, &requester.client, answer.clone(), hint);
+        }
+        Ok(answer)
+    }
+
+    /// Whether the requester may pull from a repository, for reads that a plugin makes in its name. An authorizer's own reads are
+    /// refused: they would ask authorizers again.
+    ///
+    /// # Errors
+    /// As [`Policy::decide`].
+    pub async fn may_read(
+        &self,
+        requester: &Requester,
+        repository: &str,
+    ) -> Result<bool, CallError> {
+        if AUTHORIZING.try_with(|()| ()).is_ok() {
+            return Ok(false);
+        }
+        let scope = Scope {
+            kind: "repository".to_owned(),
+            name: repository.to_owned(),
+            actions: ["pull".to_owned()].into(),
+        };
+        let request = Request {
+            requester,
+            operation: OperationKind::PullManifest,
+            scopes: vec![scope.clone()],
+            reference: None,
+            repository: None,
+        };
+        Ok(match self.decide(&request).await? {
+            Decision::Allow(grant) => Scope::all_covered(&[scope], &grant.granted),
+            Decision::Deny(_) | Decision::Abstain => false,
+        })
+    }
+}
+
+/// A decision never outlives the identity it was made for.
+fn within_identity(
+    hint: gantry_plugin_host::CacheHint,
+    requester: &Requester,
+) -> gantry_plugin_host::CacheHint {
+    use gantry_registry::Clock as _;
+    let Some(end) = requester.principal.expires_at_ms else {
+        return hint;
+    };
+    let left =
+        std::time::Duration::from_millis(end.saturating_sub(crate::clock::SystemClock.now_ms()));
+    gantry_plugin_host::CacheHint {
+        ttl: hint.ttl.min(left),
+        stale_if_error: hint.stale_if_error.min(left),
+        ..hint
+    }
+}
+
+/// A binding is asked about repositories it sees, and about everything that has no repository.
+fn concerns(binding: &Binding, scope: &Scope) -> bool {
+    scope.kind != "repository" || binding.sees(&scope.name)
+}
+
+fn merge(granted: &mut Vec<Scope>, more: Vec<Scope>) {
+    for scope in more {
+        match granted
+            .iter_mut()
+            .find(|have| have.kind == scope.kind && have.name == scope.name)
+        {
+            Some(have) => have.actions.extend(scope.actions),
+            None => granted.push(scope),
+        }
+    }
+}
 
 /// Decides, and makes the permit.
 ///
@@ -14,10 +221,126 @@ pub struct Policy {}
 /// [`Error::Unauthorized`] when an anonymous caller or a too narrow token could do better with another credential;
 /// [`Error::Denied`] when no credential helps; [`Error::Unavailable`] when a hook failed.
 pub async fn authorize(
-    _app: &App,
-    _requester: Requester,
-    _identified: &Identified,
-    _operation: Operation,
+    app: &App,
+    requester: Requester,
+    identified: &Identified,
+    operation: Operation,
 ) -> Result<Permit, Error> {
-    Err(Error::not_built())
+    if matches!(operation, Operation::Ping) {
+        return permit_ping(requester, identified);
+    }
+    let mut scopes = operation.required_scopes();
+    if let Some(limits) = &identified.at_most
+        && !Scope::all_covered(&scopes, limits)
+    {
+        return Err(too_narrow(&operation, identified));
+    }
+    scopes.extend(operation.optional_scope());
+    let request = Request {
+        requester: &requester,
+        operation: operation.kind(),
+        scopes,
+        reference: operation.reference(),
+        repository: operation.repository(),
+    };
+    let mut grant = match app.policy.decide(&request).await.map_err(Error::from)? {
+        Decision::Allow(grant) => grant,
+        Decision::Deny(denial) => return Err(refused(&operation, identified, denial)),
+        Decision::Abstain => return Err(refused(&operation, identified, nobody_allowed())),
+    };
+    if let Some(limits) = &identified.at_most {
+        grant.granted = Scope::intersect(&grant.granted, limits);
+    }
+    let spelled = spelled_scopes(&operation);
+    Permit::new(operation, requester, grant)
+        .map_err(|denial| refused_with(spelled, identified, *denial))
+}
+
+/// `/v2/` answers 401 to whoever shows nothing, also where anonymous pulls are allowed: clients take their challenge from it.
+fn permit_ping(requester: Requester, identified: &Identified) -> Result<Permit, Error> {
+    if identified.principal.is_anonymous() && !identified.by_token {
+        return Err(Error::Unauthorized {
+            scopes: Vec::new(),
+            error: None,
+            message: "authentication required".to_owned(),
+        });
+    }
+    let grant = Grant {
+        granted: Vec::new(),
+        reason: Reason::new("ping", "whoever showed a credential may ask"),
+        plugin: None,
+    };
+    Permit::new(Operation::Ping, requester, grant).map_err(Error::Denied)
+}
+
+fn nobody_allowed() -> Denial {
+    let mut denial = Denial::new(
+        DenialCode::Denied,
+        "no-rule",
+        "requested access to the resource is denied",
+    );
+    "no authorizer allows this".clone_into(&mut denial.reason.text);
+    denial
+}
+
+fn refused(operation: &Operation, identified: &Identified, denial: Denial) -> Error {
+    refused_with(spelled_scopes(operation), identified, denial)
+}
+
+/// Somebody anonymous is invited to show a credential; somebody known is refused.
+fn refused_with(scopes: Vec<Scope>, identified: &Identified, denial: Denial) -> Error {
+    if identified.principal.is_anonymous() {
+        let error = identified
+            .by_token
+            .then_some(ChallengeError::InsufficientScope);
+        return Error::Unauthorized {
+            scopes,
+            error,
+            message: denial.message,
+        };
+    }
+    Error::Denied(Box::new(denial))
+}
+
+fn too_narrow(operation: &Operation, identified: &Identified) -> Error {
+    let message = "the credential does not cover this operation".to_owned();
+    if identified.by_token {
+        let error = Some(ChallengeError::InsufficientScope);
+        return Error::Unauthorized {
+            scopes: spelled_scopes(operation),
+            error,
+            message,
+        };
+    }
+    Error::Denied(Box::new(Denial::new(
+        DenialCode::Denied,
+        "credential-scope",
+        message,
+    )))
+}
+
+/// What a token must hold, in the client's spelling; a mount also asks for its source.
+fn spelled_scopes(operation: &Operation) -> Vec<Scope> {
+    let rename = |mut scope: Scope, repository: &Repository| {
+        repository.spelled.as_str().clone_into(&mut scope.name);
+        scope
+    };
+    let mut scopes: Vec<Scope> = match operation.repository() {
+        Some(repository) => operation
+            .required_scopes()
+            .into_iter()
+            .map(|scope| rename(scope, repository))
+            .collect(),
+        None => operation.required_scopes(),
+    };
+    if let (
+        Some(scope),
+        Operation::MountBlob {
+            from: Some(from), ..
+        },
+    ) = (operation.optional_scope(), operation)
+    {
+        scopes.push(rename(scope, from));
+    }
+    scopes
 }

@@ -3,6 +3,7 @@
 //! Owns metric names, log targets and field names. Invariants: labels are bounded (no name, tag or address is one); text from
 //! outside is recorded as a string value, which every format escapes.
 
+mod hooks;
 mod lines;
 mod logging;
 
@@ -19,6 +20,7 @@ use prometheus_client::{
 };
 
 pub use self::{
+    hooks::{audit_admission, audit_ignored, audit_rejected},
     lines::{AccessLine, AuditLine},
     logging::{LogFormat, LoggingError, init},
 };

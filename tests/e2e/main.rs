@@ -1,1 +1,21 @@
-fn main() {}
+//! End to end: the real program, real clients, real bytes. One binary; each module is one promise.
+#![expect(
+    clippy::excessive_nesting,
+    clippy::indexing_slicing,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    reason = "a test may panic, and a story with real clients has many steps"
+)]
+
+mod bad_requests;
+mod clients;
+mod crash;
+mod edge;
+mod herd;
+mod immutable;
+mod mirror;
+mod plugins_fail;
+mod policy;
+mod structure;
+mod tokens;
+mod wire;

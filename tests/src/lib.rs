@@ -1,1 +1,26 @@
-//! Empty.
+//! The harness: the real gateway as its own process, a real registry as upstream, real clients, and a raw HTTP client for the wire.
+//!
+//! Map: `gateway` starts and kills the program; `origin` is Debian's docker-registry behind a proxy that counts and misbehaves;
+//! `dockerd` a private docker daemon; `tools` finds programs or fails by name; `wire` speaks the distribution API; `image` makes
+//! images; `guests` builds components. Every port and folder is the test's own, so tests run side by side.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a harness fails the test that uses it, and waits for other processes"
+)]
+
+pub mod dockerd;
+pub mod gateway;
+pub mod guests;
+pub mod image;
+pub mod origin;
+pub mod tools;
+pub mod wire;
+
+pub use gateway::Gateway;
+pub use image::Image;
+pub use origin::Origin;
+pub use wire::Wire;

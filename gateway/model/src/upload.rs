@@ -43,23 +43,23 @@ impl FromStr for UploadId {
     type Err = UploadIdError;
 
     fn from_str(text: &str) -> Result<Self, UploadIdError> {
-        let mut bytes = [0_u8; 16];
-        let mut nibbles = text
-            .bytes()
-            .enumerate()
-            .filter(|(index, byte)| !(*byte == b'-' && matches!(index, 8 | 13 | 18 | 23)));
+        let dashed = text
+            .char_indices()
+            .filter(|(_, letter)| *letter == '-')
+            .map(|(index, _)| index);
+        if text.len() != 36 || !dashed.eq([8, 13, 18, 23]) {
+            return Err(UploadIdError);
+        }
+        let mut nibbles = text.bytes().filter(|byte| *byte != b'-');
         let mut nibble = || match nibbles.next() {
-            Some((_, digit @ b'0'..=b'9')) => Ok(digit - b'0'),
-            Some((_, letter @ b'a'..=b'f')) => Ok(letter - b'a' + 10),
+            Some(digit @ b'0'..=b'9') => Ok(digit - b'0'),
+            Some(letter @ b'a'..=b'f') => Ok(letter - b'a' + 10),
             _ => Err(UploadIdError),
         };
+        let mut bytes = [0_u8; 16];
         for byte in &mut bytes {
             *byte = (nibble()? << 4) | nibble()?;
         }
-        if text.len() == 36 {
-            Ok(Self(bytes))
-        } else {
-            Err(UploadIdError)
-        }
+        Ok(Self(bytes))
     }
 }

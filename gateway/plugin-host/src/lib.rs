@@ -1,17 +1,32 @@
 //! Runs WebAssembly components behind `gantry:plugin`. The only crate that names wasmtime.
 //!
 //! Map: `hook` is the vocabulary of calls (model types in, model types out), `ports` what the binary brings, `error` how a call or
-//! a load fails. `engine` is made once; `load` turns bytes into a plugin; `call` runs one call in a fresh instance; `convert` is
-//! the only place where WIT types and model types meet; `host` holds the imports.
+//! a load fails. `engine` is made once; `load` turns bytes into a plugin (`inspect` says what they are, `cache` keeps what was
+//! compiled); `call` runs one call in a fresh instance under `limits`; `convert` is the only place where WIT types and model types
+//! meet; `host` holds the imports; `stats` counts.
 //! Knows nothing of OCI flow, chains, modes or caches of decisions: the binary's `policy` and `auth` own those.
 
+mod bindings;
+mod cache;
+pub mod call;
+mod convert;
+mod engine;
 pub mod error;
 pub mod hook;
+mod host;
+pub mod inspect;
+mod limits;
+pub mod load;
 pub mod ports;
+pub mod stats;
 
+pub use call::Plugin;
 pub use error::{CallError, Failure, LoadError};
 pub use hook::{
     AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest,
     CacheHint, Credential, Hook, Hooks, Identity, Varies,
 };
+pub use inspect::{Capability, Inspection};
+pub use load::PluginHost;
 pub use ports::{Grants, HostPorts, KeyValue, Limits, PluginSource, RegistryReads, Secret};
+pub use stats::Stats;

@@ -62,8 +62,8 @@ impl Default for Limits {
     }
 }
 
-/// A component to load.
-#[derive(Clone, Debug)]
+/// A component to load. `Debug` shows neither its bytes nor its configuration, which may hold the text of secret files.
+#[derive(Clone)]
 pub struct PluginSource {
     /// The binding's name.
     pub name: Arc<str>,
@@ -75,6 +75,17 @@ pub struct PluginSource {
     pub grants: Grants,
     /// How much of it.
     pub limits: Limits,
+}
+
+impl fmt::Debug for PluginSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("PluginSource")
+            .field("name", &self.name)
+            .field("grants", &self.grants)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A value of the key-value store, or of a counter.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gantry_model::{Denial, Digest, ManifestError, Refusal};
+use gantry_storage::{CommitError, Kind, StorageError};
 
 use crate::{body::BodyError, outcome::UploadState};
 
@@ -77,8 +78,8 @@ pub enum Error {
     /// Somebody else writes to this upload session, or keeps moving this tag.
     #[error("somebody else is changing this right now; try again")]
     Conflict,
-    /// An upstream asks to slow down.
-    #[error("the upstream limits the rate of pulls; try again later")]
+    /// An upstream asks to slow down, or the principal has too many uploads open.
+    #[error("too many requests; try again later")]
     TooManyRequests {
         /// When to try again.
         retry_after: Option<Duration>,
@@ -131,5 +132,85 @@ impl From<Refusal> for Error {
                 source: format!("plugin {plugin} failed: {failure}").into(),
             },
         }
+    }
+}
+
+/// When a client is told to try again after a store was busy or full.
+const STORE_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+impl From<StorageError> for Error {
+    fn from(error: StorageError) -> Self {
+        match error.kind() {
+            Kind::Full | Kind::Unavailable => Self::Unavailable {
+                retry_after: Some(STORE_RETRY_AFTER),
+                source: error.into(),
+            },
+            Kind::Corrupt | Kind::Internal => Self::Internal {
+                source: error.into(),
+            },
+        }
+    }
+}
+
+impl Error {
+    /// A commit that did not happen; `absent` is what the missing thing is called in this operation.
+    pub(crate) fn from_commit(error: CommitError, absent: Self) -> Self {
+        match error {
+            CommitError::TagMoved { .. } => Self::Conflict,
+            CommitError::MissingReference { digest } => Self::ManifestBlobUnknown {
+                digests: vec![digest],
+            },
+            CommitError::Absent => absent,
+            CommitError::Storage(error) => error.into(),
+        }
+    }
+
+    /// Something that cannot happen unless what was stored changed by itself.
+    pub(crate) fn corrupt(attempt: &'static str) -> Self {
+        StorageError::corrupt(attempt).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_full_or_busy_is_asked_again_and_one_that_is_broken_is_not() {
+        for kind in [Kind::Full, Kind::Unavailable, Kind::Corrupt, Kind::Internal] {
+            let error = StorageError::new(kind, "write", "/a/path");
+            let error = Error::from(error);
+            let again = matches!(
+                error,
+                Error::Unavailable {
+                    retry_after: Some(_),
+                    ..
+                }
+            );
+            assert_eq!(again, matches!(kind, Kind::Full | Kind::Unavailable));
+            assert_eq!(again, !matches!(error, Error::Internal { .. }));
+            assert!(!error.to_string().contains("path"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_commit_that_did_not_happen_is_told_in_the_specs_words() {
+        let digest: Digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+        let missing = CommitError::MissingReference {
+            digest: digest.clone(),
+        };
+        let missing = Error::from_commit(missing, Error::ManifestUnknown);
+        assert!(matches!(missing, Error::ManifestBlobUnknown { digests } if digests == [digest]));
+        let absent = Error::from_commit(CommitError::Absent, Error::NameUnknown);
+        assert!(matches!(absent, Error::NameUnknown));
+        let moved = CommitError::TagMoved {
+            tag: "v1".parse().unwrap(),
+            current: None,
+        };
+        let moved = Error::from_commit(moved, Error::ManifestUnknown);
+        assert!(matches!(moved, Error::Conflict));
+        let failed = StorageError::new(Kind::Full, "write", "disk");
+        let failed = Error::from_commit(failed.into(), Error::ManifestUnknown);
+        assert!(matches!(failed, Error::Unavailable { .. }));
     }
 }

@@ -1,14 +1,25 @@
 //! The domain: push, pull, upload, mount, referrers, tags, delete, and the proxy cache. No HTTP, no wasm.
 //!
-//! Map: `registry` is the struct and the one entry [`Registry::perform`]; `pull` `push` `upload` `list` `delete` hold one family of
-//! operations each; `mirror` fills the cache; `ports` is what the binary must bring; `outcome` and `error` are what comes out.
+//! Map: `registry` is the struct and the one entry [`Registry::perform`]; `pull` `push` `upload` `mount` `list` `referrers` `delete`
+//! hold one family of operations each; `admit` asks the hooks; `staging` knows which staging files are in use; `mirror` fills the
+//! cache; `ports` is what the binary must bring; `outcome` and `error` are what comes out.
 //! Invariant: nothing here runs without a [`gantry_model::Permit`].
 
+mod admit;
 pub mod body;
+mod delete;
 pub mod error;
+mod list;
+mod mirror;
+mod mount;
 pub mod outcome;
 pub mod ports;
+mod pull;
+mod push;
+mod referrers;
 pub mod registry;
+mod staging;
+mod upload;
 
 pub use body::{Body, BodyError};
 pub use error::Error;

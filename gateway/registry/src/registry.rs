@@ -1,14 +1,23 @@
 //! The registry: one struct, one entry, one line per operation.
+//!
+//! Owns the dispatch and what holds for every operation: a mirrored repository is never written, and a write runs to its end
+//! even when the client that asked for it goes away.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use gantry_model::Permit;
+use bytes::Bytes;
+use gantry_model::{Digest, Operation, OperationKind, Permit, Repository, Requester};
+use moka::sync::Cache;
+use tracing::Instrument as _;
 
 use crate::{
     body::Body,
     error::Error,
+    mirror::Mirrors,
     outcome::Outcome,
     ports::{Ports, Settings},
+    staging::TrackedStore,
+    upload::session::Uploads,
 };
 
 /// The domain behind its ports. Cheap to clone.
@@ -18,19 +27,69 @@ pub struct Registry {
 }
 
 /// What every operation needs.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) ports: Ports,
     pub(crate) settings: Settings,
+    /// The store of `ports`, which also knows the staging files that are being written.
+    pub(crate) staging: Arc<TrackedStore>,
+    pub(crate) uploads: Uploads,
+    pub(crate) mirrors: Mirrors,
+    /// Verified bytes of manifests. Never asked whether a manifest exists.
+    pub(crate) manifests: Cache<Digest, Bytes>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Shared")
+            .field("ports", &self.ports)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One permitted request. The families of operations are its methods.
+pub(crate) struct Call {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) requester: Requester,
+    /// Whether the operation's optional scope was granted: the right to read a mount's source.
+    pub(crate) optional_granted: bool,
 }
 
 impl Registry {
     /// Makes a registry on its ports.
     #[must_use]
-    pub fn new(ports: Ports, settings: Settings) -> Self {
+    pub fn new(mut ports: Ports, settings: Settings) -> Self {
+        let staging = Arc::new(TrackedStore::new(Arc::clone(&ports.blobs)));
+        ports.blobs = Arc::clone(&staging) as _;
+        let manifests = Cache::builder()
+            .max_capacity(settings.manifest_cache_bytes)
+            .weigher(|_digest, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+            .build();
+        let shared = Shared {
+            mirrors: Mirrors::new(&ports, &settings),
+            uploads: Uploads::new(),
+            manifests,
+            staging,
+            settings,
+            ports,
+        };
         Self {
-            shared: Arc::new(Shared { ports, settings }),
+            shared: Arc::new(shared),
         }
+    }
+
+    /// Whether the metadata store answers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Internal`] when it does not.
+    pub async fn check(&self) -> Result<(), Error> {
+        let page = gantry_model::Page {
+            limit: Some(1),
+            after: None,
+        };
+        self.shared.ports.metadata.repositories(&page).await?;
+        Ok(())
     }
 
     /// Performs what `permit` allows.
@@ -38,8 +97,141 @@ impl Registry {
     /// # Errors
     /// [`Error`], in the words of the distribution spec.
     pub async fn perform(&self, permit: Permit, body: Body) -> Result<Outcome, Error> {
-        let (operation, requester, granted) = permit.into_parts();
-        tracing::trace!(settings = ?self.shared.settings, ports = ?self.shared.ports, ?operation, ?requester, ?granted, ?body);
-        Err(Error::Unsupported("not built yet".to_owned()))
+        let writes = is_write(permit.operation().kind());
+        if let Some(repository) = permit.operation().repository().filter(|_| writes) {
+            refuse_mirrored(repository)?;
+        }
+        let optional = permit.operation().optional_scope();
+        let optional_granted = optional.is_some_and(|scope| permit.allows(&scope));
+        let (operation, requester, _granted) = permit.into_parts();
+        let call = Call {
+            shared: Arc::clone(&self.shared),
+            requester,
+            optional_granted,
+        };
+        if writes {
+            run_to_its_end(call.run(operation, body)).await
+        } else {
+            Box::pin(call.run(operation, body)).await
+        }
     }
+}
+
+impl Call {
+    #[expect(clippy::too_many_lines, reason = "one flat arm per operation")]
+    async fn run(self, operation: Operation, body: Body) -> Result<Outcome, Error> {
+        match operation {
+            Operation::Ping => Ok(Outcome::Alive),
+            Operation::ListCatalog { page } => self.list_catalog(page).await,
+            Operation::PullManifest {
+                repository,
+                reference,
+                body: wanted,
+            } => self.pull_manifest(repository, &reference, wanted).await,
+            Operation::PushManifest {
+                repository,
+                reference,
+                tags,
+                media_type,
+            } => {
+                self.push_manifest(repository, reference, tags, media_type, body)
+                    .await
+            }
+            Operation::DeleteManifest { repository, digest } => {
+                self.delete_manifest(&repository, &digest).await
+            }
+            Operation::DeleteTag { repository, tag } => self.delete_tag(&repository, &tag).await,
+            Operation::PullBlob {
+                repository,
+                digest,
+                range,
+                body: wanted,
+            } => self.pull_blob(repository, digest, range, wanted).await,
+            Operation::DeleteBlob { repository, digest } => {
+                self.delete_blob(&repository, digest).await
+            }
+            Operation::StartUpload {
+                repository,
+                algorithm,
+            } => self.start_upload(repository, algorithm).await,
+            Operation::PushBlob { repository, digest } => {
+                self.push_blob(repository, digest, body).await
+            }
+            Operation::MountBlob {
+                repository,
+                digest,
+                from,
+            } => self.mount_blob(repository, digest, from).await,
+            Operation::UploadStatus { repository, upload } => {
+                self.upload_status(repository, upload).await
+            }
+            Operation::AppendChunk {
+                repository,
+                upload,
+                range,
+            } => self.append_chunk(repository, upload, range, body).await,
+            Operation::CommitUpload {
+                repository,
+                upload,
+                digest,
+                range,
+            } => {
+                self.commit_upload(repository, upload, digest, range, body)
+                    .await
+            }
+            Operation::CancelUpload { repository, upload } => {
+                self.cancel_upload(&repository, upload).await
+            }
+            Operation::ListTags { repository, page } => self.list_tags(repository, page).await,
+            Operation::ListReferrers {
+                repository,
+                digest,
+                artifact_type,
+            } => {
+                self.list_referrers(&repository, &digest, artifact_type)
+                    .await
+            }
+        }
+    }
+}
+
+fn is_write(kind: OperationKind) -> bool {
+    match kind {
+        OperationKind::PushManifest
+        | OperationKind::DeleteManifest
+        | OperationKind::DeleteTag
+        | OperationKind::PushBlob
+        | OperationKind::MountBlob
+        | OperationKind::DeleteBlob => true,
+        OperationKind::Ping
+        | OperationKind::Catalog
+        | OperationKind::ListTags
+        | OperationKind::ListReferrers
+        | OperationKind::PullManifest
+        | OperationKind::PullBlob
+        | OperationKind::Token
+        | OperationKind::Admin => false,
+    }
+}
+
+fn refuse_mirrored(repository: &Repository) -> Result<(), Error> {
+    match repository.mirror() {
+        None => Ok(()),
+        Some(mirror) => Err(Error::Unsupported(format!(
+            "{} is a mirror of {mirror}; push to a hosted name instead",
+            repository.name
+        ))),
+    }
+}
+
+/// Runs a write in a task of its own: a client that goes away ends its body, never a step between two stores.
+async fn run_to_its_end(
+    write: impl Future<Output = Result<Outcome, Error>> + Send + 'static,
+) -> Result<Outcome, Error> {
+    let task = tokio::spawn(write.instrument(tracing::Span::current()));
+    task.await.unwrap_or_else(|failed| {
+        Err(Error::Internal {
+            source: failed.into(),
+        })
+    })
 }

@@ -122,13 +122,41 @@ impl Answer {
 }
 
 impl Error {
-    /// A part that is not there yet.
-    #[must_use]
-    pub fn not_built() -> Self {
+    /// Something this needs does not work now.
+    pub(crate) fn unavailable(source: impl Into<BoxError>) -> Self {
         Self::Unavailable {
             retry_after: None,
-            source: "not built yet".into(),
+            source: source.into(),
         }
+    }
+
+    /// The same failure for everybody who waited for it.
+    pub(crate) fn share(&self) -> Self {
+        match self {
+            Self::Unauthorized {
+                scopes,
+                error,
+                message,
+            } => Self::Unauthorized {
+                scopes: scopes.clone(),
+                error: *error,
+                message: message.clone(),
+            },
+            Self::Denied(denial) => Self::Denied(denial.clone()),
+            other => Self::unavailable(other.chain()),
+        }
+    }
+
+    /// The whole chain of sources as text, for the log.
+    fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text
     }
 
     /// The table.
@@ -143,6 +171,17 @@ impl Error {
             Self::Unavailable { retry_after, .. } => unavailable(*retry_after),
             Self::Panicked => internal(),
             Self::Registry(error) => registry(error),
+        }
+    }
+}
+
+/// A plugin that fails is 503, whoever asks: never anonymous, never allowed.
+impl From<gantry_plugin_host::CallError> for Error {
+    fn from(error: gantry_plugin_host::CallError) -> Self {
+        let saturated = error.failure == gantry_plugin_host::Failure::Saturated;
+        Self::Unavailable {
+            retry_after: saturated.then_some(Duration::from_secs(1)),
+            source: Box::new(error),
         }
     }
 }

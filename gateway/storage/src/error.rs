@@ -1,5 +1,7 @@
 //! A store failed: what the caller can do about it, and what was attempted.
 
+use std::path::{Path, PathBuf};
+
 /// What the caller can do about it; also the metric label.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Kind {
@@ -51,6 +53,17 @@ impl StorageError {
         }
     }
 
+    /// As [`StorageError::io`], of a file: its path is told by the source, for the log, and never by `Display`.
+    #[must_use]
+    pub fn file(attempt: &'static str, path: &Path, source: std::io::Error) -> Self {
+        let path = path.to_owned();
+        Self {
+            kind: Self::io(attempt, source.kind().into()).kind,
+            attempt,
+            source: Some(Box::new(FileError { path, source })),
+        }
+    }
+
     /// What was read is not what was written.
     #[must_use]
     pub fn corrupt(attempt: &'static str) -> Self {
@@ -66,4 +79,12 @@ impl StorageError {
     pub fn kind(&self) -> Kind {
         self.kind
     }
+}
+
+/// An I/O error with the file it happened to; for the log only.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", path.display())]
+struct FileError {
+    path: PathBuf,
+    source: std::io::Error,
 }

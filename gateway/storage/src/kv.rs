@@ -46,7 +46,8 @@ pub trait KeyValueStore: Debug + Send + Sync {
     /// [`StorageError`].
     async fn delete(&self, bucket: &str, key: &str) -> Result<bool, StorageError>;
 
-    /// Adds `by` to a counter that starts anew each `window_ms`; the sum after adding.
+    /// Adds `by` to a counter that starts anew each `window_ms` (at the multiples of it since 1970, or when `window_ms` changes); the
+    /// sum after adding. Counters are not seen by [`KeyValueStore::get`]; [`KeyValueStore::delete`] ends them too.
     ///
     /// # Errors
     /// [`StorageError`].
@@ -59,7 +60,8 @@ pub trait KeyValueStore: Debug + Send + Sync {
         now_ms: u64,
     ) -> Result<u64, StorageError>;
 
-    /// Bytes of keys and values in a bucket, for quotas.
+    /// Bytes of keys and values in a bucket, for quotas; a counter weighs its key and eight bytes, and what expired before the latest
+    /// `now_ms` this store was told weighs nothing.
     ///
     /// # Errors
     /// [`StorageError`].
@@ -81,4 +83,10 @@ pub struct KvPut<'a> {
     pub expires_at_ms: Option<u64>,
     /// Now, in milliseconds since 1970.
     pub now_ms: u64,
+}
+
+/// When the window that `now_ms` lies in ends.
+pub(crate) fn window_end(now_ms: u64, window_ms: u32) -> u64 {
+    let window_ms = u64::from(window_ms.max(1));
+    (now_ms - now_ms % window_ms).saturating_add(window_ms)
 }

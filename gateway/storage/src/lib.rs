@@ -6,16 +6,27 @@
 //! Knows nothing of policy, HTTP or upstreams.
 
 pub mod blob;
+mod blocking;
 pub mod error;
+#[cfg(feature = "testing")]
+pub mod faulty;
+pub mod fs;
 pub mod hash;
 pub mod kv;
+pub mod memory;
 pub mod metadata;
+pub mod sqlite;
+#[cfg(feature = "testing")]
+pub mod suite;
 
-pub use blob::{Blob, BlobStore, BlobWriter};
+pub use blob::{Blob, BlobStore, BlobWriter, PublishError};
 pub use error::{Kind, StorageError};
+pub use fs::FsBlobStore;
 pub use hash::{Hasher, digest_of};
 pub use kv::{KeyValueStore, KvEntry};
+pub use memory::{MemoryBlobStore, MemoryKv, MemoryMetadata};
 pub use metadata::{
     Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
     ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord, UploadSessions,
 };
+pub use sqlite::{SqliteKv, SqliteStore};

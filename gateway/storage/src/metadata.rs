@@ -94,6 +94,34 @@ pub struct TagMove {
     pub checked_at_ms: u64,
 }
 
+impl TagMove {
+    /// The tag's record after the move to `manifest`: one that named it already keeps who pushed it and when, and the mark of
+    /// immutability is never taken away.
+    pub(crate) fn applied(
+        &self,
+        manifest: &ManifestRecord,
+        current: Option<&TagRecord>,
+    ) -> TagRecord {
+        let same = current.filter(|record| record.state.digest == manifest.digest);
+        let (pushed_at_ms, pushed_by) = match same {
+            Some(record) => (record.state.pushed_at_ms, &record.state.pushed_by),
+            None => (manifest.pushed_at_ms, &manifest.pushed_by),
+        };
+        let was_checked_at_ms = same.map_or(0, |record| record.checked_at_ms);
+        TagRecord {
+            tag: self.tag.clone(),
+            state: TagState {
+                digest: manifest.digest.clone(),
+                pushed_at_ms,
+                pushed_by: pushed_by.clone(),
+                immutable: self.set_immutable
+                    || current.is_some_and(|record| record.state.immutable),
+            },
+            checked_at_ms: self.checked_at_ms.max(was_checked_at_ms),
+        }
+    }
+}
+
 /// A manifest becomes part of a repository, with its tags, references and referrer entry. Repeating it is harmless: the stored
 /// manifest record is kept, the tags move.
 #[derive(Clone, Debug)]
@@ -126,7 +154,7 @@ pub enum Commit {
         /// The session to close.
         upload: Option<UploadId>,
     },
-    /// A manifest and exactly these tags go; fails with [`CommitError::TagMoved`] when other tags name it.
+    /// A manifest and exactly these tags go; fails with [`CommitError::TagMoved`] when other tags name it, or one of these does not.
     DeleteManifest {
         /// Where.
         repository: RepositoryName,
@@ -197,7 +225,8 @@ pub enum CommitError {
     Storage(#[from] StorageError),
 }
 
-/// Facts about repositories. Lists are sorted by bytes; a page holds entries after [`Page::after`], at most [`Page::limit`].
+/// Facts about repositories. Lists are sorted by bytes; a page holds entries after [`Page::after`], at most
+/// [`Page::limit`], which a store takes literally: `None` is all of them.
 #[async_trait]
 pub trait MetadataStore: Debug + Send + Sync {
     /// The repository; `None` when nothing was ever stored in it.

@@ -1,0 +1,66 @@
+//! Decides whether an image may leave: not when its repository, its digest or an annotation of its manifest is denied.
+//!
+//! | key | what it is |
+//! |---|---|
+//! | `repositories` | globs on canonical repository names |
+//! | `digests` | digests of manifests or indexes |
+//! | `annotations` | annotation → glob on its value |
+//!
+//! `serve::decide` asks it about every image that the served content belongs to; when a manifest cannot be read the plugin fails, and the
+//! binding's `on_error` denies.
+
+use std::collections::BTreeMap;
+
+use gantry_plugin::{
+    Admission, Answer, Issues, Plugin,
+    admission::{AdmissionRequest, Decision},
+    glob::{Glob, any_matches},
+    serve::{self, Image},
+};
+
+/// The plugin, which is its configuration.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub struct DenyImage {
+    repositories: Vec<Glob>,
+    digests: Vec<String>,
+    annotations: BTreeMap<String, Glob>,
+}
+
+impl Plugin for DenyImage {
+    type Config = Self;
+
+    fn new(config: Self, _issues: &mut Issues) -> Self {
+        config
+    }
+}
+
+impl Admission for DenyImage {
+    fn admit(&self, request: &AdmissionRequest) -> Answer<Decision> {
+        serve::decide(request, MESSAGE, |image| self.denies(image))
+    }
+}
+
+gantry_plugin::export!(DenyImage: admission);
+
+const MESSAGE: &str = "this image is denied here";
+
+impl DenyImage {
+    fn denies(&self, image: &Image<'_>) -> Answer<bool> {
+        for digest in &self.digests {
+            if image.is_or_is_in(digest)? {
+                return Ok(true);
+            }
+        }
+        let is_annotated = |(key, glob): (&String, &Glob)| {
+            image
+                .annotation(key)
+                .is_some_and(|value| glob.matches(value))
+        };
+        Ok(any_matches(&self.repositories, image.repository)
+            || self.annotations.iter().any(is_annotated))
+    }
+}
+
+#[cfg(test)]
+mod tests;

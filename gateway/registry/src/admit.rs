@@ -1,0 +1,130 @@
+//! Questions to the admission hooks: what is about to happen, to which content, and what a tag names now.
+//!
+//! Owns how a question is made, and the registry's own rule that a tag marked immutable stays. Makes nothing when no hook listens.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use gantry_model::{
+    AdmissionRequest, Admitted, Change, Denial, DenialCode, Descriptor, Digest, MediaType,
+    Repository, Tag, TagState,
+};
+use gantry_storage::ManifestRecord;
+
+use crate::{error::Error, registry::Call};
+
+/// What is about to happen.
+pub(crate) struct Question<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) change: Change,
+    /// The tag concerned, and what it names now.
+    pub(crate) tag: Option<(&'a Tag, Option<&'a TagState>)>,
+    pub(crate) content: Content<'a>,
+}
+
+/// The content that is concerned.
+#[derive(Clone, Copy)]
+pub(crate) enum Content<'a> {
+    /// A manifest; without bytes they are read when a hook listens.
+    Manifest(&'a ManifestRecord, Option<&'a Bytes>),
+    /// A blob, and where its parents say what it is.
+    Blob {
+        digest: &'a Digest,
+        size: u64,
+        described_in: &'a Repository,
+    },
+}
+
+impl Content<'_> {
+    fn digest(&self) -> &Digest {
+        match self {
+            Self::Manifest(record, _) => &record.digest,
+            Self::Blob { digest, .. } => digest,
+        }
+    }
+}
+
+impl Call {
+    /// Asks the hooks; accepted when none listens.
+    ///
+    /// # Errors
+    /// The refusal; a store's failure while the question is made.
+    pub(crate) async fn admit(&self, question: Question<'_>) -> Result<Admitted, Error> {
+        let admission = &self.shared.ports.admission;
+        if !admission.asks(question.repository, question.change) {
+            return Ok(Admitted::default());
+        }
+        let request = self.request(question).await?;
+        Ok(admission.admit(request).await?)
+    }
+
+    async fn request(&self, question: Question<'_>) -> Result<AdmissionRequest, Error> {
+        let metadata = &self.shared.ports.metadata;
+        let (target, manifest) = match question.content {
+            Content::Manifest(record, bytes) => {
+                let bytes = match bytes {
+                    Some(bytes) => bytes.clone(),
+                    None => self.shared.manifest_bytes(record).await?,
+                };
+                (descriptor_of(record)?, Some(bytes))
+            }
+            Content::Blob {
+                digest,
+                size,
+                described_in,
+            } => {
+                let described = metadata.parents(&described_in.name, digest).await?;
+                let media_type = described
+                    .into_iter()
+                    .next()
+                    .map_or_else(MediaType::octet_stream, |(_parent, reference)| {
+                        reference.media_type
+                    });
+                (Descriptor::new(media_type, digest.clone(), size), None)
+            }
+        };
+        let parents = metadata
+            .parents(&question.repository.name, question.content.digest())
+            .await?;
+        let (tag, previous) = question.tag.unzip();
+        Ok(AdmissionRequest {
+            requester: self.requester.clone(),
+            repository: question.repository.clone(),
+            change: question.change,
+            tag: tag.cloned(),
+            previous: previous.flatten().cloned(),
+            target,
+            manifest,
+            parents: parents.into_iter().map(|(parent, _)| parent).collect(),
+        })
+    }
+}
+
+/// Refuses to move or delete a tag that an admission marked immutable.
+pub(crate) fn refuse_immutable(tag: &Tag, state: &TagState) -> Result<(), Error> {
+    if !state.immutable {
+        return Ok(());
+    }
+    Err(Error::Denied(Box::new(Denial::new(
+        DenialCode::Denied,
+        "immutable",
+        format!("tag {tag} is immutable"),
+    ))))
+}
+
+/// The descriptor of a stored manifest.
+pub(crate) fn descriptor_of(record: &ManifestRecord) -> Result<Descriptor, Error> {
+    let annotations: BTreeMap<String, String> =
+        serde_json::from_str(&record.annotations).map_err(|error| Error::Internal {
+            source: error.into(),
+        })?;
+    Ok(Descriptor {
+        artifact_type: record.artifact_type.clone(),
+        annotations,
+        ..Descriptor::new(
+            record.media_type.clone(),
+            record.digest.clone(),
+            record.size,
+        )
+    })
+}

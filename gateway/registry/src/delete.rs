@@ -1,0 +1,156 @@
+//! Deletes a tag, a manifest with its tags, or a blob's link. The bytes stay: other repositories may have them.
+//!
+//! Owns the loop between admission and commit, as a push does. A manifest goes only with every tag that names it, and each of those
+//! tags is asked about: what protects a tag protects its manifest.
+
+use gantry_model::{Change, Digest, Page, Repository, Tag};
+use gantry_storage::{Commit, CommitError, ManifestRecord, TagRecord};
+
+use crate::{
+    admit::{Content, Question, refuse_immutable},
+    error::Error,
+    outcome::Outcome,
+    push::MAX_ROUNDS,
+    registry::Call,
+};
+
+/// Tags read at once.
+const TAGS_PAGE: usize = 1000;
+
+impl Call {
+    /// Deletes a tag.
+    pub(crate) async fn delete_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Outcome, Error> {
+        self.refuse_when_disabled()?;
+        for _round in 0..MAX_ROUNDS {
+            let state = self.hosted_tag(&repository.name, tag).await?;
+            let record = self.hosted_record(&repository.name, &state.digest).await?;
+            let tagged = TagRecord {
+                tag: tag.clone(),
+                state,
+                checked_at_ms: 0,
+            };
+            self.admit_tag_deletion(repository, &tagged, &record)
+                .await?;
+            let commit = Commit::DeleteTag {
+                repository: repository.name.clone(),
+                tag: tag.clone(),
+                expected: tagged.state.digest,
+                at_ms: self.shared.ports.clock.now_ms(),
+                by: self.requester.principal.id.clone(),
+            };
+            if self.deleted(commit).await? {
+                return Ok(Outcome::Deleted);
+            }
+        }
+        Err(Error::Conflict)
+    }
+
+    /// Deletes a manifest and every tag that names it.
+    pub(crate) async fn delete_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Outcome, Error> {
+        self.refuse_when_disabled()?;
+        for _round in 0..MAX_ROUNDS {
+            let record = self.hosted_record(&repository.name, digest).await?;
+            let tags = self.tags_of(repository, digest).await?;
+            self.admit(Question {
+                repository,
+                change: Change::DeleteManifest,
+                tag: None,
+                content: Content::Manifest(&record, None),
+            })
+            .await?;
+            for tagged in &tags {
+                self.admit_tag_deletion(repository, tagged, &record).await?;
+            }
+            let commit = Commit::DeleteManifest {
+                repository: repository.name.clone(),
+                digest: digest.clone(),
+                tags: tags.into_iter().map(|tagged| tagged.tag).collect(),
+                at_ms: self.shared.ports.clock.now_ms(),
+                by: self.requester.principal.id.clone(),
+            };
+            if self.deleted(commit).await? {
+                return Ok(Outcome::Deleted);
+            }
+        }
+        Err(Error::Conflict)
+    }
+
+    /// Makes a blob unreadable in the repository; manifests that name it stay, as with other registries.
+    pub(crate) async fn delete_blob(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+    ) -> Result<Outcome, Error> {
+        self.refuse_when_disabled()?;
+        let commit = Commit::UnlinkBlob {
+            repository: repository.name.clone(),
+            digest: digest.clone(),
+        };
+        match self.shared.ports.metadata.commit(commit).await {
+            Ok(()) => Ok(Outcome::Deleted),
+            Err(error) => Err(Error::from_commit(error, Error::BlobUnknown { digest })),
+        }
+    }
+
+    fn refuse_when_disabled(&self) -> Result<(), Error> {
+        if self.shared.settings.delete_enabled {
+            Ok(())
+        } else {
+            Err(Error::Unsupported("deleting is disabled here".to_owned()))
+        }
+    }
+
+    async fn admit_tag_deletion(
+        &self,
+        repository: &Repository,
+        tagged: &TagRecord,
+        record: &ManifestRecord,
+    ) -> Result<(), Error> {
+        refuse_immutable(&tagged.tag, &tagged.state)?;
+        let question = Question {
+            repository,
+            change: Change::DeleteTag,
+            tag: Some((&tagged.tag, Some(&tagged.state))),
+            content: Content::Manifest(record, None),
+        };
+        self.admit(question).await.map(drop)
+    }
+
+    async fn tags_of(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Vec<TagRecord>, Error> {
+        let metadata = &self.shared.ports.metadata;
+        let mut all: Vec<TagRecord> = Vec::new();
+        loop {
+            let page = Page {
+                limit: Some(TAGS_PAGE),
+                after: all.last().map(|last| last.tag.to_string()),
+            };
+            let tags = metadata.tags(&repository.name, Some(digest), &page).await?;
+            let last = tags.len() < TAGS_PAGE;
+            all.extend(tags);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Commits a deletion; false when a tag moved and admission has to be asked again.
+    async fn deleted(&self, commit: Commit) -> Result<bool, Error> {
+        match self.shared.ports.metadata.commit(commit).await {
+            Ok(()) => Ok(true),
+            Err(CommitError::TagMoved { .. }) => Ok(false),
+            Err(error) => Err(Error::from_commit(error, Error::ManifestUnknown)),
+        }
+    }
+}

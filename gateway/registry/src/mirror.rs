@@ -1,0 +1,254 @@
+//! The proxy cache: serves a mirrored repository from what is here, and fetches each missing byte once.
+//!
+//! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served; `blob` says who may have
+//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it; `listing` is tags and referrers; `flight` runs one
+//! piece of work for many callers; `failure` is why there is no answer. Knows nothing of HTTP or permits.
+//! Invariants: only a verified digest is stored or served whole; only the upstream's own 404 is "unknown"; no caller's leaving stops
+//! work that others wait for.
+
+mod blob;
+mod failure;
+mod fetch;
+mod fill;
+mod flight;
+mod freshness;
+mod listing;
+mod manifest;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use gantry_model::{
+    Digest, Page, Reference, Repository, RepositoryName, Requester, Source, Tag, TagState,
+};
+use gantry_storage::{Blob, BlobStore, ManifestRecord, MetadataStore};
+use tokio::sync::Semaphore;
+
+pub(crate) use self::fill::Fill;
+use self::{failure::Failure, flight::Flights, flight::lock};
+use crate::{
+    error::Error,
+    outcome::Staleness,
+    ports::{Admission, Clock, MirrorSettings, Ports, Settings},
+};
+
+/// A manifest of a mirrored repository, stored here.
+#[derive(Clone, Debug)]
+pub(crate) struct MirroredManifest {
+    /// The stored facts.
+    pub(crate) record: ManifestRecord,
+    /// The bytes, as the upstream sent them.
+    pub(crate) bytes: Bytes,
+    /// Set when the upstream could not confirm the tag.
+    pub(crate) stale: Option<Staleness>,
+    /// What the tag names, when a tag was asked for.
+    pub(crate) tag: Option<TagState>,
+}
+
+/// A blob of a mirrored repository.
+#[derive(Debug)]
+pub(crate) struct MirroredBlob {
+    /// The whole blob's length; `None` only while a fill's upstream has not said.
+    pub(crate) size: Option<u64>,
+    /// Where its bytes come from.
+    pub(crate) content: MirroredContent,
+}
+
+impl MirroredBlob {
+    fn published(blob: Arc<dyn Blob>) -> Self {
+        Self {
+            size: Some(blob.size()),
+            content: MirroredContent::Published(blob),
+        }
+    }
+}
+
+/// Where a mirrored blob's bytes come from.
+#[derive(Debug)]
+pub(crate) enum MirroredContent {
+    /// It is here.
+    Published(Arc<dyn Blob>),
+    /// It is arriving.
+    Filling(Fill),
+}
+
+/// Every mirror. Cheap to clone; clones share fills and caches.
+#[derive(Clone, Debug)]
+pub(crate) struct Mirrors {
+    engine: Arc<Engine>,
+}
+
+impl Mirrors {
+    /// Mirrors on `ports`. No upstream is asked before somebody pulls.
+    pub(crate) fn new(ports: &Ports, settings: &Settings) -> Self {
+        let engine = Engine {
+            blobs: Arc::clone(&ports.blobs),
+            metadata: Arc::clone(&ports.metadata),
+            admission: Arc::clone(&ports.admission),
+            clock: Arc::clone(&ports.clock),
+            mirrors: ports.mirrors.clone(),
+            settings: *settings,
+            fills: Mutex::default(),
+            fill_slots: Semaphore::new(settings.max_fills.clamp(1, Semaphore::MAX_PERMITS)),
+            stats: Flights::default(),
+            manifests: Flights::default(),
+            bytes: manifest::bytes_cache(settings.manifest_cache_bytes),
+            not_found: freshness::NotFound::default(),
+            indexes: Flights::default(),
+            referrers: listing::ReferrersCache::default(),
+        };
+        Self {
+            engine: Arc::new(engine),
+        }
+    }
+
+    /// The manifest, from here when it may be, else from the upstream; stored before it is returned.
+    ///
+    /// # Errors
+    /// [`Error::ManifestUnknown`] only when the upstream said so; otherwise what kept the upstream from answering.
+    pub(crate) async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        requester: &Requester,
+    ) -> Result<MirroredManifest, Error> {
+        let origin = self.engine.origin(repository)?;
+        let manifest = self.engine.manifest(&origin, reference, requester).await;
+        manifest.map_err(Failure::into_manifest_error)
+    }
+
+    /// The blob's length without a fill; `None` when the upstream has it and does not say how long it is.
+    ///
+    /// # Errors
+    /// [`Error::BlobUnknown`] only when the upstream said so; otherwise what kept it from answering.
+    pub(crate) async fn stat_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Error> {
+        let origin = self.engine.origin(repository)?;
+        let size = self.engine.stat_blob(&origin, digest).await;
+        size.map_err(|failure| failure.into_blob_error(digest))
+    }
+
+    /// The blob: published, or the fill that is under way for it.
+    ///
+    /// # Errors
+    /// As [`Mirrors::stat_blob`]; a fill that fails later says so in its stream.
+    pub(crate) async fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        requester: &Requester,
+    ) -> Result<MirroredBlob, Error> {
+        let origin = self.engine.origin(repository)?;
+        let blob = self.engine.blob(&origin, digest, requester).await;
+        blob.map_err(|failure| failure.into_blob_error(digest))
+    }
+
+    /// A page of the upstream's tags, in its order, and whether there are more; of the tags known here when it cannot answer.
+    ///
+    /// # Errors
+    /// [`Error::NameUnknown`] only when the upstream said so; otherwise what kept it from answering, when nothing is known here.
+    pub(crate) async fn tags(
+        &self,
+        repository: &Repository,
+        page: &Page,
+    ) -> Result<(Vec<Tag>, bool), Error> {
+        let origin = self.engine.origin(repository)?;
+        let tags = self.engine.tags(&origin, page).await;
+        tags.map_err(|failure| failure.into_error(|| Error::NameUnknown))
+    }
+
+    /// Descriptors of what refers to `digest`, as the upstream lists them; of what is known here when it cannot answer.
+    ///
+    /// # Errors
+    /// What kept the upstream from answering, when nothing is known here. Never "unknown": without referrers the list is empty.
+    pub(crate) async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Vec<serde_json::Value>, Error> {
+        let origin = self.engine.origin(repository)?;
+        let referrers = self.engine.referrers(&origin, digest).await;
+        referrers.map_err(Failure::into_manifest_error)
+    }
+}
+
+/// What every part of the cache stands on.
+struct Engine {
+    blobs: Arc<dyn BlobStore>,
+    metadata: Arc<dyn MetadataStore>,
+    admission: Arc<dyn Admission>,
+    clock: Arc<dyn Clock>,
+    mirrors: HashMap<Arc<str>, MirrorSettings>,
+    settings: Settings,
+    /// Protects: which blobs are being filled, by repository and digest. Held for a look-up, never over an await.
+    fills: Mutex<HashMap<(RepositoryName, Digest), Fill>>,
+    fill_slots: Semaphore,
+    stats: Flights<(RepositoryName, Digest), Option<u64>>,
+    manifests: Flights<(RepositoryName, Reference), MirroredManifest>,
+    /// Verified bytes of manifests. Never asked whether a manifest exists.
+    bytes: moka::sync::Cache<Digest, Bytes>,
+    not_found: freshness::NotFound,
+    indexes: Flights<(RepositoryName, Digest), Bytes>,
+    referrers: listing::ReferrersCache,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Engine")
+            .field("mirrors", &self.mirrors)
+            .field("fills", &lock(&self.fills).len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    fn origin(&self, repository: &Repository) -> Result<Origin, Error> {
+        let Source::Mirror { mirror, remote } = &repository.source else {
+            return Err(Error::Internal {
+                source: "a hosted repository has no upstream".into(),
+            });
+        };
+        let settings = self.mirrors.get(mirror).ok_or_else(|| Error::Internal {
+            source: format!("mirror {mirror} is not configured").into(),
+        })?;
+        Ok(Origin {
+            repository: repository.clone(),
+            mirror: Arc::clone(mirror),
+            remote: remote.clone(),
+            settings: settings.clone(),
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+}
+
+/// A mirrored repository and the upstream behind it.
+#[derive(Clone, Debug)]
+struct Origin {
+    repository: Repository,
+    mirror: Arc<str>,
+    remote: RepositoryName,
+    settings: MirrorSettings,
+}
+
+impl Origin {
+    fn mirror(&self) -> &str {
+        &self.mirror
+    }
+
+    fn name(&self) -> &RepositoryName {
+        &self.repository.name
+    }
+}

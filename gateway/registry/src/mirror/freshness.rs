@@ -1,0 +1,272 @@
+//! Whether a tag may be served: fresh, confirmed by HEAD, moved, stale because the upstream is in trouble, or gone.
+//!
+//! Owns the order of questions to the upstream: a cold tag costs one GET, a known one a HEAD, which Docker Hub does not count.
+//! Invariant: a tag is unknown only when the upstream said so, and then its digests stay.
+
+use gantry_model::{Digest, Reference, RepositoryName, Requester, Tag};
+use gantry_storage::{Commit, CommitError, TagMove, TagRecord};
+
+use super::{
+    Engine, MirroredManifest, Origin,
+    failure::Failure,
+    manifest::{StoreError, Verified, millis},
+};
+use crate::outcome::Staleness;
+
+/// How often a tag is moved again when somebody else keeps deleting it meanwhile.
+const MAX_MOVES: usize = 3;
+
+/// References whose absence is remembered at once.
+const MAX_NOT_FOUND: u64 = 10_000;
+
+/// The upstream's 404s, until they are to be asked again.
+#[derive(Debug)]
+pub(super) struct NotFound {
+    until_ms: moka::sync::Cache<(RepositoryName, Reference), u64>,
+}
+
+impl Default for NotFound {
+    fn default() -> Self {
+        Self {
+            until_ms: moka::sync::Cache::new(MAX_NOT_FOUND),
+        }
+    }
+}
+
+impl NotFound {
+    pub(super) fn remembers(&self, key: &(RepositoryName, Reference), now_ms: u64) -> bool {
+        self.until_ms
+            .get(key)
+            .is_some_and(|until_ms| now_ms < until_ms)
+    }
+
+    pub(super) fn remember(&self, key: (RepositoryName, Reference), until_ms: u64) {
+        self.until_ms.insert(key, until_ms);
+    }
+}
+
+impl Engine {
+    /// The tag's manifest, when the upstream confirmed the tag recently enough.
+    pub(super) async fn fresh_tag(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+    ) -> Result<Option<MirroredManifest>, Failure> {
+        let Some(record) = self.metadata.tag(origin.name(), tag).await? else {
+            return Ok(None);
+        };
+        if self.age_ms(&record) >= millis(origin.settings.fresh_for) {
+            return Ok(None);
+        }
+        self.tagged(origin, record, None).await
+    }
+
+    /// Asks the upstream about a tag that is not fresh.
+    pub(super) async fn check_tag(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+        requester: &Requester,
+    ) -> Result<MirroredManifest, Failure> {
+        let seen = self.metadata.tag(origin.name(), tag).await?;
+        let Some(seen) = seen else {
+            let verified = self.fetch_tag(origin, tag).await?;
+            return self.adopt(origin, tag, None, verified, requester).await;
+        };
+        match self.revalidate(origin, &seen, requester).await {
+            Err(Failure::NotFound) => {
+                self.forget(origin, seen).await?;
+                Err(Failure::NotFound)
+            }
+            Err(failure) if failure.is_upstream_trouble() => {
+                self.stale(origin, seen, failure).await
+            }
+            other => other,
+        }
+    }
+
+    async fn revalidate(
+        &self,
+        origin: &Origin,
+        seen: &TagRecord,
+        requester: &Requester,
+    ) -> Result<MirroredManifest, Failure> {
+        let (upstream, tag) = (&origin.settings.upstream, &seen.tag);
+        let head = upstream
+            .head_manifest(&origin.remote, &Reference::Tag(tag.clone()))
+            .await?;
+        let verified = match head.digest {
+            Some(digest) if digest == seen.state.digest => {
+                if let Some(confirmed) = self.confirm(origin, seen).await? {
+                    return Ok(confirmed);
+                }
+                self.named(origin, &digest).await?
+            }
+            Some(digest) => match self.held_manifest(origin, &digest).await? {
+                Some(held) => return self.point(origin, tag, Some(seen), &held).await,
+                None => self.named(origin, &digest).await?,
+            },
+            None => self.fetch_tag(origin, tag).await?,
+        };
+        self.adopt(origin, tag, Some(seen), verified, requester)
+            .await
+    }
+
+    /// Fetches what a HEAD just named. Its absence contradicts that HEAD, so it is no 404 of the tag.
+    async fn named(&self, origin: &Origin, digest: &Digest) -> Result<Verified, Failure> {
+        match self.fetch_digest(origin, digest).await {
+            Err(Failure::NotFound) => Err(Failure::invalid(format!(
+                "the tag names {digest}, which is not there"
+            ))),
+            other => other,
+        }
+    }
+
+    async fn held_manifest(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+    ) -> Result<Option<Verified>, Failure> {
+        let Some((record, bytes)) = self.local_manifest(origin, digest).await? else {
+            return Ok(None);
+        };
+        Verified::parse(Some(&record.media_type), record.digest.clone(), bytes).map(Some)
+    }
+
+    /// Stores fetched content after the admission hooks accepted it, and points the tag at it.
+    async fn adopt(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+        seen: Option<&TagRecord>,
+        verified: Verified,
+        requester: &Requester,
+    ) -> Result<MirroredManifest, Failure> {
+        if let Some(seen) = seen
+            && seen.state.digest == verified.digest
+            && let Some(confirmed) = self.confirm(origin, seen).await?
+        {
+            return Ok(confirmed);
+        }
+        let previous = seen.map(|seen| seen.state.clone());
+        self.admit_manifest(origin, &verified, Some((tag, previous)), requester)
+            .await?;
+        self.point(origin, tag, seen, &verified).await
+    }
+
+    /// Points the tag at the manifest, if it still names what was seen; otherwise whoever moved it asked the upstream as recently.
+    async fn point(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+        seen: Option<&TagRecord>,
+        verified: &Verified,
+    ) -> Result<MirroredManifest, Failure> {
+        let mut expected = seen.map(|seen| seen.state.digest.clone());
+        for _ in 0..MAX_MOVES {
+            let moved = TagMove {
+                tag: tag.clone(),
+                expected,
+                set_immutable: false,
+                checked_at_ms: self.now_ms(),
+            };
+            match self.store(origin, verified, Some(moved)).await {
+                Ok(()) | Err(StoreError::TagMoved(Some(_))) => {
+                    return self.winner(origin, tag).await;
+                }
+                Err(StoreError::TagMoved(None)) => expected = None,
+                Err(StoreError::Failed(failure)) => return Err(failure),
+            }
+        }
+        Err(Failure::Conflict)
+    }
+
+    /// What the tag names now.
+    async fn winner(&self, origin: &Origin, tag: &Tag) -> Result<MirroredManifest, Failure> {
+        let record = self.metadata.tag(origin.name(), tag).await?;
+        let tagged = match record {
+            Some(record) => self.tagged(origin, record, None).await?,
+            None => None,
+        };
+        tagged.ok_or(Failure::Conflict)
+    }
+
+    /// Records that the upstream confirmed the tag; `None` when the manifest it names is no longer here.
+    async fn confirm(
+        &self,
+        origin: &Origin,
+        seen: &TagRecord,
+    ) -> Result<Option<MirroredManifest>, Failure> {
+        let checked_at_ms = self.now_ms();
+        let confirm = Commit::ConfirmTag {
+            repository: origin.name().clone(),
+            tag: seen.tag.clone(),
+            digest: seen.state.digest.clone(),
+            checked_at_ms,
+        };
+        let Some(tagged) = self.tagged(origin, seen.clone(), None).await? else {
+            return Ok(None);
+        };
+        self.metadata.commit(confirm).await?;
+        Ok(Some(tagged))
+    }
+
+    /// Serves the tag as it was last confirmed, when that is recent enough; otherwise the upstream's trouble is the answer.
+    async fn stale(
+        &self,
+        origin: &Origin,
+        seen: TagRecord,
+        failure: Failure,
+    ) -> Result<MirroredManifest, Failure> {
+        let age_ms = self.age_ms(&seen);
+        if age_ms > millis(origin.settings.stale_if_error) {
+            return Err(failure);
+        }
+        let age = std::time::Duration::from_millis(age_ms);
+        match self.tagged(origin, seen, Some(Staleness { age })).await? {
+            Some(stale) => {
+                tracing::warn!(
+                    error = &failure as &dyn std::error::Error,
+                    age_ms,
+                    "serving a stale tag"
+                );
+                Ok(stale)
+            }
+            None => Err(failure),
+        }
+    }
+
+    /// Forgets a tag that the upstream no longer has, so that it is not served when the upstream fails later. Its manifest stays.
+    async fn forget(&self, origin: &Origin, seen: TagRecord) -> Result<(), Failure> {
+        let delete = Commit::DeleteTag {
+            repository: origin.name().clone(),
+            tag: seen.tag,
+            expected: seen.state.digest,
+            at_ms: self.now_ms(),
+            by: format!("mirror:{}", origin.mirror()),
+        };
+        match self.metadata.commit(delete).await {
+            Ok(()) | Err(CommitError::TagMoved { .. } | CommitError::Absent) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn tagged(
+        &self,
+        origin: &Origin,
+        record: TagRecord,
+        stale: Option<Staleness>,
+    ) -> Result<Option<MirroredManifest>, Failure> {
+        let local = self.local_manifest(origin, &record.state.digest).await?;
+        Ok(local.map(|(manifest, bytes)| MirroredManifest {
+            record: manifest,
+            bytes,
+            stale,
+            tag: Some(record.state),
+        }))
+    }
+
+    fn age_ms(&self, record: &TagRecord) -> u64 {
+        self.now_ms().saturating_sub(record.checked_at_ms)
+    }
+}

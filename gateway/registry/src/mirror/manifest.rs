@@ -1,0 +1,372 @@
+//! Manifests of mirrored repositories: found here, or fetched, verified, admitted and stored.
+//!
+//! Owns what makes an upstream's bytes a manifest of ours. Does not decide whether a tag is fresh: `freshness` does.
+//! Invariant: bytes are stored only under a digest they hash to, and only when they parse as what they say they are.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use gantry_model::{
+    AdmissionRequest, Algorithm, Change, Descriptor, Digest, Manifest, MediaType, Reference,
+    Requester, Tag, TagState,
+};
+use gantry_storage::{
+    Blob, Commit, CommitError, ManifestRecord, PushManifest, ReferenceRecord, StorageError,
+    TagMove, digest_of,
+};
+use gantry_upstream::FetchedManifest;
+
+use super::{Engine, MirroredManifest, Origin, failure::Failure, flight::contained};
+use crate::staging::new_upload_id;
+
+/// A manifest whose bytes hash to its digest and parse as its media type.
+#[derive(Debug)]
+pub(super) struct Verified {
+    pub(super) digest: Digest,
+    pub(super) bytes: Bytes,
+    pub(super) manifest: Manifest,
+}
+
+impl Engine {
+    /// See [`super::Mirrors::manifest`].
+    pub(super) async fn manifest(
+        self: &Arc<Self>,
+        origin: &Origin,
+        reference: &Reference,
+        requester: &Requester,
+    ) -> Result<MirroredManifest, Failure> {
+        if let Some(known) = self.known(origin, reference).await? {
+            return Ok(known);
+        }
+        let key = (origin.name().clone(), reference.clone());
+        if self.not_found.remembers(&key, self.now_ms()) {
+            return Err(Failure::NotFound);
+        }
+        let span = tracing::info_span!(
+            parent: None,
+            "mirror_manifest",
+            repository.name = %key.0,
+            reference = %reference,
+            request.id = %requester.request_id,
+        );
+        let engine = Arc::clone(self);
+        let (origin, reference, requester) = (origin.clone(), reference.clone(), requester.clone());
+        let flight = self.manifests.run(key, span, || async move {
+            engine.land(&origin, &reference, &requester).await
+        });
+        flight.await
+    }
+
+    /// The flight of a manifest: looks again, because another may have landed since, and then asks the upstream.
+    async fn land(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+        requester: &Requester,
+    ) -> Result<MirroredManifest, Failure> {
+        if let Some(known) = self.known(origin, reference).await? {
+            return Ok(known);
+        }
+        let result = match reference {
+            Reference::Digest(digest) => self.pull_digest(origin, digest, requester).await,
+            Reference::Tag(tag) => self.check_tag(origin, tag, requester).await,
+        };
+        match &result {
+            Err(Failure::NotFound) => {
+                let until_ms = self
+                    .now_ms()
+                    .saturating_add(millis(origin.settings.not_found_for));
+                let key = (origin.name().clone(), reference.clone());
+                self.not_found.remember(key, until_ms);
+            }
+            Err(failure) => tracing::warn!(
+                error = failure as &dyn std::error::Error,
+                "a manifest could not be fetched"
+            ),
+            Ok(_) => {}
+        }
+        result
+    }
+
+    /// What may be served without asking the upstream: any digest that is here, any tag that is fresh.
+    async fn known(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+    ) -> Result<Option<MirroredManifest>, Failure> {
+        match reference {
+            Reference::Digest(digest) => {
+                let local = self.local_manifest(origin, digest).await?;
+                Ok(local.map(|(record, bytes)| MirroredManifest {
+                    record,
+                    bytes,
+                    stale: None,
+                    tag: None,
+                }))
+            }
+            Reference::Tag(tag) => self.fresh_tag(origin, tag).await,
+        }
+    }
+
+    async fn pull_digest(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        requester: &Requester,
+    ) -> Result<MirroredManifest, Failure> {
+        let verified = self.fetch_digest(origin, digest).await?;
+        self.admit_manifest(origin, &verified, None, requester)
+            .await?;
+        self.store(origin, &verified, None).await?;
+        let local = self.local_manifest(origin, digest).await?;
+        let (record, bytes) = local.ok_or(Failure::Conflict)?;
+        Ok(MirroredManifest {
+            record,
+            bytes,
+            stale: None,
+            tag: None,
+        })
+    }
+
+    /// A manifest of this repository with its bytes; `None` unless both are here.
+    pub(super) async fn local_manifest(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+    ) -> Result<Option<(ManifestRecord, Bytes)>, Failure> {
+        let Some(record) = self.metadata.manifest(origin.name(), digest).await? else {
+            return Ok(None);
+        };
+        if let Some(bytes) = self.bytes.get(digest) {
+            return Ok(Some((record, bytes)));
+        }
+        let Some(blob) = self.blobs.open(digest).await? else {
+            return Ok(None);
+        };
+        let bytes = read_whole(blob.as_ref(), self.settings.max_manifest_bytes).await?;
+        if digest_of(digest.algorithm(), &bytes) != *digest {
+            return Err(StorageError::corrupt("verify a stored manifest's bytes").into());
+        }
+        self.bytes.insert(digest.clone(), bytes.clone());
+        Ok(Some((record, bytes)))
+    }
+
+    pub(super) async fn fetch_digest(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+    ) -> Result<Verified, Failure> {
+        let reference = Reference::Digest(digest.clone());
+        let upstream = &origin.settings.upstream;
+        let fetched = upstream.manifest(&origin.remote, &reference).await?;
+        self.verify(fetched, Some(digest))
+    }
+
+    /// Fetches what the tag names. The digest is the one the upstream states, which the bytes must hash to, or their SHA-256.
+    pub(super) async fn fetch_tag(&self, origin: &Origin, tag: &Tag) -> Result<Verified, Failure> {
+        let reference = Reference::Tag(tag.clone());
+        let upstream = &origin.settings.upstream;
+        let fetched = upstream.manifest(&origin.remote, &reference).await?;
+        self.verify(fetched, None)
+    }
+
+    fn verify(
+        &self,
+        fetched: FetchedManifest,
+        asked: Option<&Digest>,
+    ) -> Result<Verified, Failure> {
+        let FetchedManifest {
+            media_type,
+            digest: stated,
+            bytes,
+        } = fetched;
+        if bytes.len() > self.settings.max_manifest_bytes {
+            return Err(Failure::invalid("the manifest is too large"));
+        }
+        let claimed = asked.or(stated.as_ref());
+        let algorithm = claimed.map_or(Algorithm::Sha256, Digest::algorithm);
+        let found = digest_of(algorithm, &bytes);
+        if claimed.is_some_and(|claimed| *claimed != found) {
+            return Err(Failure::invalid(format!("the manifest hashes to {found}")));
+        }
+        Verified::parse(media_type.as_ref(), found, bytes)
+    }
+
+    /// Asks the admission hooks before an upstream's manifest enters this repository.
+    pub(super) async fn admit_manifest(
+        &self,
+        origin: &Origin,
+        verified: &Verified,
+        tag: Option<(&Tag, Option<TagState>)>,
+        requester: &Requester,
+    ) -> Result<(), Failure> {
+        if !self.admission.asks(&origin.repository, Change::Fill) {
+            return Ok(());
+        }
+        let parents = self.metadata.parents(origin.name(), &verified.digest);
+        let (tag, previous) = tag.unzip();
+        let request = AdmissionRequest {
+            requester: requester.clone(),
+            repository: origin.repository.clone(),
+            change: Change::Fill,
+            tag: tag.cloned(),
+            previous: previous.flatten(),
+            target: verified.descriptor(),
+            manifest: Some(verified.bytes.clone()),
+            parents: parents
+                .await?
+                .into_iter()
+                .map(|(parent, _)| parent)
+                .collect(),
+        };
+        let admitted = self.admission.admit(request).await;
+        admitted
+            .map(drop)
+            .map_err(|refusal| Failure::Policy(Box::new(refusal)))
+    }
+
+    /// Makes the bytes durable and then, in one commit, the manifest part of the repository and the tag point at it.
+    pub(super) async fn store(
+        &self,
+        origin: &Origin,
+        verified: &Verified,
+        tag: Option<TagMove>,
+    ) -> Result<(), StoreError> {
+        self.store_bytes(&verified.digest, &verified.bytes).await?;
+        let push = PushManifest {
+            repository: origin.name().clone(),
+            manifest: verified.record(self.now_ms(), format!("mirror:{}", origin.mirror())),
+            references: verified.references(),
+            tags: tag.into_iter().collect(),
+            // An upstream's index is complete there, not here: children and blobs come when they are asked for.
+            required: Vec::new(),
+        };
+        let pushed = self
+            .metadata
+            .commit(Commit::PushManifest(Box::new(push)))
+            .await;
+        pushed.map_err(|error| match error {
+            CommitError::TagMoved { current, .. } => {
+                StoreError::TagMoved(current.map(|record| record.state.digest))
+            }
+            other => StoreError::Failed(other.into()),
+        })
+    }
+
+    async fn store_bytes(&self, digest: &Digest, bytes: &Bytes) -> Result<(), Failure> {
+        if self.blobs.stat(digest).await?.is_some() {
+            return Ok(());
+        }
+        let upload = new_upload_id().map_err(Failure::internal)?;
+        let publish = async {
+            let algorithm = digest.algorithm();
+            let mut writer = self.blobs.create(upload, algorithm).await?;
+            writer.write(bytes.clone()).await?;
+            writer.commit(digest).await?;
+            Ok(())
+        };
+        let published = contained(publish).await;
+        if published.is_err() {
+            self.discard(upload).await;
+        }
+        published
+    }
+}
+
+/// A manifest was not stored.
+#[derive(Debug)]
+pub(super) enum StoreError {
+    /// The tag names something else than was seen: this, or nothing.
+    TagMoved(Option<Digest>),
+    /// Anything else.
+    Failed(Failure),
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::TagMoved(_) => Self::Conflict,
+            StoreError::Failed(failure) => failure,
+        }
+    }
+}
+
+impl Verified {
+    /// Parses bytes that are known to hash to `digest`.
+    pub(super) fn parse(
+        declared: Option<&MediaType>,
+        digest: Digest,
+        bytes: Bytes,
+    ) -> Result<Self, Failure> {
+        let manifest = Manifest::parse(declared, &bytes).map_err(Failure::invalid)?;
+        Ok(Self {
+            digest,
+            bytes,
+            manifest,
+        })
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        let media_type = self.manifest.media_type.clone();
+        Descriptor::new(media_type, self.digest.clone(), self.bytes.len() as u64)
+    }
+
+    fn record(&self, pushed_at_ms: u64, pushed_by: String) -> ManifestRecord {
+        let subject = self.manifest.subject.as_ref();
+        ManifestRecord {
+            digest: self.digest.clone(),
+            media_type: self.manifest.media_type.clone(),
+            size: self.bytes.len() as u64,
+            artifact_type: self.manifest.artifact_type.clone(),
+            subject: subject.map(|subject| subject.digest.clone()),
+            annotations: serde_json::json!(self.manifest.annotations).to_string(),
+            pushed_at_ms,
+            pushed_by,
+        }
+    }
+
+    fn references(&self) -> Vec<ReferenceRecord> {
+        let references = self.manifest.references();
+        references
+            .map(|descriptor| ReferenceRecord {
+                digest: descriptor.digest.clone(),
+                media_type: descriptor.media_type.clone(),
+                size: descriptor.size,
+            })
+            .collect()
+    }
+}
+
+/// A cache of manifests' bytes that weighs them.
+pub(super) fn bytes_cache(max_bytes: u64) -> moka::sync::Cache<Digest, Bytes> {
+    moka::sync::Cache::builder()
+        .max_capacity(max_bytes)
+        .weigher(|_digest, bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+        .build()
+}
+
+pub(super) fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn read_whole(blob: &dyn Blob, max_bytes: usize) -> Result<Bytes, Failure> {
+    let size = usize::try_from(blob.size())
+        .ok()
+        .filter(|size| *size <= max_bytes)
+        .ok_or_else(|| StorageError::corrupt("read a manifest"))?;
+    let mut whole = BytesMut::with_capacity(size);
+    while whole.len() < size {
+        let bytes = blob.read_at(whole.len() as u64, size - whole.len()).await?;
+        if bytes.is_empty() {
+            return Err(StorageError::corrupt("read a manifest").into());
+        }
+        whole.extend_from_slice(&bytes);
+    }
+    Ok(whole.freeze())
+}

@@ -1,0 +1,11 @@
+//! The mirror on real stores against a scripted upstream.
+
+mod durable;
+mod errors;
+mod fill;
+mod freshness;
+mod listing;
+mod panicking;
+mod rights;
+mod upstream;
+mod world;

@@ -1,0 +1,327 @@
+//! An upstream that does what a test says: serves content, waits at gates, breaks off, lies, fails, and counts what it was asked.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use gantry_model::{Digest, MediaType, Page, Reference, RepositoryName, Tag};
+use gantry_upstream::{
+    BlobStream, FetchedManifest, Kind, ManifestHead, TagPage, Upstream, UpstreamError,
+};
+use tokio::sync::{Semaphore, watch};
+
+/// What one connection carries at a time.
+pub(super) const CHUNK_BYTES: usize = 16 << 10;
+
+/// What the upstream was asked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Call {
+    Head(Reference),
+    Manifest(Reference),
+    Stat(Digest),
+    Blob(Digest, u64),
+    Tags,
+    Referrers,
+}
+
+/// How the answer to one blob GET goes. Offsets are counted from the blob's start.
+#[derive(Clone, Debug)]
+pub(super) struct BodyPlan {
+    /// The length that is said; `None` says none.
+    pub(super) announces: Option<Announced>,
+    /// Whether an offset is honoured.
+    pub(super) ranges: bool,
+    /// Where the connection ends before the blob does.
+    pub(super) cut: Option<usize>,
+    /// Whether a cut is a clean end rather than an error.
+    pub(super) clean: bool,
+    /// A byte that is flipped.
+    pub(super) flip: Option<usize>,
+    /// Bytes after the blob's end.
+    pub(super) excess: usize,
+    /// Every chunk takes a permit.
+    pub(super) gate: Option<Arc<Semaphore>>,
+}
+
+/// The length an upstream says.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Announced {
+    Truly,
+    As(u64),
+}
+
+impl Default for BodyPlan {
+    fn default() -> Self {
+        Self {
+            announces: Some(Announced::Truly),
+            ranges: true,
+            cut: None,
+            clean: false,
+            flip: None,
+            excess: 0,
+            gate: None,
+        }
+    }
+}
+
+impl BodyPlan {
+    pub(super) fn cut_at(offset: usize) -> Self {
+        Self {
+            cut: Some(offset),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn gated(gate: &Arc<Semaphore>) -> Self {
+        Self {
+            gate: Some(Arc::clone(gate)),
+            ..Self::default()
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    pub(super) blobs: HashMap<(RepositoryName, Digest), Bytes>,
+    pub(super) manifests: HashMap<(RepositoryName, Reference), FetchedManifest>,
+    pub(super) tags: Vec<Tag>,
+    pub(super) referrers: HashMap<Digest, Bytes>,
+    /// How the next blob GETs go; later ones go well.
+    pub(super) bodies: VecDeque<BodyPlan>,
+    /// How every call fails.
+    pub(super) trouble: Option<Kind>,
+    /// Whether a HEAD leaves the digest out.
+    pub(super) head_hides_digest: bool,
+    /// Every call takes a permit before it answers.
+    pub(super) gate: Option<Arc<Semaphore>>,
+    pub(super) calls: Vec<Call>,
+    /// Bytes of blobs that were sent.
+    pub(super) sent: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ScriptedUpstream {
+    script: Arc<Mutex<Script>>,
+    /// Calls that arrived, ever.
+    asked: watch::Sender<usize>,
+}
+
+impl ScriptedUpstream {
+    pub(super) fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap()
+    }
+
+    /// What was asked since this was last called.
+    pub(super) fn calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.script().calls)
+    }
+
+    /// How the next blob GETs go.
+    pub(super) fn plan(&self, bodies: impl IntoIterator<Item = BodyPlan>) {
+        self.script().bodies = bodies.into_iter().collect();
+    }
+
+    pub(super) fn fail(&self, kind: Kind) {
+        self.script().trouble = Some(kind);
+    }
+
+    pub(super) fn recover(&self) {
+        self.script().trouble = None;
+    }
+
+    /// Waits until so many calls arrived, ever.
+    pub(super) async fn asked(&self, count: usize) {
+        let mut asked = self.asked.subscribe();
+        asked.wait_for(|asked| *asked >= count).await.unwrap();
+    }
+
+    /// Makes every call wait for a permit of the returned gate.
+    pub(super) fn gate(&self) -> Arc<Semaphore> {
+        let gate = Arc::new(Semaphore::new(0));
+        self.script().gate = Some(Arc::clone(&gate));
+        gate
+    }
+
+    async fn ask(&self, call: Call) -> Result<(), UpstreamError> {
+        let gate = {
+            let mut script = self.script();
+            script.calls.push(call);
+            script.gate.clone()
+        };
+        self.asked.send_modify(|count| *count += 1);
+        if let Some(gate) = gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        match self.script().trouble {
+            Some(kind) => Err(failure(kind)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A failure of a kind, as the client would report it.
+pub(super) fn failure(kind: Kind) -> UpstreamError {
+    UpstreamError {
+        kind,
+        upstream: "hub".to_owned(),
+        attempt: "scripted".to_owned(),
+        retry_after: (kind == Kind::RateLimited).then_some(Duration::from_secs(30)),
+        source: None,
+    }
+}
+
+/// A manifest as an upstream sends it.
+pub(super) fn fetched(media_type: &str, digest: &Digest, bytes: &Bytes) -> FetchedManifest {
+    FetchedManifest {
+        media_type: Some(media_type.parse::<MediaType>().unwrap()),
+        digest: Some(digest.clone()),
+        bytes: bytes.clone(),
+    }
+}
+
+#[async_trait]
+impl Upstream for ScriptedUpstream {
+    async fn head_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<ManifestHead, UpstreamError> {
+        self.ask(Call::Head(reference.clone())).await?;
+        let script = self.script();
+        let key = (repository.clone(), reference.clone());
+        let manifest = script.manifests.get(&key);
+        let manifest = manifest.ok_or_else(|| failure(Kind::NotFound))?;
+        let digest = manifest.digest.clone();
+        Ok(ManifestHead {
+            digest: digest.filter(|_| !script.head_hides_digest),
+            media_type: manifest.media_type.clone(),
+            size: Some(manifest.bytes.len() as u64),
+        })
+    }
+
+    async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, UpstreamError> {
+        self.ask(Call::Manifest(reference.clone())).await?;
+        let key = (repository.clone(), reference.clone());
+        let manifest = self.script().manifests.get(&key).cloned();
+        manifest.ok_or_else(|| failure(Kind::NotFound))
+    }
+
+    async fn stat_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        self.ask(Call::Stat(digest.clone())).await?;
+        let key = (repository.clone(), digest.clone());
+        let size = self.script().blobs.get(&key).map(Bytes::len);
+        Ok(Some(size.ok_or_else(|| failure(Kind::NotFound))? as u64))
+    }
+
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<BlobStream, UpstreamError> {
+        self.ask(Call::Blob(digest.clone(), offset)).await?;
+        let (plan, blob) = {
+            let mut script = self.script();
+            let key = (repository.clone(), digest.clone());
+            let blob = script.blobs.get(&key).cloned();
+            let blob = blob.ok_or_else(|| failure(Kind::NotFound))?;
+            (script.bodies.pop_front().unwrap_or_default(), blob)
+        };
+        let size = plan.announces.map(|announced| match announced {
+            Announced::Truly => blob.len() as u64,
+            Announced::As(size) => size,
+        });
+        let offset = if plan.ranges { offset } else { 0 };
+        Ok(BlobStream {
+            size,
+            offset,
+            bytes: body(Arc::clone(&self.script), plan, &blob, offset),
+        })
+    }
+
+    async fn tags(
+        &self,
+        _repository: &RepositoryName,
+        page: &Page,
+    ) -> Result<TagPage, UpstreamError> {
+        self.ask(Call::Tags).await?;
+        let script = self.script();
+        if script.tags.is_empty() {
+            return Err(failure(Kind::NotFound));
+        }
+        let after = page.after.clone().unwrap_or_default();
+        let rest: Vec<&Tag> = script
+            .tags
+            .iter()
+            .filter(|tag| tag.as_str() > &*after)
+            .collect();
+        let limit = page.limit.unwrap_or(usize::MAX);
+        Ok(TagPage {
+            more: rest.len() > limit,
+            tags: rest.into_iter().take(limit).cloned().collect(),
+        })
+    }
+
+    async fn referrers(
+        &self,
+        _repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<FetchedManifest, UpstreamError> {
+        self.ask(Call::Referrers).await?;
+        let index = self.script().referrers.get(digest).cloned();
+        Ok(FetchedManifest {
+            media_type: None,
+            digest: None,
+            bytes: index.ok_or_else(|| failure(Kind::NotFound))?,
+        })
+    }
+}
+
+/// The bytes of one connection, chunk by chunk.
+fn body(
+    script: Arc<Mutex<Script>>,
+    plan: BodyPlan,
+    blob: &Bytes,
+    offset: u64,
+) -> stream::BoxStream<'static, Result<Bytes, UpstreamError>> {
+    let mut content = blob.to_vec();
+    if let Some(flip) = plan.flip {
+        content[flip] ^= 1;
+    }
+    content.resize(content.len() + plan.excess, b'!');
+    let end = plan.cut.unwrap_or(content.len());
+    let breaks = plan.cut.is_some() && !plan.clean;
+    let offset = usize::try_from(offset).unwrap();
+    let chunks: Vec<Bytes> = content
+        .get(offset..end)
+        .unwrap_or_default()
+        .chunks(CHUNK_BYTES)
+        .map(Bytes::copy_from_slice)
+        .collect();
+    let broken = breaks.then(|| Err(failure(Kind::Unavailable)));
+    stream::iter(chunks.into_iter().map(Ok).chain(broken))
+        .then(move |chunk| {
+            let (script, gate) = (Arc::clone(&script), plan.gate.clone());
+            async move {
+                if let Some(gate) = gate {
+                    gate.acquire().await.unwrap().forget();
+                }
+                script.lock().unwrap().sent += chunk.as_ref().map_or(0, Bytes::len);
+                chunk
+            }
+        })
+        .boxed()
+}

@@ -1,0 +1,319 @@
+//! Pulls: manifests by tag or digest, blobs and parts of them, and their headers.
+//!
+//! Owns the order in which a pull happens: find, ask the serve admission, only then open or fetch what leaves. Hosted and mirrored
+//! repositories differ in the finding alone.
+//! Invariant: nothing is handed out, not even headers, before the admission accepted it.
+
+use std::ops::RangeInclusive;
+
+use bytes::{Bytes, BytesMut};
+use gantry_model::{
+    ByteRange, Change, Digest, Reference, Repository, RepositoryName, Source, Tag, TagState,
+};
+use gantry_storage::{Blob, ManifestRecord, digest_of};
+
+use crate::{
+    admit::{Content, Question},
+    error::Error,
+    mirror::{MirroredBlob, MirroredContent, MirroredManifest},
+    outcome::{BlobContent, Outcome, ServedBlob, ServedManifest, Staleness},
+    registry::{Call, Shared},
+};
+
+/// A manifest that may leave, once it is admitted.
+struct Found {
+    record: ManifestRecord,
+    bytes: Bytes,
+    stale: Option<Staleness>,
+    tag: Option<TagState>,
+}
+
+impl From<MirroredManifest> for Found {
+    fn from(mirrored: MirroredManifest) -> Self {
+        Self {
+            record: mirrored.record,
+            bytes: mirrored.bytes,
+            stale: mirrored.stale,
+            tag: mirrored.tag,
+        }
+    }
+}
+
+/// The part of a blob that leaves.
+struct Part {
+    size: Option<u64>,
+    range: Option<RangeInclusive<u64>>,
+    content: BlobContent,
+}
+
+// --- manifests ---
+
+impl Call {
+    /// A manifest or its headers.
+    pub(crate) async fn pull_manifest(
+        &self,
+        repository: Repository,
+        reference: &Reference,
+        wanted: bool,
+    ) -> Result<Outcome, Error> {
+        let found = match &repository.source {
+            Source::Hosted => self.hosted_manifest(&repository.name, reference).await?,
+            Source::Mirror { .. } => {
+                let mirrors = &self.shared.mirrors;
+                let manifest = mirrors.manifest(&repository, reference, &self.requester);
+                Found::from(manifest.await?)
+            }
+        };
+        let tag = reference.tag().map(|tag| (tag, found.tag.as_ref()));
+        let admitted = self
+            .admit(Question {
+                repository: &repository,
+                change: Change::ServeManifest,
+                tag,
+                content: Content::Manifest(&found.record, Some(&found.bytes)),
+            })
+            .await?;
+        Ok(Outcome::Manifest(Box::new(ServedManifest {
+            repository,
+            digest: found.record.digest,
+            media_type: found.record.media_type,
+            bytes: found.bytes,
+            body: wanted,
+            stale: found.stale,
+            warnings: admitted.warnings,
+        })))
+    }
+
+    async fn hosted_manifest(
+        &self,
+        name: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<Found, Error> {
+        let (digest, tag) = match reference {
+            Reference::Tag(tag) => {
+                let state = self.hosted_tag(name, tag).await?;
+                (state.digest.clone(), Some(state))
+            }
+            Reference::Digest(digest) => (digest.clone(), None),
+        };
+        let record = self.hosted_record(name, &digest).await?;
+        let bytes = self.shared.manifest_bytes(&record).await?;
+        Ok(Found {
+            record,
+            bytes,
+            stale: None,
+            tag,
+        })
+    }
+
+    /// What a hosted tag names.
+    pub(crate) async fn hosted_tag(
+        &self,
+        name: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<TagState, Error> {
+        match self.shared.ports.metadata.tag(name, tag).await? {
+            Some(record) => Ok(record.state),
+            None => Err(self.manifest_unknown(name).await?),
+        }
+    }
+
+    /// A hosted manifest's record.
+    pub(crate) async fn hosted_record(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<ManifestRecord, Error> {
+        match self.shared.ports.metadata.manifest(name, digest).await? {
+            Some(record) => Ok(record),
+            None => Err(self.manifest_unknown(name).await?),
+        }
+    }
+
+    /// Which of the two is unknown, the manifest or the whole repository.
+    async fn manifest_unknown(&self, name: &RepositoryName) -> Result<Error, Error> {
+        let repository = self.shared.ports.metadata.repository(name).await?;
+        Ok(match repository {
+            Some(_) => Error::ManifestUnknown,
+            None => Error::NameUnknown,
+        })
+    }
+}
+
+impl Shared {
+    /// The bytes of a manifest that the metadata knows, verified once and then kept in memory.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the bytes are not what was stored; as the store.
+    pub(crate) async fn manifest_bytes(&self, record: &ManifestRecord) -> Result<Bytes, Error> {
+        if let Some(bytes) = self.manifests.get(&record.digest) {
+            return Ok(bytes);
+        }
+        let blob = self.ports.blobs.open(&record.digest).await?;
+        let blob = blob.ok_or_else(|| Error::corrupt("find a stored manifest's bytes"))?;
+        if blob.size() != record.size {
+            return Err(Error::corrupt("find a stored manifest in its whole length"));
+        }
+        let bytes = read_whole(&*blob).await?;
+        if digest_of(record.digest.algorithm(), &bytes) != record.digest {
+            return Err(Error::corrupt("verify a stored manifest's bytes"));
+        }
+        self.manifests.insert(record.digest.clone(), bytes.clone());
+        Ok(bytes)
+    }
+}
+
+async fn read_whole(blob: &dyn Blob) -> Result<Bytes, Error> {
+    let size = blob.size();
+    let mut whole = BytesMut::new();
+    while (whole.len() as u64) < size {
+        let offset = whole.len() as u64;
+        let missing = usize::try_from(size - offset).unwrap_or(usize::MAX);
+        let bytes = blob.read_at(offset, missing).await?;
+        if bytes.is_empty() {
+            return Err(Error::corrupt("read a stored manifest to its end"));
+        }
+        whole.extend_from_slice(&bytes);
+    }
+    Ok(whole.freeze())
+}
+
+// --- blobs ---
+
+impl Call {
+    /// A blob, a part of it, or its headers.
+    pub(crate) async fn pull_blob(
+        &self,
+        repository: Repository,
+        digest: Digest,
+        range: Option<ByteRange>,
+        wanted: bool,
+    ) -> Result<Outcome, Error> {
+        let size = match &repository.source {
+            Source::Hosted => Some(self.hosted_blob_size(&repository, &digest).await?),
+            Source::Mirror { .. } => self.shared.mirrors.stat_blob(&repository, &digest).await?,
+        };
+        let admitted = self
+            .admit(Question {
+                repository: &repository,
+                change: Change::ServeBlob,
+                tag: None,
+                content: Content::Blob {
+                    digest: &digest,
+                    size: size.unwrap_or(0),
+                    described_in: &repository,
+                },
+            })
+            .await?;
+        let part = match &repository.source {
+            Source::Hosted => {
+                self.hosted_part(&repository, &digest, size, range, wanted)
+                    .await?
+            }
+            Source::Mirror { .. } if !wanted => headers_only(size),
+            Source::Mirror { .. } => {
+                let mirrors = &self.shared.mirrors;
+                let blob = mirrors.blob(&repository, &digest, &self.requester);
+                mirrored_part(blob.await?, range).await?
+            }
+        };
+        Ok(Outcome::Blob(Box::new(ServedBlob {
+            repository,
+            digest,
+            size: part.size,
+            range: part.range,
+            content: part.content,
+            warnings: admitted.warnings,
+        })))
+    }
+
+    async fn hosted_blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<u64, Error> {
+        let size = self.shared.ports.metadata.blob(&repository.name, digest);
+        size.await?.ok_or_else(|| Error::BlobUnknown {
+            digest: digest.clone(),
+        })
+    }
+
+    /// A blob of the repository whose length there is `linked`. The bytes are looked for even when only headers are wanted: a client that is told
+    /// a blob is here does not send it again.
+    async fn hosted_part(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        linked: Option<u64>,
+        range: Option<ByteRange>,
+        wanted: bool,
+    ) -> Result<Part, Error> {
+        let blobs = &self.shared.ports.blobs;
+        let (found, content) = if wanted {
+            let blob = blobs.open(digest).await?;
+            let size = blob.as_ref().map(|blob| blob.size());
+            (size, blob.map(BlobContent::Published))
+        } else {
+            (blobs.stat(digest).await?, Some(BlobContent::HeadersOnly))
+        };
+        let (Some(size), Some(content)) = (found, content) else {
+            tracing::error!(repository.name = %repository.name, blob.digest = %digest, "a blob of the repository has lost its bytes");
+            return Err(Error::BlobUnknown {
+                digest: digest.clone(),
+            });
+        };
+        if linked != Some(size) {
+            return Err(Error::corrupt("find a blob in its whole length"));
+        }
+        // RFC 9110 section 14.2 defines ranges for GET alone.
+        let range = range.filter(|_| wanted);
+        Ok(Part {
+            size: Some(size),
+            range: resolve(range, size)?,
+            content,
+        })
+    }
+}
+
+fn headers_only(size: Option<u64>) -> Part {
+    Part {
+        size,
+        range: None,
+        content: BlobContent::HeadersOnly,
+    }
+}
+
+async fn mirrored_part(blob: MirroredBlob, range: Option<ByteRange>) -> Result<Part, Error> {
+    let size = match (&blob.content, blob.size) {
+        (MirroredContent::Published(blob), _) => Some(blob.size()),
+        // A part's headers name the whole's length, so the upstream must have said it.
+        (MirroredContent::Filling(fill), None) if range.is_some() => Some(fill.size().await?),
+        (MirroredContent::Filling(_), size) => size,
+    };
+    let range = match size {
+        Some(size) => resolve(range, size)?,
+        None => None,
+    };
+    let content = match blob.content {
+        MirroredContent::Published(blob) => BlobContent::Published(blob),
+        MirroredContent::Filling(fill) => BlobContent::Filling(match &range {
+            Some(range) => fill.stream(*range.start(), Some(*range.end())),
+            None => fill.stream(0, None),
+        }),
+    };
+    Ok(Part {
+        size,
+        range,
+        content,
+    })
+}
+
+fn resolve(range: Option<ByteRange>, size: u64) -> Result<Option<RangeInclusive<u64>>, Error> {
+    let Some(range) = range else {
+        return Ok(None);
+    };
+    match range.resolve(size) {
+        Some(range) => Ok(Some(range)),
+        None => Err(Error::RangeUnsatisfiable { size }),
+    }
+}

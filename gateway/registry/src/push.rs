@@ -1,0 +1,267 @@
+//! Pushes a manifest: read, verify, parse, hold against what the repository has, store the bytes, admit, commit.
+//!
+//! Owns the loop between admission and commit: the hooks are told what each tag names, the commit holds the store to it, and a tag
+//! that moved meanwhile is asked about again. So of two racing pushes that a hook would not let follow each other, one wins.
+//! Invariant: all tags of a push move, or none.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use gantry_model::{
+    Algorithm, Change, Descriptor, Digest, Manifest, ManifestError, MediaType, Reference,
+    Repository, RepositoryName, Tag,
+};
+use gantry_storage::{
+    Commit, CommitError, ManifestRecord, PushManifest, ReferenceRecord, TagMove, digest_of,
+};
+
+use crate::{
+    admit::{Content, Question, refuse_immutable},
+    body::{Body, BodyError},
+    error::Error,
+    outcome::Outcome,
+    registry::Call,
+};
+
+/// How often admission is asked again because a tag moved, before the client is told that somebody else keeps moving it.
+pub(crate) const MAX_ROUNDS: usize = 16;
+
+/// A manifest that is verified and parsed, and everything that becomes of it.
+struct Pushed {
+    record: ManifestRecord,
+    bytes: Bytes,
+    references: Vec<ReferenceRecord>,
+    required: Vec<Digest>,
+    tags: Vec<Tag>,
+}
+
+impl Call {
+    /// Stores a manifest and moves its tags.
+    pub(crate) async fn push_manifest(
+        &self,
+        repository: Repository,
+        reference: Reference,
+        further_tags: Vec<Tag>,
+        media_type: Option<MediaType>,
+        body: Body,
+    ) -> Result<Outcome, Error> {
+        let bytes = self.read_manifest(body).await?;
+        let digest = verify(&reference, &bytes)?;
+        let manifest =
+            Manifest::parse(media_type.as_ref(), &bytes).map_err(Error::ManifestInvalid)?;
+        let required = self.check_content(&repository.name, &manifest).await?;
+        self.store_bytes(&digest, &bytes).await?;
+        let mut tags = further_tags.clone();
+        tags.extend(reference.tag().cloned());
+        tags.sort();
+        tags.dedup();
+        let pushed = Pushed {
+            references: references(&manifest),
+            record: self.record(manifest, &digest, bytes.len() as u64)?,
+            bytes,
+            required,
+            tags,
+        };
+        let warnings = self.admit_and_commit(&repository, &pushed).await?;
+        let Pushed { record, bytes, .. } = pushed;
+        self.shared.manifests.insert(digest.clone(), bytes);
+        Ok(Outcome::ManifestPushed {
+            repository,
+            digest,
+            subject: record.subject,
+            tags: further_tags,
+            warnings,
+        })
+    }
+
+    async fn read_manifest(&self, body: Body) -> Result<Bytes, Error> {
+        let max_bytes = self.shared.settings.max_manifest_bytes;
+        body.read_capped(max_bytes)
+            .await
+            .map_err(|error| match error {
+                BodyError::TooLarge => Error::ManifestTooLarge { max_bytes },
+                BodyError::Disconnected | BodyError::TooSlow => error.into(),
+            })
+    }
+
+    /// Holds what the manifest names against the repository. Returns what must still be there when it is committed: the blobs of
+    /// an image. The children of an index may be missing (distribution-spec, "Pushing Manifests": sparse indexes), and so may a
+    /// subject.
+    async fn check_content(
+        &self,
+        name: &RepositoryName,
+        manifest: &Manifest,
+    ) -> Result<Vec<Digest>, Error> {
+        let metadata = &self.shared.ports.metadata;
+        let mut required = Vec::new();
+        let mut missing = Vec::new();
+        for (digest, descriptor) in distinct(manifest.required_blobs()) {
+            match metadata.blob(name, digest).await? {
+                None => missing.push(digest.clone()),
+                Some(size) => check_size(descriptor, size)?,
+            }
+            required.push(digest.clone());
+        }
+        for (digest, descriptor) in distinct(&manifest.manifests) {
+            if let Some(child) = metadata.manifest(name, digest).await? {
+                check_size(descriptor, child.size)?;
+            }
+        }
+        if missing.is_empty() {
+            Ok(required)
+        } else {
+            Err(Error::ManifestBlobUnknown { digests: missing })
+        }
+    }
+
+    /// A repeated push finds its bytes stored: content under a digest never changes.
+    async fn store_bytes(&self, digest: &Digest, bytes: &Bytes) -> Result<(), Error> {
+        if self.shared.ports.blobs.stat(digest).await? != Some(bytes.len() as u64) {
+            let body = Body::from_bytes(bytes.clone());
+            self.shared.publish(digest, body).await?;
+        }
+        Ok(())
+    }
+
+    fn record(
+        &self,
+        manifest: Manifest,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<ManifestRecord, Error> {
+        let annotations =
+            serde_json::to_string(&manifest.annotations).map_err(|error| Error::Internal {
+                source: error.into(),
+            })?;
+        Ok(ManifestRecord {
+            digest: digest.clone(),
+            media_type: manifest.media_type,
+            size,
+            artifact_type: manifest.artifact_type,
+            subject: manifest.subject.map(|subject| subject.digest),
+            annotations,
+            pushed_at_ms: self.shared.ports.clock.now_ms(),
+            pushed_by: self.requester.principal.id.clone(),
+        })
+    }
+
+    async fn admit_and_commit(
+        &self,
+        repository: &Repository,
+        pushed: &Pushed,
+    ) -> Result<Vec<String>, Error> {
+        for _round in 0..MAX_ROUNDS {
+            let (tags, warnings) = self.admit_push(repository, pushed).await?;
+            let commit = Commit::PushManifest(Box::new(PushManifest {
+                repository: repository.name.clone(),
+                manifest: pushed.record.clone(),
+                references: pushed.references.clone(),
+                tags,
+                required: pushed.required.clone(),
+            }));
+            match self.shared.ports.metadata.commit(commit).await {
+                Ok(()) => return Ok(warnings),
+                Err(CommitError::TagMoved { .. }) => {}
+                Err(error) => return Err(Error::from_commit(error, Error::ManifestUnknown)),
+            }
+        }
+        Err(Error::Conflict)
+    }
+
+    /// Asks about every tag before anything is committed; the first refusal refuses all.
+    async fn admit_push(
+        &self,
+        repository: &Repository,
+        pushed: &Pushed,
+    ) -> Result<(Vec<TagMove>, Vec<String>), Error> {
+        let content = Content::Manifest(&pushed.record, Some(&pushed.bytes));
+        let mut moves = Vec::new();
+        let mut warnings = Vec::new();
+        for tag in &pushed.tags {
+            let previous = self.shared.ports.metadata.tag(&repository.name, tag);
+            let previous = previous.await?.map(|record| record.state);
+            if let Some(state) = &previous
+                && state.digest != pushed.record.digest
+            {
+                refuse_immutable(tag, state)?;
+            }
+            let change = match previous {
+                None => Change::CreateTag,
+                Some(_) => Change::MoveTag,
+            };
+            let admitted = self
+                .admit(Question {
+                    repository,
+                    change,
+                    tag: Some((tag, previous.as_ref())),
+                    content,
+                })
+                .await?;
+            warnings.extend(admitted.warnings);
+            // Once marked, a tag stays marked.
+            let marked = previous.as_ref().is_some_and(|state| state.immutable);
+            moves.push(TagMove {
+                tag: tag.clone(),
+                expected: previous.map(|state| state.digest),
+                set_immutable: admitted.set_immutable || marked,
+                checked_at_ms: 0,
+            });
+        }
+        if pushed.tags.is_empty() {
+            let question = Question {
+                repository,
+                change: Change::PushByDigest,
+                tag: None,
+                content,
+            };
+            warnings.extend(self.admit(question).await?.warnings);
+        }
+        Ok((moves, warnings))
+    }
+}
+
+/// The content's digest: under the algorithm of the digest it is pushed by, which it must match, or else sha256.
+fn verify(reference: &Reference, bytes: &[u8]) -> Result<Digest, Error> {
+    match reference {
+        Reference::Tag(_) => Ok(digest_of(Algorithm::Sha256, bytes)),
+        Reference::Digest(declared) => {
+            let found = digest_of(declared.algorithm(), bytes);
+            if found == *declared {
+                Ok(found)
+            } else {
+                Err(Error::DigestInvalid { found: Some(found) })
+            }
+        }
+    }
+}
+
+/// Descriptors by digest: a manifest may name the same content often.
+fn distinct<'a>(
+    descriptors: impl IntoIterator<Item = &'a Descriptor>,
+) -> BTreeMap<&'a Digest, &'a Descriptor> {
+    descriptors
+        .into_iter()
+        .map(|descriptor| (&descriptor.digest, descriptor))
+        .collect()
+}
+
+fn references(manifest: &Manifest) -> Vec<ReferenceRecord> {
+    distinct(manifest.references())
+        .into_values()
+        .map(|descriptor| ReferenceRecord {
+            digest: descriptor.digest.clone(),
+            media_type: descriptor.media_type.clone(),
+            size: descriptor.size,
+        })
+        .collect()
+}
+
+fn check_size(descriptor: &Descriptor, size: u64) -> Result<(), Error> {
+    if descriptor.size == size {
+        return Ok(());
+    }
+    Err(Error::ManifestInvalid(ManifestError::Malformed(format!(
+        "{} has {size} bytes, not {}",
+        descriptor.digest, descriptor.size
+    ))))
+}

@@ -1,0 +1,315 @@
+//! Our own tokens: ES256 JWTs that hold an identity and the most it may do.
+//!
+//! A token never decides: authorization runs on every request, so that revoking is fast. `access` is in the client's spelling, as
+//! docker's token specification has it; `gantry.at_most` holds the canonical names that count.
+//! Invariant: only a key of the key folder verifies a token; no key is ever taken from a token's header.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use aws_lc_rs::{
+    encoding::AsDer as _,
+    rand,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use gantry_model::{AttributeValue, Principal, Scope};
+use gantry_registry::Clock as _;
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Identified, IssuedToken};
+use crate::{clock::SystemClock, http::error::Error};
+
+/// Clock skew between a token's issuer and a replica that verifies it, as Distribution allows.
+const LEEWAY_SECONDS: u64 = 60;
+
+/// Why a token of ours is not good.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum TokenError {
+    /// Its time is over, or has not come.
+    #[error("the token has expired")]
+    Expired,
+    /// Not a token this registry gave out.
+    #[error("the token was not issued by this registry")]
+    Unknown,
+}
+
+/// Issues and verifies tokens.
+pub struct Tokens {
+    issuer: String,
+    lifetime: Duration,
+    signing: (String, EncodingKey),
+    verifying: Vec<(String, DecodingKey)>,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Tokens")
+            .field("issuer", &self.issuer)
+            .field("kid", &self.signing.0)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Claims {
+    iss: String,
+    sub: String,
+    aud: String,
+    iat: u64,
+    nbf: u64,
+    exp: u64,
+    jti: String,
+    access: Vec<Scope>,
+    gantry: Inside,
+}
+
+/// What only this gateway reads.
+#[derive(Debug, Deserialize, Serialize)]
+struct Inside {
+    kind: String,
+    issuer: String,
+    groups: Vec<String>,
+    attributes: Vec<(String, Attribute)>,
+    at_most: Vec<Scope>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity_ends_at_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum Attribute {
+    Flag(bool),
+    Number(i64),
+    Text(String),
+    Texts(Vec<String>),
+}
+
+impl Tokens {
+    /// Opens the key folder: the newest key signs, all verify. An empty or missing folder gets a first key, readable by its owner only.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or written, or holds a file that is not a P-256 key in PKCS#8 PEM.
+    pub fn open(folder: &Path, issuer: &str, lifetime: Duration) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the token key folder {}", folder.display()))?;
+        let mut keys = key_files(folder)?;
+        if keys.is_empty() {
+            let path = folder.join("token-1.pem");
+            make_key(&path)
+                .with_context(|| format!("cannot make the token key {}", path.display()))?;
+            keys = key_files(folder)?;
+        }
+        let keys = keys
+            .iter()
+            .map(|path| read_key(path))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let mut verifying = Vec::new();
+        let mut signing = None;
+        for (kid, encoding, decoding) in keys {
+            verifying.push((kid.clone(), decoding));
+            signing = Some((kid, encoding));
+        }
+        let signing = signing.context("the token key folder holds no key")?;
+        Ok(Self {
+            issuer: issuer.to_owned(),
+            lifetime: lifetime.max(Duration::from_secs(60)),
+            signing,
+            verifying,
+        })
+    }
+
+    /// Signs a token for `identified` that allows `at_most` (canonical names), shown to the client as `access`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when it cannot be signed.
+    pub(crate) fn issue(
+        &self,
+        identified: &Identified,
+        at_most: &[Scope],
+        access: Vec<Scope>,
+        service: &str,
+    ) -> Result<IssuedToken, Error> {
+        let principal = &identified.principal;
+        let now = SystemClock.now_ms() / 1000;
+        let mut expires_in = self.lifetime.as_secs();
+        if let Some(end) = principal.expires_at_ms {
+            expires_in = expires_in.min((end / 1000).saturating_sub(now)).max(60);
+        }
+        let mut jti = [0_u8; 16];
+        rand::fill(&mut jti).map_err(|unspecified| Error::unavailable(unspecified.to_string()))?;
+        let claims = Claims {
+            iss: self.issuer.clone(),
+            sub: principal.id.clone(),
+            aud: service.to_owned(),
+            iat: now,
+            nbf: now,
+            exp: now + expires_in,
+            jti: URL_SAFE_NO_PAD.encode(jti),
+            access: access.clone(),
+            gantry: Inside::of(principal, at_most),
+        };
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(self.signing.0.clone());
+        let token = encode(&header, &claims, &self.signing.1)
+            .map_err(|error| Error::unavailable(error.to_string()))?;
+        Ok(IssuedToken {
+            token,
+            expires_in,
+            issued_at: now,
+            scopes: access,
+        })
+    }
+
+    /// Verifies a token; `None` when it was not made with any of our keys and may be somebody else's.
+    #[must_use]
+    pub(crate) fn verify(&self, token: &str) -> Option<Result<Identified, TokenError>> {
+        let header = decode_header(token).ok()?;
+        let kid = header.kid?;
+        let (_, key) = self.verifying.iter().find(|(known, _)| *known == kid)?;
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.leeway = LEEWAY_SECONDS;
+        validation.validate_nbf = true;
+        validation.set_issuer(&[&self.issuer]);
+        // A realm answers to several host names; a token is bound to canonical names, not to one of them.
+        validation.validate_aud = false;
+        validation.set_required_spec_claims(&["iss", "sub", "aud", "exp", "nbf"]);
+        use jsonwebtoken::errors::ErrorKind;
+        Some(match decode::<Claims>(token, key, &validation) {
+            Ok(data) => Ok(data.claims.identified()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature
+                ) =>
+            {
+                Err(TokenError::Expired)
+            }
+            Err(_other) => Err(TokenError::Unknown),
+        })
+    }
+}
+
+impl Inside {
+    fn of(principal: &Principal, at_most: &[Scope]) -> Self {
+        let attribute = |value: &AttributeValue| match value {
+            AttributeValue::Flag(flag) => Attribute::Flag(*flag),
+            AttributeValue::Number(number) => Attribute::Number(*number),
+            AttributeValue::Text(text) => Attribute::Text(text.clone()),
+            AttributeValue::Texts(texts) => Attribute::Texts(texts.clone()),
+        };
+        Self {
+            kind: principal.kind.clone(),
+            issuer: principal.issuer.clone(),
+            groups: principal.groups.clone(),
+            attributes: principal
+                .attributes
+                .iter()
+                .map(|(name, value)| (name.clone(), attribute(value)))
+                .collect(),
+            at_most: at_most.to_vec(),
+            identity_ends_at_ms: principal.expires_at_ms,
+        }
+    }
+}
+
+impl Claims {
+    fn identified(self) -> Identified {
+        let attribute = |value| match value {
+            Attribute::Flag(flag) => AttributeValue::Flag(flag),
+            Attribute::Number(number) => AttributeValue::Number(number),
+            Attribute::Text(text) => AttributeValue::Text(text),
+            Attribute::Texts(texts) => AttributeValue::Texts(texts),
+        };
+        let principal = Principal {
+            id: self.sub,
+            kind: self.gantry.kind,
+            issuer: self.gantry.issuer,
+            groups: self.gantry.groups,
+            attributes: self
+                .gantry
+                .attributes
+                .into_iter()
+                .map(|(name, value)| (name, attribute(value)))
+                .collect(),
+            expires_at_ms: self.gantry.identity_ends_at_ms,
+        };
+        Identified {
+            principal: Arc::new(principal),
+            at_most: Some(self.gantry.at_most.into()),
+            by_token: true,
+        }
+    }
+}
+
+/// The key files, oldest first (by name: `token-1.pem`, `token-2.pem`, …; a date works too).
+fn key_files(folder: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
+    let listing = fs::read_dir(folder)
+        .with_context(|| format!("cannot read the token key folder {}", folder.display()))?;
+    let mut files = Vec::new();
+    for entry in listing {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "pem") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn make_key(path: &Path) -> anyhow::Result<()> {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
+    let document = pair.to_pkcs8v1()?;
+    let body = base64::engine::general_purpose::STANDARD.encode(document.as_ref());
+    let mut pem = String::from("-----BEGIN PRIVATE KEY-----\n");
+    for line in body.as_bytes().chunks(64) {
+        pem.push_str(std::str::from_utf8(line)?);
+        pem.push('\n');
+    }
+    pem.push_str("-----END PRIVATE KEY-----\n");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(pem.as_bytes())?;
+    file.sync_all()?;
+    Ok(())
+}
+
+fn read_key(path: &Path) -> anyhow::Result<(String, EncodingKey, DecodingKey)> {
+    let shown = path.display();
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!("the token key {shown} is readable by others; chmod 600 it");
+    }
+    let pem = fs::read(path).with_context(|| format!("cannot read the token key {shown}"))?;
+    let not_a_key = || format!("{shown} is not a P-256 private key in PKCS#8 PEM");
+    let encoding = EncodingKey::from_ec_pem(&pem).with_context(not_a_key)?;
+    let text = String::from_utf8(pem).with_context(not_a_key)?;
+    let body: String = text
+        .lines()
+        .filter(|line| !line.starts_with("-----"))
+        .collect();
+    let der = base64::engine::general_purpose::STANDARD
+        .decode(body)
+        .with_context(not_a_key)?;
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der)
+        .map_err(|rejected| anyhow::anyhow!("{}: {rejected}", not_a_key()))?;
+    let public = pair.public_key().as_ref();
+    let spki = pair.public_key().as_der()?;
+    let kid = URL_SAFE_NO_PAD
+        .encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, spki.as_ref()).as_ref());
+    Ok((kid, encoding, DecodingKey::from_ec_der(public)))
+}

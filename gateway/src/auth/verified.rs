@@ -1,0 +1,143 @@
+//! The verified-credential cache: a good answer about a credential, for at most a minute, so that a slow password hash is checked once
+//! and not at every blob.
+//!
+//! Invariant: neither a password nor a hash of one is kept: the key is an HMAC under a key that this process made and never shows.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::{hmac, rand};
+use gantry_plugin_host::{AuthenticateRequest, Credential, Identity};
+use gantry_registry::Clock as _;
+use moka::{Expiry, future::Cache};
+
+use crate::{clock::SystemClock, http::error::Error, policy::binding::Binding};
+
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Identities by what proved them.
+#[derive(Debug)]
+pub(crate) struct VerifiedCredentials {
+    key: hmac::Key,
+    chain: String,
+    identities: Cache<[u8; 32], Verified>,
+}
+
+#[derive(Clone, Debug)]
+struct Verified {
+    identity: Identity,
+    keep_for: Duration,
+}
+
+/// Why nothing was kept: the chain failed, or nobody claimed the credential.
+#[derive(Debug)]
+enum Unkept {
+    Failed(Error),
+    Nobody,
+    Uncacheable(Box<Identity>),
+}
+
+struct PerEntry;
+
+impl Expiry<[u8; 32], Verified> for PerEntry {
+    fn expire_after_create(
+        &self,
+        _key: &[u8; 32],
+        verified: &Verified,
+        _now: Instant,
+    ) -> Option<Duration> {
+        Some(verified.keep_for)
+    }
+}
+
+impl VerifiedCredentials {
+    pub(crate) fn new(authenticators: &[Arc<Binding>]) -> anyhow::Result<Self> {
+        let mut secret = [0_u8; 32];
+        rand::fill(&mut secret)
+            .map_err(|_unspecified| anyhow::anyhow!("the system gives no random bytes"))?;
+        Ok(Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, &secret),
+            chain: authenticators
+                .iter()
+                .map(|binding| format!("{}={}\n", binding.name(), binding.fingerprint))
+                .collect(),
+            identities: Cache::builder()
+                .max_capacity(10_000)
+                .expire_after(PerEntry)
+                .build(),
+        })
+    }
+
+    /// The identity behind the request's credential: kept, or asked once for all who wait.
+    pub(crate) async fn get_or_ask(
+        &self,
+        request: &AuthenticateRequest,
+        ask: impl Future<Output = Result<Option<Identity>, Error>>,
+    ) -> Result<Option<Identity>, Error> {
+        let Some(key) = self.cache_key(request) else {
+            return ask.await;
+        };
+        if let Some(verified) = self.identities.get(&key).await {
+            return Ok(Some(verified.identity));
+        }
+        let verified = async {
+            match ask.await {
+                Ok(Some(identity)) => match keep_for(&identity) {
+                    Some(keep_for) => Ok(Verified { identity, keep_for }),
+                    None => Err(Unkept::Uncacheable(Box::new(identity))),
+                },
+                Ok(None) => Err(Unkept::Nobody),
+                Err(error) => Err(Unkept::Failed(error)),
+            }
+        };
+        match self.identities.try_get_with(key, verified).await {
+            Ok(verified) => Ok(Some(verified.identity)),
+            Err(unkept) => match &*unkept {
+                Unkept::Nobody => Ok(None),
+                Unkept::Uncacheable(identity) => Ok(Some((**identity).clone())),
+                Unkept::Failed(error) => Err(error.share()),
+            },
+        }
+    }
+
+    /// Credentials that a certificate proves, or none, are not kept.
+    fn cache_key(&self, request: &AuthenticateRequest) -> Option<[u8; 32]> {
+        let mut context = hmac::Context::with_key(&self.key);
+        let mut add = |part: &str| {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part.as_bytes());
+        };
+        add(&self.chain);
+        add(&request.client.tls_subject.clone().unwrap_or_default());
+        match &request.credential {
+            Credential::Anonymous => return None,
+            Credential::Basic { username, password } => {
+                add("basic");
+                add(username);
+                add(password);
+            }
+            Credential::Bearer(token) => {
+                add("bearer");
+                add(token);
+            }
+        }
+        context.sign().as_ref().try_into().ok()
+    }
+}
+
+/// How long an identity may be kept; an answer that varies by what the key does not hold is not.
+fn keep_for(identity: &Identity) -> Option<Duration> {
+    let varies = identity.cache.varies;
+    if varies.client_address || varies.user_agent || varies.time_of_day {
+        return None;
+    }
+    let until_end = match identity.principal.expires_at_ms {
+        Some(end) => Duration::from_millis(end.saturating_sub(SystemClock.now_ms())),
+        None => LONGEST,
+    };
+    let keep = identity.cache.ttl.min(LONGEST).min(until_end);
+    (!keep.is_zero()).then_some(keep)
+}

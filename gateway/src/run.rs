@@ -1,0 +1,155 @@
+//! From a configuration to a served gateway and back: logging, listeners, signals, the sweep of old uploads, the drain.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use futures_util::FutureExt as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    app::App,
+    config::{Config, ListenAddress, LogFormat, TlsVersion},
+    http::admin::{Admin, Readiness},
+    server::{self, Listener, Stage, tls::TlsFiles},
+    telemetry,
+};
+
+/// How often sessions nobody closes are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once.
+///
+/// # Errors
+/// A sentence for the operator, when something of the configuration does not work here.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    let format = match config.log.format {
+        LogFormat::Human => telemetry::LogFormat::Human,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    telemetry::init(format, &config.log.level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    let app = App::build(config).await?;
+    let listeners = listeners(config)?;
+    let (stage, watched) = watch::channel(Stage::Run);
+    let signals = tokio::spawn(follow_signals(stage)?);
+    let sweep = tokio::spawn(sweep(Arc::clone(&app)));
+    let admin = admin(config, &app, &watched)?;
+    for listen in &config.listen {
+        tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
+    }
+    server::serve(
+        Arc::clone(&app),
+        listeners,
+        &app.edge,
+        &app.telemetry,
+        watched,
+    )
+    .await;
+    admin.abort();
+    sweep.abort();
+    signals.abort();
+    tracing::info!("drained");
+    Ok(())
+}
+
+fn listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = Vec::with_capacity(config.listen.len());
+    for listen in &config.listen {
+        let tls = listen.tls.as_ref().map(|tls| {
+            let files = TlsFiles {
+                certificate: tls.certificate.clone(),
+                key: tls.key.clone(),
+                client_ca: tls.client_ca.clone(),
+                only_tls13: tls.minimum == TlsVersion::Tls13,
+            };
+            files.load()
+        });
+        let tls = tls
+            .transpose()
+            .with_context(|| format!("cannot serve TLS on {}", listen.address))?;
+        let listener = match &listen.address {
+            ListenAddress::Tcp(address) => Listener::tcp(*address, tls),
+            ListenAddress::Unix(path) => Listener::unix(path),
+        };
+        listeners.push(listener.with_context(|| format!("cannot listen on {}", listen.address))?);
+    }
+    Ok(listeners)
+}
+
+/// The admin listener in a task of its own: it answers until everything else has drained.
+fn admin(
+    config: &Config,
+    app: &Arc<App>,
+    stage: &watch::Receiver<Stage>,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let Some(address) = config.admin else {
+        return Ok(tokio::spawn(std::future::pending()));
+    };
+    let listener =
+        Listener::tcp(address, None).with_context(|| format!("cannot listen on {address}"))?;
+    let handler = Arc::new(Admin::new(
+        Arc::clone(&app.telemetry),
+        readiness(app, stage.clone()),
+    ));
+    let (edge, telemetry) = (app.edge.clone(), Arc::clone(&app.telemetry));
+    tracing::info!(%address, "admin listening");
+    Ok(tokio::spawn(async move {
+        // Its own stage never ends: load balancers must see a drain.
+        let (_running, watched) = watch::channel(Stage::Run);
+        server::serve(handler, vec![listener], &edge, &telemetry, watched).await;
+    }))
+}
+
+/// Ready: serving, and the metadata answers.
+fn readiness(app: &Arc<App>, stage: watch::Receiver<Stage>) -> Readiness {
+    let app = Arc::clone(app);
+    Arc::new(move || {
+        let (app, stage) = (Arc::clone(&app), stage.clone());
+        async move {
+            if *stage.borrow() != Stage::Run {
+                return Err("draining".to_owned());
+            }
+            app.registry.check().await.map_err(|error| {
+                tracing::warn!(error = ?error, "not ready");
+                "the metadata store does not answer".to_owned()
+            })
+        }
+        .boxed()
+    })
+}
+
+/// The first signal drains, the second aborts.
+fn follow_signals(stage: watch::Sender<Stage>) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    Ok(async move {
+        for next in [Stage::Drain, Stage::Abort] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!(stage = ?next, "told to stop");
+            stage.send_replace(next);
+        }
+    })
+}
+
+async fn sweep(app: Arc<App>) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = app.registry.sweep_uploads().await {
+            tracing::warn!(error = ?error, "the sweep of old uploads failed");
+        }
+    }
+}

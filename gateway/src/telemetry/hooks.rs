@@ -1,0 +1,68 @@
+//! Audit lines of single hooks: what each plugin answered, also when its answer does not count.
+
+use std::sync::Arc;
+
+use gantry_model::{AdmissionRequest, Denial, Requester};
+use gantry_plugin_host::AdmitAnswer;
+
+use crate::{config::Mode, policy::binding::Binding};
+
+/// An authorizer in audit mode answered; its answer does not count.
+pub fn audit_ignored(plugin: &Arc<str>, requester: &Requester, answer: &str) {
+    tracing::info!(
+        target: "audit",
+        { request.id = &*requester.request_id,
+        principal.subject = requester.principal.id.as_str(),
+        plugin.name = &**plugin,
+        mode = "audit",
+        decision = answer },
+        "authorization not enforced"
+    );
+}
+
+/// An authenticator rejected a credential.
+pub fn audit_rejected(plugin: &Arc<str>, denial: &Denial) {
+    tracing::info!(
+        target: "audit",
+        { plugin.name = &**plugin,
+        decision = "deny",
+        reason.code = denial.reason.code.as_str(),
+        reason.text = denial.reason.text.as_str() },
+        "credential rejected"
+    );
+}
+
+/// An admission answered. Acceptances of serves are not worth a line each: the request's own line says that it was allowed.
+pub fn audit_admission(binding: &Binding, request: &AdmissionRequest, answer: &AdmitAnswer) {
+    let (decision, code, text) = match answer {
+        AdmitAnswer::Abstain => return,
+        AdmitAnswer::Accept { .. } if request.change.is_serve() => return,
+        AdmitAnswer::Accept { .. } => ("allow", "", ""),
+        AdmitAnswer::Reject(denial) => (
+            "deny",
+            denial.reason.code.as_str(),
+            denial.reason.text.as_str(),
+        ),
+        AdmitAnswer::Hold { reason, .. } => ("hold", "", reason.as_str()),
+    };
+    let mode = if binding.mode == Mode::Audit {
+        "audit"
+    } else {
+        "enforce"
+    };
+    tracing::info!(
+        target: "audit",
+        { request.id = &*request.requester.request_id,
+        principal.subject = request.requester.principal.id.as_str(),
+        repository.name = request.repository.name.as_str(),
+        change = request.change.as_str(),
+        tag = request.tag.as_ref().map(gantry_model::Tag::as_str),
+        manifest.digest = request.target.digest.as_str(),
+        plugin.name = &**binding.name(),
+        mode,
+        decision,
+        reason.code = code,
+        reason.text = text },
+        "admission"
+    );
+}

@@ -1,0 +1,136 @@
+//! Metadata that fails on purpose.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
+
+use super::{Call, Faults};
+use crate::{
+    Commit, CommitError, ManifestRecord, MetadataStore, ReferenceRecord, ReferrerRecord,
+    RepositoryRecord, StorageError, TagRecord, UploadRecord, UploadSessions,
+};
+
+/// Fails as [`Faults`] says; otherwise the stores behind.
+#[derive(Clone, Debug)]
+pub struct FaultyMetadata {
+    metadata: Arc<dyn MetadataStore>,
+    uploads: Arc<dyn UploadSessions>,
+    faults: Faults,
+}
+
+impl FaultyMetadata {
+    /// Puts faults before a store that is both.
+    #[must_use]
+    pub fn new<S: MetadataStore + UploadSessions + 'static>(store: Arc<S>, faults: Faults) -> Self {
+        let metadata: Arc<dyn MetadataStore> = Arc::<S>::clone(&store);
+        Self {
+            metadata,
+            uploads: store,
+            faults,
+        }
+    }
+}
+
+#[async_trait]
+impl MetadataStore for FaultyMetadata {
+    async fn repository(
+        &self,
+        name: &RepositoryName,
+    ) -> Result<Option<RepositoryRecord>, StorageError> {
+        let read = self.metadata.repository(name);
+        self.faults.around(Call::Repository, read).await
+    }
+
+    async fn repositories(&self, page: &Page) -> Result<Vec<RepositoryName>, StorageError> {
+        let read = self.metadata.repositories(page);
+        self.faults.around(Call::Repositories, read).await
+    }
+
+    async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<ManifestRecord>, StorageError> {
+        let read = self.metadata.manifest(repository, digest);
+        self.faults.around(Call::Manifest, read).await
+    }
+
+    async fn tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<Option<TagRecord>, StorageError> {
+        let read = self.metadata.tag(repository, tag);
+        self.faults.around(Call::Tag, read).await
+    }
+
+    async fn tags(
+        &self,
+        repository: &RepositoryName,
+        digest: Option<&Digest>,
+        page: &Page,
+    ) -> Result<Vec<TagRecord>, StorageError> {
+        let read = self.metadata.tags(repository, digest, page);
+        self.faults.around(Call::Tags, read).await
+    }
+
+    async fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> Result<Vec<ReferrerRecord>, StorageError> {
+        let read = self.metadata.referrers(repository, subject);
+        self.faults.around(Call::Referrers, read).await
+    }
+
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError> {
+        let read = self.metadata.blob(repository, digest);
+        self.faults.around(Call::Blob, read).await
+    }
+
+    async fn parents(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError> {
+        let read = self.metadata.parents(repository, digest);
+        self.faults.around(Call::Parents, read).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        let commit = self.metadata.commit(commit);
+        self.faults.around(Call::Commit, commit).await
+    }
+}
+
+#[async_trait]
+impl UploadSessions for FaultyMetadata {
+    async fn start_upload(&self, record: &UploadRecord) -> Result<(), StorageError> {
+        let start = self.uploads.start_upload(record);
+        self.faults.around(Call::StartUpload, start).await
+    }
+
+    async fn upload(&self, upload: UploadId) -> Result<Option<UploadRecord>, StorageError> {
+        let read = self.uploads.upload(upload);
+        self.faults.around(Call::Upload, read).await
+    }
+
+    async fn end_upload(&self, upload: UploadId) -> Result<(), StorageError> {
+        let end = self.uploads.end_upload(upload);
+        self.faults.around(Call::EndUpload, end).await
+    }
+
+    async fn stale_uploads(
+        &self,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<UploadRecord>, StorageError> {
+        let read = self.uploads.stale_uploads(before_ms, limit);
+        self.faults.around(Call::StaleUploads, read).await
+    }
+}

@@ -1,0 +1,234 @@
+//! Blobs in a folder, in Distribution's layout: `<root>/docker/registry/v2/blobs/<algorithm>/<2 hex>/<hex>/data`.
+//!
+//! An existing registry's folder is read and extended in place; staging files lie beside its tree, in `docker/registry/_gantry/uploads`.
+//! One process at a time may write. Nothing here blocks the executor, except [`FsBlobStore::open`].
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use gantry_model::{Algorithm, Digest, UploadId};
+
+use self::{
+    claims::Claims,
+    layout::Layout,
+    publish::{Publisher, stored_size},
+    read::{FsBlob, Reads},
+    staging::Staging,
+    writer::FsWriter,
+};
+use crate::{
+    Blob, BlobStore, BlobWriter,
+    blocking::Blocking,
+    error::{Kind, StorageError},
+    hash::Hasher,
+};
+
+mod claims;
+mod layout;
+mod publish;
+mod read;
+mod staging;
+mod writer;
+
+/// Blobs in a folder.
+#[derive(Clone, Debug)]
+pub struct FsBlobStore {
+    shared: Arc<Shared>,
+}
+
+/// What the store and its writers share.
+#[derive(Debug)]
+struct Shared {
+    publisher: Publisher,
+    claims: Claims,
+    reads: Reads,
+    writes: Blocking,
+}
+
+impl FsBlobStore {
+    /// Opens the store under `root`, making the folders it lacks. Blocks: call it before serving.
+    ///
+    /// # Errors
+    /// [`StorageError`]; [`Kind::Internal`] when blobs and staging files would lie on two file systems.
+    pub fn open(root: &Path) -> Result<Self, StorageError> {
+        let shared = Shared {
+            publisher: Publisher::new(Layout::open(root)?),
+            claims: Claims::default(),
+            reads: Reads::new(READ_THREADS),
+            writes: Blocking::new(WRITE_THREADS),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+}
+
+impl Shared {
+    fn layout(&self) -> &Layout {
+        &self.publisher.layout
+    }
+
+    /// Hashes what is in a staging file, a few MiB at a time.
+    async fn rehash(
+        &self,
+        staging: &Arc<Staging>,
+        algorithm: Algorithm,
+    ) -> Result<Hasher, StorageError> {
+        let mut hasher = Hasher::new(algorithm);
+        let size = staging.flushed();
+        let mut offset = 0;
+        while offset < size {
+            let end = size.min(offset + REHASH_BYTES);
+            let staging = Arc::clone(staging);
+            let hash = move || {
+                hash_range(&staging.file, offset, end, &mut hasher)
+                    .map_err(|error| StorageError::file("read an upload", &staging.path, error))?;
+                Ok(hasher)
+            };
+            hasher = self.reads.run("read an upload", hash).await?;
+            offset = end;
+        }
+        Ok(hasher)
+    }
+}
+
+fn hash_range(file: &File, mut offset: u64, end: u64, hasher: &mut Hasher) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    while offset < end {
+        let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
+        let length = left.min(buffer.len());
+        let window = buffer.get_mut(..length).unwrap_or_default();
+        file.read_exact_at(window, offset)?;
+        hasher.update(window);
+        offset += length as u64;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl BlobStore for FsBlobStore {
+    async fn stat(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
+        const ATTEMPT: &str = "look for a blob";
+        let path = self.shared.layout().blob(digest);
+        let look =
+            move || stored_size(&path).map_err(|error| StorageError::file(ATTEMPT, &path, error));
+        self.shared.reads.run(ATTEMPT, look).await
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Option<Arc<dyn Blob>>, StorageError> {
+        const ATTEMPT: &str = "open a blob";
+        let path = self.shared.layout().blob(digest);
+        let open =
+            move || open_sized(&path).map_err(|error| StorageError::file(ATTEMPT, &path, error));
+        let opened = self.shared.reads.run(ATTEMPT, open).await?;
+        Ok(opened.map(|(file, size)| {
+            let blob: Arc<dyn Blob> = Arc::new(FsBlob {
+                file: Arc::new(file),
+                size,
+                reads: self.shared.reads.clone(),
+            });
+            blob
+        }))
+    }
+
+    async fn create(
+        &self,
+        upload: UploadId,
+        algorithm: Algorithm,
+    ) -> Result<Box<dyn BlobWriter>, StorageError> {
+        const ATTEMPT: &str = "start an upload";
+        let claim = self.shared.claims.claim(upload).await?;
+        let path = self.shared.layout().upload(upload);
+        let create = move || {
+            Staging::create(path.clone()).map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => StorageError::new(Kind::Internal, ATTEMPT, error),
+                _ => StorageError::file(ATTEMPT, &path, error),
+            })
+        };
+        let staging = self.shared.writes.run(ATTEMPT, create).await?;
+        let shared = Arc::clone(&self.shared);
+        let hasher = Hasher::new(algorithm);
+        Ok(Box::new(FsWriter::new(
+            shared,
+            Arc::new(staging),
+            claim,
+            hasher,
+        )))
+    }
+
+    async fn resume(
+        &self,
+        upload: UploadId,
+        algorithm: Algorithm,
+    ) -> Result<Option<Box<dyn BlobWriter>>, StorageError> {
+        const ATTEMPT: &str = "continue an upload";
+        let claim = self.shared.claims.claim(upload).await?;
+        let path = self.shared.layout().upload(upload);
+        let open = move || {
+            Staging::open(path.clone()).map_err(|error| StorageError::file(ATTEMPT, &path, error))
+        };
+        let Some(staging) = self.shared.writes.run(ATTEMPT, open).await? else {
+            return Ok(None);
+        };
+        let staging = Arc::new(staging);
+        let hasher = self.shared.rehash(&staging, algorithm).await?;
+        let shared = Arc::clone(&self.shared);
+        Ok(Some(Box::new(FsWriter::new(
+            shared, staging, claim, hasher,
+        ))))
+    }
+
+    async fn discard(&self, upload: UploadId) -> Result<(), StorageError> {
+        const ATTEMPT: &str = "drop an upload";
+        let path = self.shared.layout().upload(upload);
+        let discard = move || match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StorageError::file(ATTEMPT, &path, error))
+            }
+            _ => Ok(()),
+        };
+        self.shared.writes.run(ATTEMPT, discard).await
+    }
+
+    async fn delete(&self, digest: &Digest) -> Result<bool, StorageError> {
+        let shared = Arc::clone(&self.shared);
+        let digest = digest.clone();
+        let delete = move || shared.publisher.delete(&digest);
+        self.shared.writes.run("delete a blob", delete).await
+    }
+
+    async fn staged(&self) -> Result<Vec<UploadId>, StorageError> {
+        const ATTEMPT: &str = "list uploads";
+        let layout = self.shared.layout().clone();
+        let list = move || {
+            layout
+                .uploads()
+                .map_err(|error| StorageError::io(ATTEMPT, error))
+        };
+        self.shared.reads.run(ATTEMPT, list).await
+    }
+}
+
+fn open_sized(path: &Path) -> io::Result<Option<(File, u64)>> {
+    match File::open(path) {
+        Ok(file) => {
+            let size = file.metadata()?.len();
+            Ok(Some((file, size)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads wait for a disk, not for a processor.
+const READ_THREADS: usize = 64;
+/// More of them would not make a disk faster, and fewer would let one slow fsync hold up the others.
+const WRITE_THREADS: usize = 32;
+/// What one piece of work hashes.
+const REHASH_BYTES: u64 = 8 << 20;

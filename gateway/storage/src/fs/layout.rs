@@ -1,0 +1,118 @@
+//! Where things lie under the root: Distribution's tree for blobs, and our own folder beside it for staging files.
+//!
+//! Invariant: a path is made only of the root and of parsed digests and upload ids, so no name can lead out of it.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use gantry_model::{Algorithm, Digest, UploadId};
+
+use crate::error::{Kind, StorageError};
+
+/// The two folders.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    blobs: PathBuf,
+    uploads: PathBuf,
+}
+
+impl Layout {
+    /// Makes both folders, durably. Blocks.
+    pub(super) fn open(root: &Path) -> Result<Self, StorageError> {
+        const ATTEMPT: &str = "open the blob folder";
+        let registry = root.join("docker").join("registry");
+        let layout = Self {
+            blobs: registry.join("v2").join("blobs"),
+            uploads: registry.join("_gantry").join("uploads"),
+        };
+        let mut devices = [0; 2];
+        for (folder, device) in [&layout.blobs, &layout.uploads]
+            .into_iter()
+            .zip(&mut devices)
+        {
+            *device = make_folder(folder)
+                .and_then(|()| fs::metadata(folder))
+                .map_err(|error| StorageError::file(ATTEMPT, folder, error))?
+                .dev();
+        }
+        let [blobs, uploads] = devices;
+        if blobs == uploads {
+            Ok(layout)
+        } else {
+            let reason = "v2/blobs and _gantry/uploads must be on one file system";
+            Err(StorageError::new(Kind::Internal, ATTEMPT, reason))
+        }
+    }
+
+    /// The folder of all blobs.
+    pub(super) fn blobs(&self) -> &Path {
+        &self.blobs
+    }
+
+    /// The folder of an algorithm's blobs.
+    pub(super) fn algorithm(&self, algorithm: Algorithm) -> PathBuf {
+        self.blobs.join(algorithm.as_str())
+    }
+
+    /// The folder of blobs that begin with the same two hex digits.
+    pub(super) fn shelf(&self, digest: &Digest) -> PathBuf {
+        let first = digest.hex().get(..2).unwrap_or_default();
+        self.algorithm(digest.algorithm()).join(first)
+    }
+
+    /// The folder of one blob.
+    pub(super) fn folder(&self, digest: &Digest) -> PathBuf {
+        self.shelf(digest).join(digest.hex())
+    }
+
+    /// A blob's file.
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.folder(digest).join("data")
+    }
+
+    /// A staging file.
+    pub(super) fn upload(&self, upload: UploadId) -> PathBuf {
+        self.uploads.join(upload.to_string())
+    }
+
+    /// Uploads that have a staging file. Blocks.
+    pub(super) fn uploads(&self) -> io::Result<Vec<UploadId>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.uploads)? {
+            if let Some(upload) = entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            {
+                found.push(upload);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Makes the entries of a folder durable. Blocks.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Makes a folder with every ancestor it lacks, each durable in its parent.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = folder
+        .ancestors()
+        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
+        .collect();
+    fs::create_dir_all(folder)?;
+    for made in missing {
+        match made.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new("."))?,
+            Some(parent) => sync_folder(parent)?,
+            None => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,365 @@
+//! Metadata in memory. A commit checks everything before it changes anything, under one lock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
+
+use crate::{
+    blocking::lock,
+    error::{Kind, StorageError},
+    metadata::{
+        Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
+        ReferrerRecord, RepositoryRecord, TagRecord, UploadRecord, UploadSessions,
+    },
+};
+
+/// Metadata and upload sessions in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryMetadata {
+    facts: Arc<Mutex<Facts>>,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    repositories: BTreeMap<RepositoryName, Repository>,
+    uploads: BTreeMap<UploadId, UploadRecord>,
+}
+
+#[derive(Debug)]
+struct Repository {
+    generation: u64,
+    manifests: BTreeMap<Digest, Stored>,
+    tags: BTreeMap<Tag, TagRecord>,
+    blobs: BTreeMap<Digest, u64>,
+}
+
+impl Default for Repository {
+    fn default() -> Self {
+        Self {
+            generation: 1,
+            manifests: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            blobs: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Stored {
+    record: ManifestRecord,
+    references: Vec<ReferenceRecord>,
+}
+
+impl MemoryMetadata {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn read<T: Default>(
+        &self,
+        repository: &RepositoryName,
+        read: impl FnOnce(&Repository) -> T,
+    ) -> T {
+        let facts = lock(&self.facts);
+        facts
+            .repositories
+            .get(repository)
+            .map(read)
+            .unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl MetadataStore for MemoryMetadata {
+    async fn repository(
+        &self,
+        name: &RepositoryName,
+    ) -> Result<Option<RepositoryRecord>, StorageError> {
+        Ok(self.read(name, |repository| {
+            let generation = repository.generation;
+            Some(RepositoryRecord { generation })
+        }))
+    }
+
+    async fn repositories(&self, page: &Page) -> Result<Vec<RepositoryName>, StorageError> {
+        let facts = lock(&self.facts);
+        let names = facts
+            .repositories
+            .iter()
+            .filter(|(_, repository)| !repository.manifests.is_empty())
+            .map(|(name, _)| name);
+        let listed = cut(names, page, |name| name.as_str());
+        Ok(listed.cloned().collect())
+    }
+
+    async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<ManifestRecord>, StorageError> {
+        Ok(self.read(repository, |repository| {
+            let stored = repository.manifests.get(digest)?;
+            Some(stored.record.clone())
+        }))
+    }
+
+    async fn tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<Option<TagRecord>, StorageError> {
+        Ok(self.read(repository, |repository| repository.tags.get(tag).cloned()))
+    }
+
+    async fn tags(
+        &self,
+        repository: &RepositoryName,
+        digest: Option<&Digest>,
+        page: &Page,
+    ) -> Result<Vec<TagRecord>, StorageError> {
+        Ok(self.read(repository, |repository| {
+            let asked = |record: &&TagRecord| digest.is_none_or(|it| *it == record.state.digest);
+            let tags = repository.tags.values().filter(asked);
+            cut(tags, page, |record| record.tag.as_str())
+                .cloned()
+                .collect()
+        }))
+    }
+
+    async fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> Result<Vec<ReferrerRecord>, StorageError> {
+        Ok(self.read(repository, |repository| {
+            let manifests = repository.manifests.values().map(|stored| &stored.record);
+            manifests
+                .filter(|record| record.subject.as_ref() == Some(subject))
+                .map(|record| ReferrerRecord {
+                    manifest: record.clone(),
+                })
+                .collect()
+        }))
+    }
+
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError> {
+        Ok(self.read(repository, |repository| {
+            repository.blobs.get(digest).copied()
+        }))
+    }
+
+    async fn parents(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError> {
+        Ok(self.read(repository, |repository| {
+            let mut parents = Vec::new();
+            for (parent, stored) in &repository.manifests {
+                let named = stored.references.iter().filter(|it| it.digest == *digest);
+                parents.extend(named.map(|reference| (parent.clone(), reference.clone())));
+            }
+            parents
+        }))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        lock(&self.facts).apply(commit)
+    }
+}
+
+impl Facts {
+    fn apply(&mut self, commit: Commit) -> Result<(), CommitError> {
+        match commit {
+            Commit::PushManifest(push) => self.push_manifest(*push),
+            Commit::LinkBlob {
+                repository,
+                digest,
+                size,
+                upload,
+            } => {
+                let repository = self.repositories.entry(repository).or_default();
+                repository.blobs.entry(digest).or_insert(size);
+                upload.map(|upload| self.uploads.remove(&upload));
+                Ok(())
+            }
+            Commit::DeleteManifest {
+                repository,
+                digest,
+                tags,
+                ..
+            } => self.existing(&repository)?.delete_manifest(&digest, &tags),
+            Commit::DeleteTag {
+                repository,
+                tag,
+                expected,
+                ..
+            } => self.existing(&repository)?.delete_tag(&tag, &expected),
+            Commit::UnlinkBlob { repository, digest } => {
+                let blobs = &mut self.existing(&repository)?.blobs;
+                blobs
+                    .remove(&digest)
+                    .map(|_size| ())
+                    .ok_or(CommitError::Absent)
+            }
+            Commit::ConfirmTag {
+                repository,
+                tag,
+                digest,
+                checked_at_ms,
+            } => {
+                let repository = self.repositories.get_mut(&repository);
+                let record = repository.and_then(|repository| repository.tags.get_mut(&tag));
+                if let Some(record) = record.filter(|record| record.state.digest == digest) {
+                    record.checked_at_ms = record.checked_at_ms.max(checked_at_ms);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn existing(&mut self, name: &RepositoryName) -> Result<&mut Repository, CommitError> {
+        self.repositories.get_mut(name).ok_or(CommitError::Absent)
+    }
+
+    fn push_manifest(&mut self, push: PushManifest) -> Result<(), CommitError> {
+        let none = Repository::default();
+        let repository = self.repositories.get(&push.repository).unwrap_or(&none);
+        for to in &push.tags {
+            let current = repository.tags.get(&to.tag);
+            if current.map(|record| &record.state.digest) != to.expected.as_ref() {
+                return Err(moved(&to.tag, current));
+            }
+        }
+        if let Some(digest) = push.required.iter().find(|it| !repository.holds(it)) {
+            let digest = digest.clone();
+            return Err(CommitError::MissingReference { digest });
+        }
+        let repository = self.repositories.entry(push.repository).or_default();
+        for to in &push.tags {
+            let record = to.applied(&push.manifest, repository.tags.get(&to.tag));
+            repository.tags.insert(to.tag.clone(), record);
+        }
+        repository.store(push.manifest, push.references);
+        Ok(())
+    }
+}
+
+impl Repository {
+    fn holds(&self, digest: &Digest) -> bool {
+        self.blobs.contains_key(digest) || self.manifests.contains_key(digest)
+    }
+
+    /// Keeps what is there; otherwise keeps once whatever the manifest says twice.
+    fn store(&mut self, record: ManifestRecord, mut references: Vec<ReferenceRecord>) {
+        self.manifests
+            .entry(record.digest.clone())
+            .or_insert_with(|| {
+                references.sort_by(|one, other| sort_key(one).cmp(&sort_key(other)));
+                references.dedup();
+                Stored { record, references }
+            });
+    }
+
+    fn delete_manifest(&mut self, digest: &Digest, tags: &[Tag]) -> Result<(), CommitError> {
+        if !self.manifests.contains_key(digest) {
+            return Err(CommitError::Absent);
+        }
+        let named = self.tags.values().filter(|it| it.state.digest == *digest);
+        let named: BTreeSet<&Tag> = named.map(|record| &record.tag).collect();
+        let asked: BTreeSet<&Tag> = tags.iter().collect();
+        if let Some(tag) = named.symmetric_difference(&asked).next() {
+            return Err(moved(tag, self.tags.get(*tag)));
+        }
+        self.manifests.remove(digest);
+        for tag in tags {
+            self.tags.remove(tag);
+        }
+        Ok(())
+    }
+
+    fn delete_tag(&mut self, tag: &Tag, expected: &Digest) -> Result<(), CommitError> {
+        let current = self.tags.get(tag).ok_or(CommitError::Absent)?;
+        if current.state.digest != *expected {
+            return Err(moved(tag, Some(current)));
+        }
+        self.tags.remove(tag);
+        Ok(())
+    }
+}
+
+fn sort_key(reference: &ReferenceRecord) -> (&Digest, &str, u64) {
+    let media_type = reference.media_type.as_str();
+    (&reference.digest, media_type, reference.size)
+}
+
+fn moved(tag: &Tag, current: Option<&TagRecord>) -> CommitError {
+    CommitError::TagMoved {
+        tag: tag.clone(),
+        current: current.cloned().map(Box::new),
+    }
+}
+
+/// The entries of a sorted list that a page holds.
+fn cut<'a, T: 'a>(
+    entries: impl Iterator<Item = &'a T>,
+    page: &Page,
+    name: impl Fn(&T) -> &str,
+) -> impl Iterator<Item = &'a T> {
+    let after = page.after.clone().unwrap_or_default();
+    entries
+        .filter(move |entry| name(entry) > after.as_str())
+        .take(page.limit.unwrap_or(usize::MAX))
+}
+
+#[async_trait]
+impl UploadSessions for MemoryMetadata {
+    async fn start_upload(&self, record: &UploadRecord) -> Result<(), StorageError> {
+        let mut facts = lock(&self.facts);
+        if facts.uploads.contains_key(&record.upload) {
+            let attempt = "record an upload";
+            return Err(StorageError::new(
+                Kind::Internal,
+                attempt,
+                "it exists already",
+            ));
+        }
+        facts.uploads.insert(record.upload, record.clone());
+        Ok(())
+    }
+
+    async fn upload(&self, upload: UploadId) -> Result<Option<UploadRecord>, StorageError> {
+        Ok(lock(&self.facts).uploads.get(&upload).cloned())
+    }
+
+    async fn end_upload(&self, upload: UploadId) -> Result<(), StorageError> {
+        lock(&self.facts).uploads.remove(&upload);
+        Ok(())
+    }
+
+    async fn stale_uploads(
+        &self,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<UploadRecord>, StorageError> {
+        let facts = lock(&self.facts);
+        let old = facts
+            .uploads
+            .values()
+            .filter(|it| it.started_at_ms < before_ms);
+        let mut stale: Vec<UploadRecord> = old.cloned().collect();
+        stale.sort_by_key(|record| (record.started_at_ms, record.upload));
+        stale.truncate(limit);
+        Ok(stale)
+    }
+}

@@ -1,0 +1,185 @@
+//! Metadata in an SQLite file (WAL, `synchronous=FULL`): one thread writes, several connections read.
+//!
+//! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
+//! `kv` is the second file, for plugins' own data.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
+
+use self::{
+    connect::{Readers, open_writer},
+    migrations::METADATA,
+    row::int,
+    writer::Writer,
+};
+use crate::{
+    error::StorageError,
+    metadata::{
+        Commit, CommitError, ManifestRecord, MetadataStore, ReferenceRecord, ReferrerRecord,
+        RepositoryRecord, TagRecord, UploadRecord, UploadSessions,
+    },
+};
+
+mod commit;
+mod connect;
+mod failure;
+mod kv;
+mod migrations;
+mod read;
+mod row;
+mod writer;
+
+pub use kv::SqliteKv;
+
+/// Metadata and upload sessions in an SQLite file.
+#[derive(Clone, Debug)]
+pub struct SqliteStore {
+    writer: Writer,
+    readers: Readers,
+}
+
+impl SqliteStore {
+    /// Opens the file, making it when it does not exist, and brings it to this version. Blocks: call it before serving.
+    ///
+    /// # Errors
+    /// [`StorageError`]; [`crate::Kind::Corrupt`] when the file is damaged or is no database, [`crate::Kind::Internal`] when a newer
+    /// version or another program wrote it.
+    pub fn open(path: &Path) -> Result<Self, StorageError> {
+        let connection = open_writer(path, &METADATA)?;
+        Ok(Self {
+            writer: Writer::start(connection)?,
+            readers: Readers::new(path, &METADATA),
+        })
+    }
+}
+
+#[async_trait]
+impl MetadataStore for SqliteStore {
+    async fn repository(
+        &self,
+        name: &RepositoryName,
+    ) -> Result<Option<RepositoryRecord>, StorageError> {
+        let name = name.clone();
+        let read = move |connection: &_| read::repository(connection, &name);
+        self.readers.read("read a repository", read).await
+    }
+
+    async fn repositories(&self, page: &Page) -> Result<Vec<RepositoryName>, StorageError> {
+        let page = page.clone();
+        let read = move |connection: &_| read::repositories(connection, &page);
+        self.readers.read("list repositories", read).await
+    }
+
+    async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<ManifestRecord>, StorageError> {
+        let (repository, digest) = (repository.clone(), digest.clone());
+        let read = move |connection: &_| read::manifest(connection, &repository, &digest);
+        self.readers.read("read a manifest's record", read).await
+    }
+
+    async fn tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<Option<TagRecord>, StorageError> {
+        let (repository, tag) = (repository.clone(), tag.clone());
+        let read = move |connection: &_| read::tag(connection, &repository, &tag);
+        self.readers.read("read a tag", read).await
+    }
+
+    async fn tags(
+        &self,
+        repository: &RepositoryName,
+        digest: Option<&Digest>,
+        page: &Page,
+    ) -> Result<Vec<TagRecord>, StorageError> {
+        let (repository, digest, page) = (repository.clone(), digest.cloned(), page.clone());
+        let read = move |connection: &_| match digest {
+            Some(digest) => read::tags_of(connection, &repository, &digest, &page),
+            None => read::tags(connection, &repository, &page),
+        };
+        self.readers.read("list tags", read).await
+    }
+
+    async fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> Result<Vec<ReferrerRecord>, StorageError> {
+        let (repository, subject) = (repository.clone(), subject.clone());
+        let read = move |connection: &_| read::referrers(connection, &repository, &subject);
+        self.readers.read("list referrers", read).await
+    }
+
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError> {
+        let (repository, digest) = (repository.clone(), digest.clone());
+        let read = move |connection: &_| read::blob(connection, &repository, &digest);
+        self.readers.read("read a blob's link", read).await
+    }
+
+    async fn parents(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError> {
+        let (repository, digest) = (repository.clone(), digest.clone());
+        let read = move |connection: &_| read::parents(connection, &repository, &digest);
+        self.readers.read("list parents", read).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        let apply = move |connection: &_| commit::apply(connection, &commit);
+        self.writer.run("commit", apply).await
+    }
+}
+
+#[async_trait]
+impl UploadSessions for SqliteStore {
+    async fn start_upload(&self, record: &UploadRecord) -> Result<(), StorageError> {
+        let record = record.clone();
+        let start = move |connection: &_| {
+            let sql = "INSERT INTO uploads (upload, repository, principal, algorithm, started_at_ms) \
+                VALUES (?1, ?2, ?3, ?4, ?5)";
+            let columns = (
+                record.upload.to_string(),
+                record.repository.as_str(),
+                &record.principal,
+                record.algorithm.as_str(),
+                int(record.started_at_ms)?,
+            );
+            commit::execute(connection, sql, columns)?;
+            Ok(())
+        };
+        self.writer.run("record an upload", start).await
+    }
+
+    async fn upload(&self, upload: UploadId) -> Result<Option<UploadRecord>, StorageError> {
+        let read = move |connection: &_| read::upload(connection, upload);
+        self.readers.read("read an upload", read).await
+    }
+
+    async fn end_upload(&self, upload: UploadId) -> Result<(), StorageError> {
+        let end = move |connection: &_| Ok(commit::end_upload(connection, &upload.to_string())?);
+        self.writer.run("forget an upload", end).await
+    }
+
+    async fn stale_uploads(
+        &self,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<UploadRecord>, StorageError> {
+        let before_ms = i64::try_from(before_ms).unwrap_or(i64::MAX);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let read = move |connection: &_| read::stale_uploads(connection, before_ms, limit);
+        self.readers.read("list stale uploads", read).await
+    }
+}

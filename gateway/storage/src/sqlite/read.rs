@@ -1,0 +1,168 @@
+//! The questions to the metadata: one statement each, prepared once per connection.
+
+use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row};
+
+use super::row;
+use crate::metadata::{
+    ManifestRecord, ReferenceRecord, ReferrerRecord, RepositoryRecord, TagRecord, UploadRecord,
+};
+
+pub(super) fn repository(
+    connection: &Connection,
+    name: &RepositoryName,
+) -> rusqlite::Result<Option<RepositoryRecord>> {
+    let sql = "SELECT generation FROM repositories WHERE name = ?1";
+    one(connection, sql, [name.as_str()], |row| {
+        let generation = row::unsigned(row, 0)?;
+        Ok(RepositoryRecord { generation })
+    })
+}
+
+pub(super) fn repositories(
+    connection: &Connection,
+    page: &Page,
+) -> rusqlite::Result<Vec<RepositoryName>> {
+    let sql = "SELECT name FROM repositories WHERE name > ?1 \
+        AND EXISTS (SELECT 1 FROM manifests WHERE repository = repositories.id) \
+        ORDER BY name LIMIT ?2";
+    all(connection, sql, row::page(page), |row| row::parsed(row, 0))
+}
+
+pub(super) fn manifest(
+    connection: &Connection,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> rusqlite::Result<Option<ManifestRecord>> {
+    let sql = "SELECT digest, media_type, size, artifact_type, subject, annotations, pushed_at_ms, pushed_by \
+        FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2";
+    let keys = [repository.as_str(), digest.as_str()];
+    one(connection, sql, keys, row::manifest)
+}
+
+pub(super) fn tag(
+    connection: &Connection,
+    repository: &RepositoryName,
+    tag: &Tag,
+) -> rusqlite::Result<Option<TagRecord>> {
+    let sql = "SELECT tag, digest, pushed_at_ms, pushed_by, immutable, checked_at_ms \
+        FROM tags WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND tag = ?2";
+    one(
+        connection,
+        sql,
+        [repository.as_str(), tag.as_str()],
+        row::tag,
+    )
+}
+
+pub(super) fn tags(
+    connection: &Connection,
+    repository: &RepositoryName,
+    page: &Page,
+) -> rusqlite::Result<Vec<TagRecord>> {
+    let sql = "SELECT tag, digest, pushed_at_ms, pushed_by, immutable, checked_at_ms \
+        FROM tags WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND tag > ?2 \
+        ORDER BY tag LIMIT ?3";
+    let (after, limit) = row::page(page);
+    let keys = (repository.as_str(), after, limit);
+    all(connection, sql, keys, row::tag)
+}
+
+pub(super) fn tags_of(
+    connection: &Connection,
+    repository: &RepositoryName,
+    digest: &Digest,
+    page: &Page,
+) -> rusqlite::Result<Vec<TagRecord>> {
+    let sql = "SELECT tag, digest, pushed_at_ms, pushed_by, immutable, checked_at_ms \
+        FROM tags INDEXED BY tags_by_digest \
+        WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 AND tag > ?3 \
+        ORDER BY tag LIMIT ?4";
+    let (after, limit) = row::page(page);
+    let keys = (repository.as_str(), digest.as_str(), after, limit);
+    all(connection, sql, keys, row::tag)
+}
+
+pub(super) fn referrers(
+    connection: &Connection,
+    repository: &RepositoryName,
+    subject: &Digest,
+) -> rusqlite::Result<Vec<ReferrerRecord>> {
+    let sql = "SELECT digest, media_type, size, artifact_type, subject, annotations, pushed_at_ms, pushed_by \
+        FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND subject = ?2 \
+        ORDER BY digest";
+    let keys = [repository.as_str(), subject.as_str()];
+    all(connection, sql, keys, |row| {
+        let manifest = row::manifest(row)?;
+        Ok(ReferrerRecord { manifest })
+    })
+}
+
+pub(super) fn blob(
+    connection: &Connection,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> rusqlite::Result<Option<u64>> {
+    let sql = "SELECT size FROM blob_links \
+        WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2";
+    let keys = [repository.as_str(), digest.as_str()];
+    one(connection, sql, keys, |row| row::unsigned(row, 0))
+}
+
+pub(super) fn parents(
+    connection: &Connection,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> rusqlite::Result<Vec<(Digest, ReferenceRecord)>> {
+    let sql = "SELECT manifest, digest, media_type, size FROM manifest_references \
+        WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 \
+        ORDER BY manifest, media_type, size";
+    let keys = [repository.as_str(), digest.as_str()];
+    all(connection, sql, keys, |row| {
+        Ok((row::parsed(row, 0)?, row::reference(row)?))
+    })
+}
+
+pub(super) fn upload(
+    connection: &Connection,
+    upload: UploadId,
+) -> rusqlite::Result<Option<UploadRecord>> {
+    let sql = "SELECT upload, repository, principal, algorithm, started_at_ms \
+        FROM uploads WHERE upload = ?1";
+    one(connection, sql, [upload.to_string()], row::upload)
+}
+
+pub(super) fn stale_uploads(
+    connection: &Connection,
+    before_ms: i64,
+    limit: i64,
+) -> rusqlite::Result<Vec<UploadRecord>> {
+    let sql = "SELECT upload, repository, principal, algorithm, started_at_ms \
+        FROM uploads WHERE started_at_ms < ?1 ORDER BY started_at_ms, upload LIMIT ?2";
+    all(connection, sql, [before_ms, limit], row::upload)
+}
+
+/// The row there is at most.
+pub(super) fn one<T>(
+    connection: &Connection,
+    sql: &str,
+    keys: impl Params,
+    convert: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Option<T>> {
+    connection
+        .prepare_cached(sql)?
+        .query_row(keys, convert)
+        .optional()
+}
+
+fn all<T>(
+    connection: &Connection,
+    sql: &str,
+    keys: impl Params,
+    convert: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Vec<T>> {
+    connection
+        .prepare_cached(sql)?
+        .query_map(keys, convert)?
+        .collect()
+}

@@ -1,0 +1,247 @@
+//! What every metadata store must pass, with its upload sessions.
+
+use std::{error::Error, fmt, sync::Arc};
+
+use gantry_model::{Algorithm, Digest, Page, RepositoryName, Tag, UploadId, media_type};
+
+use crate::{
+    Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord, TagMove,
+    TagRecord, UploadRecord, UploadSessions, digest_of,
+};
+
+mod deletes;
+mod lists;
+mod pushes;
+mod uploads;
+
+pub use deletes::*;
+pub use lists::*;
+pub use pushes::*;
+pub use uploads::*;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Tests a metadata store; see [`crate::suite`]. The store is a [`Stores`].
+#[macro_export]
+macro_rules! metadata_suite {
+    ($make:path) => {
+        $crate::suite_tests! { $make, metadata,
+            an_unknown_repository_holds_nothing
+            a_push_makes_the_repository_and_everything_of_the_manifest
+            a_manifest_pushed_again_keeps_its_first_record
+            a_tag_pushed_again_keeps_who_pushed_it_and_when
+            a_tag_moves_only_from_what_was_expected
+            a_refused_push_changes_nothing
+            one_push_moves_several_tags
+            immutability_is_only_ever_set
+            of_racing_pushes_to_one_tag_exactly_one_wins
+            racing_pushes_by_digest_all_succeed
+            what_is_required_must_be_in_the_same_repository
+            a_linked_blob_is_readable_in_its_repository_only
+            linking_a_blob_ends_its_upload
+            a_blob_is_unlinked_once
+            a_manifest_goes_with_exactly_its_tags
+            a_manifest_stays_when_another_tag_appeared
+            a_manifest_stays_when_a_tag_moved_away
+            deleting_what_is_not_there_says_so
+            a_tag_is_deleted_only_from_what_was_expected
+            a_confirmation_only_moves_the_time_of_the_named_digest
+            referrers_are_listed_whether_or_not_the_subject_exists
+            parents_say_what_they_call_the_content
+            lists_are_sorted_by_bytes_and_paged
+            a_repository_is_listed_while_it_holds_a_manifest
+            tags_of_one_manifest_are_paged_too
+            an_upload_is_known_until_it_ends
+            stale_uploads_come_oldest_first
+        }
+    };
+}
+
+/// One store, by both of its ports.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    /// The facts.
+    pub metadata: Arc<dyn MetadataStore>,
+    /// The sessions.
+    pub uploads: Arc<dyn UploadSessions>,
+}
+
+impl Stores {
+    /// Of a store that is both.
+    pub fn new<S: MetadataStore + UploadSessions + 'static>(store: Arc<S>) -> Self {
+        let metadata: Arc<dyn MetadataStore> = Arc::<S>::clone(&store);
+        Self {
+            metadata,
+            uploads: store,
+        }
+    }
+
+    async fn push(&self, push: PushManifest) -> Result<(), CommitError> {
+        let commit = Commit::PushManifest(Box::new(push));
+        self.metadata.commit(commit).await
+    }
+
+    async fn link(&self, repository: &RepositoryName, blob: &Digest) -> Result<(), CommitError> {
+        let commit = Commit::LinkBlob {
+            repository: repository.clone(),
+            digest: blob.clone(),
+            size: 7,
+            upload: None,
+        };
+        self.metadata.commit(commit).await
+    }
+
+    async fn delete_manifest(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Digest,
+        tags: &[Tag],
+    ) -> Result<(), CommitError> {
+        let commit = Commit::DeleteManifest {
+            repository: repository.clone(),
+            digest: manifest.clone(),
+            tags: tags.to_vec(),
+            at_ms: 9_000,
+            by: "deleter".to_owned(),
+        };
+        self.metadata.commit(commit).await
+    }
+
+    async fn delete_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        expected: &Digest,
+    ) -> Result<(), CommitError> {
+        let commit = Commit::DeleteTag {
+            repository: repository.clone(),
+            tag: tag.clone(),
+            expected: expected.clone(),
+            at_ms: 9_000,
+            by: "deleter".to_owned(),
+        };
+        self.metadata.commit(commit).await
+    }
+
+    async fn state(&self, repository: &RepositoryName, tag: &Tag) -> Result<TagRecord, Failure> {
+        let record = self.metadata.tag(repository, tag).await?;
+        Ok(record.ok_or("the tag is not there")?)
+    }
+
+    async fn tag_names(
+        &self,
+        repository: &RepositoryName,
+        manifest: Option<&Digest>,
+        page: &Page,
+    ) -> Result<Vec<String>, Failure> {
+        let tags = self.metadata.tags(repository, manifest, page).await?;
+        Ok(names(tags.iter().map(|record| &record.tag)))
+    }
+}
+
+/// A digest that belongs to this text.
+#[must_use]
+pub fn digest(text: &str) -> Digest {
+    digest_of(Algorithm::Sha256, text.as_bytes())
+}
+
+/// A manifest's record at a time, by `pusher`.
+///
+/// # Errors
+/// None that can happen.
+pub fn manifest(text: &str, pushed_at_ms: u64) -> Result<ManifestRecord, Failure> {
+    Ok(ManifestRecord {
+        digest: digest(text),
+        media_type: media_type::OCI_MANIFEST.parse()?,
+        size: text.len() as u64,
+        artifact_type: None,
+        subject: None,
+        annotations: "{}".to_owned(),
+        pushed_at_ms,
+        pushed_by: format!("pusher at {pushed_at_ms}"),
+    })
+}
+
+/// A push of that manifest, with no tags and no references.
+///
+/// # Errors
+/// None that can happen.
+pub fn push(repository: &RepositoryName, text: &str, at_ms: u64) -> Result<PushManifest, Failure> {
+    Ok(PushManifest {
+        repository: repository.clone(),
+        manifest: manifest(text, at_ms)?,
+        references: Vec::new(),
+        tags: Vec::new(),
+        required: Vec::new(),
+    })
+}
+
+/// A push that points a tag, which names `expected` now.
+///
+/// # Errors
+/// None that can happen.
+pub fn push_tag(
+    repository: &RepositoryName,
+    text: &str,
+    at_ms: u64,
+    tag: &Tag,
+    expected: Option<&str>,
+) -> Result<PushManifest, Failure> {
+    let mut push = push(repository, text, at_ms)?;
+    push.tags = vec![TagMove {
+        tag: tag.clone(),
+        expected: expected.map(digest),
+        set_immutable: false,
+        checked_at_ms: 0,
+    }];
+    Ok(push)
+}
+
+fn names(names: impl Iterator<Item = impl fmt::Display>) -> Vec<String> {
+    names.map(|name| name.to_string()).collect()
+}
+
+fn everything() -> Page {
+    Page::default()
+}
+
+fn page(limit: usize, after: &str) -> Page {
+    Page {
+        limit: Some(limit),
+        after: Some(after.to_owned()),
+    }
+}
+
+fn reference(text: &str, media_type: &str) -> Result<ReferenceRecord, Failure> {
+    Ok(ReferenceRecord {
+        digest: digest(text),
+        media_type: media_type.parse()?,
+        size: 5,
+    })
+}
+
+/// The tag that moved, and what it names now.
+fn moved(result: Result<(), CommitError>) -> Result<(Tag, Option<TagRecord>), Failure> {
+    match result {
+        Err(CommitError::TagMoved { tag, current }) => Ok((tag, current.map(|record| *record))),
+        other => Err(format!("not a moved tag: {other:?}").into()),
+    }
+}
+
+fn is_absent(result: &Result<(), CommitError>) -> bool {
+    matches!(result, Err(CommitError::Absent))
+}
+
+fn upload_id(number: u8) -> UploadId {
+    UploadId::from_random([number; 16])
+}
+
+fn session(repository: &RepositoryName, number: u8, started_at_ms: u64) -> UploadRecord {
+    UploadRecord {
+        upload: upload_id(number),
+        repository: repository.clone(),
+        principal: "somebody".to_owned(),
+        algorithm: Algorithm::Sha512,
+        started_at_ms,
+    }
+}

@@ -1,0 +1,256 @@
+//! Promise: what is not written has its default, what is written means what the manual says.
+
+use std::{fs, path::Path, time::Duration};
+
+use gantry::config::{
+    BlobStorage, Config, Environment, LogFormat, MetadataStorage, Mode, OnError, PluginFrom,
+    TlsVersion,
+};
+use gantry_model::{Change, namespace::Address};
+
+use super::{PLUGINS, parse, parse_in};
+
+#[test]
+fn an_unwritten_key_has_its_default() {
+    let config = parse(PLUGINS).unwrap();
+    assert_eq!(config.listen.len(), 1);
+    assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:5000");
+    assert!(config.listen[0].tls.is_none());
+    assert_eq!(config.admin, Some("127.0.0.1:5001".parse().unwrap()));
+    assert_eq!(config.external_url, None);
+    assert!(
+        config.trusted_proxies.is_empty()
+            && config.mirrors.is_empty()
+            && config.hosted.names.is_empty()
+    );
+    assert!(config.hosted.delete);
+    assert_eq!(
+        config.storage.blobs,
+        BlobStorage::Filesystem("/nonexistent/data".into())
+    );
+    assert_eq!(
+        config.storage.metadata,
+        MetadataStorage::Sqlite("/nonexistent/data/gantry.db".into())
+    );
+    assert_eq!(config.tokens.issuer, "gantry");
+    assert_eq!(config.tokens.keys, Path::new("/nonexistent/data/keys"));
+    assert_eq!(config.tokens.lifetime, Duration::from_secs(300));
+    assert_eq!(config.limits.max_manifest_bytes, 4 << 20);
+    assert_eq!(config.limits.max_blob_bytes, None);
+    assert_eq!(config.limits.uploads_per_client, 32);
+    assert_eq!(config.limits.header_timeout, Duration::from_secs(10));
+    assert_eq!(config.limits.minimum_rate, 1024);
+    assert_eq!(
+        (config.log.format, config.log.level.as_str()),
+        (LogFormat::Human, "info")
+    );
+    let binding = &config.plugins[0];
+    assert_eq!(
+        (binding.mode, binding.on_error),
+        (Mode::Enforce, OnError::Deny)
+    );
+    assert!(
+        binding
+            .repositories
+            .iter()
+            .any(|pattern| pattern.matches("a/b/c"))
+    );
+    assert_eq!(binding.changes, None);
+    assert_eq!(binding.config, serde_json::json!({}));
+    assert_eq!(binding.limits.memory_bytes, 64 << 20);
+}
+
+#[test]
+fn an_empty_key_is_as_if_it_were_not_written() {
+    let config = parse(&format!(
+        "listen:\nmirrors:\nadmin: ~\nstorage: {{ blobs: }}\nlog:\n{PLUGINS}"
+    ))
+    .unwrap();
+    assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:5000");
+    assert!(config.admin.is_some());
+}
+
+#[test]
+fn a_mirror_is_known_by_its_key_and_its_urls_host() {
+    let text = "mirrors:
+  docker.io: { url: \"https://registry-1.docker.io\", default: true }
+  local: { url: \"http://127.0.0.1:5555\", hosts: [Local.Example.com] }
+  hub-of-team: { url: \"https://registry-1.docker.io\", prefix: team/hub, ns: [], library: false }";
+    let config = parse(&format!(
+        "hosted: {{ names: [\"apps/**\"] }}\n{text}{PLUGINS}"
+    ))
+    .unwrap();
+    let namespaces = config.namespaces();
+    let check = |host, namespace, spelled: &str, name: &str| {
+        let address = Address {
+            host,
+            namespace,
+            path_prefix: None,
+        };
+        let resolved = namespaces.resolve(address, spelled);
+        assert_eq!(
+            resolved.map(|repository| repository.name.to_string()),
+            Ok(name.to_owned())
+        );
+    };
+    check(None, None, "alpine", "docker.io/library/alpine");
+    check(None, None, "docker.io/alpine", "docker.io/library/alpine");
+    check(
+        None,
+        Some("docker.io"),
+        "library/alpine",
+        "docker.io/library/alpine",
+    );
+    check(
+        None,
+        Some("registry-1.docker.io"),
+        "library/alpine",
+        "docker.io/library/alpine",
+    );
+    check(None, Some("127.0.0.1:5555"), "a", "local/a");
+    check(Some("local.example.com:443"), None, "a", "local/a");
+    check(None, None, "team/hub/alpine", "team/hub/alpine");
+    check(None, None, "apps/web", "apps/web");
+}
+
+#[test]
+fn a_host_that_two_mirrors_share_is_implied_for_neither() {
+    let config = parse(&format!(
+        "mirrors: {{ a: \"https://x.io\", b: \"https://x.io\" }}{PLUGINS}"
+    ))
+    .unwrap();
+    for mirror in &config.mirrors {
+        assert_eq!(mirror.names.namespaces, [mirror.name.to_string()]);
+    }
+}
+
+#[test]
+fn durations_sizes_and_rates_have_units() {
+    let text = "mirrors: { a: { url: \"https://a.io\", tags: { fresh_for: 1h30m, stale_if_error: 7d, not_found_for: 250ms } } }
+limits: { manifest: 64KiB, blob: 2GB, minimum_rate: 4KiB/s }";
+    let config = parse(&format!("{text}{PLUGINS}")).unwrap();
+    assert_eq!(config.mirrors[0].fresh_for, Duration::from_secs(5400));
+    assert_eq!(
+        config.mirrors[0].stale_if_error,
+        Duration::from_secs(7 * 86_400)
+    );
+    assert_eq!(config.mirrors[0].not_found_for, Duration::from_millis(250));
+    assert_eq!(config.limits.max_manifest_bytes, 64 << 10);
+    assert_eq!(config.limits.max_blob_bytes, Some(2_000_000_000));
+    assert_eq!(config.limits.minimum_rate, 4096);
+}
+
+#[test]
+fn a_binding_means_what_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("p.wasm"), "").unwrap();
+    fs::write(folder.path().join("users"), "alice:hash\n").unwrap();
+    fs::write(folder.path().join("key"), "canary\r\n").unwrap();
+    let text = "plugins:
+  - name: gate
+    from: ./p.wasm
+    repositories: [\"apps/**\"]
+    mode: audit
+    on_error: last_known
+    changes: [serve-manifest, serve-blob]
+    grants: { kv: [reports], registry: [\"apps/**\"], secrets: { hmac: { file: key } } }
+    limits: { cpu: 5ms, deadline: 50ms, memory: 8MiB, concurrency: 3 }
+    config: { users: { file: ./users }, list: [{ file: users }, { file: users, other: 1 }], number: 1.5 }
+";
+    let config = parse_in(folder.path(), text, &Environment::new()).unwrap();
+    let binding = &config.plugins[0];
+    assert_eq!(binding.from, PluginFrom::File(folder.path().join("p.wasm")));
+    assert_eq!(
+        (binding.mode, binding.on_error),
+        (Mode::Audit, OnError::LastKnown)
+    );
+    assert_eq!(
+        binding.changes,
+        Some([Change::ServeManifest, Change::ServeBlob].into())
+    );
+    assert_eq!(binding.grants.kv, ["reports"]);
+    assert_eq!(&*binding.grants.secrets["hmac"].0, b"canary");
+    assert_eq!(binding.limits.memory_bytes, 8 << 20);
+    assert_eq!(binding.limits.concurrency, 3);
+    let users = "alice:hash\n";
+    let expected = serde_json::json!({ "users": users, "list": [users, { "file": "users", "other": 1 }], "number": 1.5 });
+    assert_eq!(binding.config, expected);
+    assert_eq!(binding.files, vec![folder.path().join("users"); 2]);
+    let shown = format!("{config:?}");
+    assert!(
+        !shown.contains("canary") && !shown.contains("alice:hash"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn tls_files_are_read_and_a_swapped_pair_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(folder.path().join("tls.crt"), pair.cert.pem()).unwrap();
+    fs::write(
+        folder.path().join("tls.key"),
+        pair.signing_key.serialize_pem(),
+    )
+    .unwrap();
+    let load = |certificate: &str, key: &str| {
+        let text = format!(
+            "listen: {{ address: 127.0.0.1:443, tls: {{ certificate: {certificate}, key: {key}, client_ca: null, minimum: \"1.3\" }} }}{PLUGINS}"
+        );
+        parse_in(folder.path(), &text, &Environment::new())
+    };
+    let config = load("tls.crt", "tls.key").unwrap();
+    let tls = config.listen[0].tls.as_ref().unwrap();
+    assert_eq!(tls.certificate, folder.path().join("tls.crt"));
+    assert_eq!((tls.minimum, &tls.client_ca), (TlsVersion::Tls13, &None));
+    let report = load("tls.key", "tls.crt").unwrap_err();
+    let paths: Vec<&str> = report
+        .problems
+        .iter()
+        .map(|problem| problem.path.as_str())
+        .collect();
+    assert_eq!(
+        paths,
+        ["listen.tls.certificate", "listen.tls.key"],
+        "{report}"
+    );
+    let report = load("gone.crt", ".").unwrap_err();
+    assert_eq!(report.problems.len(), 2, "{report}");
+}
+
+#[test]
+fn an_empty_or_broken_secret_is_refused_and_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "mirrors: {{ a: {{ url: \"https://a.io\", credentials: {{ username: u, password: {{ file: secret }} }} }} }}{PLUGINS}"
+    );
+    let load = |content: &[u8]| {
+        fs::write(folder.path().join("secret"), content).unwrap();
+        parse_in(folder.path(), &text, &Environment::new())
+    };
+    for (content, message) in [
+        (&b"\n"[..], "empty"),
+        (b"canary\xff", "not UTF-8"),
+        (&[b'c'; 100_000], "longer than 65536 bytes"),
+    ] {
+        let report = load(content).unwrap_err();
+        assert!(report.to_string().contains(message), "{report}");
+        assert!(!format!("{report} {report:?}").contains("canary"));
+    }
+    let config = load(b"  canary with blanks \n").unwrap();
+    let credentials = config.mirrors[0].credentials.as_ref().unwrap();
+    assert_eq!(&*credentials.password.0, b"  canary with blanks ");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_said_without_a_panic() {
+    let report =
+        Config::load_with(Path::new("/nonexistent/gantry.yaml"), &Environment::new()).unwrap_err();
+    assert!(
+        report
+            .to_string()
+            .contains("cannot read the file: it does not exist"),
+        "{report}"
+    );
+    assert_eq!(report.problems.len(), 1);
+}

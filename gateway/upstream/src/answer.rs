@@ -1,0 +1,246 @@
+//! What an upstream's response head means: which failure a status is, and what the headers say.
+//!
+//! Pure over `http` types. The only place of this crate that maps statuses to [`Kind`].
+
+use std::time::Duration;
+
+use gantry_model::{Digest, MediaType};
+use http::{HeaderMap, HeaderName, StatusCode, header};
+
+use crate::error::{Call, Kind, UpstreamError};
+
+/// No upstream is left alone longer because it said so.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The failure that an unwanted status means. `is_foreign` says that a redirect led to another origin, whose word about the
+/// registry's content counts less: an object store's 404 is no proof that the registry has no such blob.
+pub(crate) fn failure(
+    call: &Call,
+    status: StatusCode,
+    headers: &HeaderMap,
+    is_foreign: bool,
+) -> UpstreamError {
+    let kind = match status {
+        StatusCode::TOO_MANY_REQUESTS => Kind::RateLimited,
+        StatusCode::REQUEST_TIMEOUT => Kind::Unavailable,
+        _ if status.is_server_error() => Kind::Unavailable,
+        _ if is_foreign => Kind::Invalid,
+        StatusCode::NOT_FOUND => Kind::NotFound,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Refused,
+        _ => Kind::Invalid,
+    };
+    let place = if is_foreign { " after a redirect" } else { "" };
+    let answer = format_args!("{}{place}", status.as_u16());
+    UpstreamError {
+        retry_after: retry_after(headers),
+        ..call.fail(kind, answer)
+    }
+}
+
+/// `Retry-After`, in seconds or as a date, which is held against the response's own `Date`: our clock may differ.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = text(headers, &header::RETRY_AFTER)?;
+    let delay = if let Ok(seconds) = text.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let then = httpdate::parse_http_date(text).ok()?;
+        let now = httpdate::parse_http_date(self::text(headers, &header::DATE)?).ok()?;
+        then.duration_since(now).unwrap_or_default()
+    };
+    Some(delay.min(LONGEST_RETRY_AFTER))
+}
+
+/// `Content-Length`, also of a HEAD.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    text(headers, &header::CONTENT_LENGTH)?.parse().ok()
+}
+
+/// `Content-Type` without its parameters; `None` when it is absent or no media type.
+pub(crate) fn media_type(headers: &HeaderMap) -> Option<MediaType> {
+    let text = text(headers, &header::CONTENT_TYPE)?;
+    text.split(';').next()?.trim().parse().ok()
+}
+
+/// `Docker-Content-Digest`.
+pub(crate) fn content_digest(
+    call: &Call,
+    headers: &HeaderMap,
+) -> Result<Option<Digest>, UpstreamError> {
+    const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+    match headers.get(DOCKER_CONTENT_DIGEST) {
+        None => Ok(None),
+        Some(_) => text(headers, &DOCKER_CONTENT_DIGEST)
+            .and_then(|text| text.parse().ok())
+            .map(Some)
+            .ok_or_else(|| call.fail(Kind::Invalid, "Docker-Content-Digest is not a digest")),
+    }
+}
+
+/// Refuses a coded body. We ask for `identity`, so a coding is either a broken server or a bomb.
+pub(crate) fn check_encoding(call: &Call, headers: &HeaderMap) -> Result<(), UpstreamError> {
+    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    if codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        Ok(())
+    } else {
+        Err(call.fail(Kind::Invalid, "a Content-Encoding that was not asked for"))
+    }
+}
+
+/// The whole length that a `Content-Range` starting at `first` and reaching the end tells; `None` for any other.
+pub(crate) fn range_size(headers: &HeaderMap, first: u64) -> Option<u64> {
+    let range = text(headers, &header::CONTENT_RANGE)?.strip_prefix("bytes ")?;
+    let (range, size) = range.split_once('/')?;
+    let (start, end) = range.split_once('-')?;
+    let (start, end): (u64, u64) = (start.trim().parse().ok()?, end.trim().parse().ok()?);
+    // RFC 9110 section 14.4: `*` when the server does not know; the end it names is then taken as the last byte.
+    let size = match size.trim() {
+        "*" => end.checked_add(1)?,
+        size => size.parse().ok()?,
+    };
+    (start == first && start <= end && size.checked_sub(1) == Some(end)).then_some(size)
+}
+
+/// Whether a `Link` header says that there is a next page (RFC 8288).
+pub(crate) fn has_next(headers: &HeaderMap) -> bool {
+    let mut links = headers.get_all(header::LINK).iter();
+    links.any(|link| {
+        let text = link.to_str().unwrap_or_default().to_ascii_lowercase();
+        let mut parts = text.split([';', ',']).map(str::trim);
+        parts.any(|part| matches!(part, "rel=next" | r#"rel="next""#))
+    })
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_str(value).unwrap(),
+            )
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    fn check(status: u16, is_foreign: bool, expect: Kind) {
+        let call = Call::new(&Arc::from("hub"), "GET manifest");
+        let status = StatusCode::from_u16(status).unwrap();
+        let error = failure(&call, status, &HeaderMap::new(), is_foreign);
+        assert_eq!(error.kind, expect, "{error}");
+    }
+
+    #[test]
+    fn a_status_means_what_the_caller_can_do_about_it() {
+        for (status, kind) in [
+            (404, Kind::NotFound),
+            (401, Kind::Refused),
+            (403, Kind::Refused),
+            (429, Kind::RateLimited),
+            (500, Kind::Unavailable),
+            (502, Kind::Unavailable),
+            (503, Kind::Unavailable),
+            (408, Kind::Unavailable),
+            (400, Kind::Invalid),
+            (405, Kind::Invalid),
+            (416, Kind::Invalid),
+            (204, Kind::Invalid),
+            (304, Kind::Invalid),
+        ] {
+            check(status, false, kind);
+        }
+    }
+
+    #[test]
+    fn the_place_a_redirect_led_to_cannot_say_not_found_or_refused() {
+        check(404, true, Kind::Invalid);
+        check(403, true, Kind::Invalid);
+        check(429, true, Kind::RateLimited);
+        check(503, true, Kind::Unavailable);
+    }
+
+    #[test]
+    fn retry_after_is_read_in_seconds_and_as_a_date() {
+        let date = "Tue, 15 Nov 1994 08:12:31 GMT";
+        let check = |pairs: &[(&'static str, &str)], expect: Option<u64>| {
+            assert_eq!(
+                retry_after(&headers(pairs)),
+                expect.map(Duration::from_secs),
+                "{pairs:?}"
+            );
+        };
+        check(&[], None);
+        check(&[("retry-after", "17")], Some(17));
+        check(&[("retry-after", "999999999999")], Some(86_400));
+        check(&[("retry-after", "soon")], None);
+        check(
+            &[
+                ("retry-after", "Tue, 15 Nov 1994 08:13:01 GMT"),
+                ("date", date),
+            ],
+            Some(30),
+        );
+        check(
+            &[
+                ("retry-after", "Tue, 15 Nov 1994 08:00:00 GMT"),
+                ("date", date),
+            ],
+            Some(0),
+        );
+        check(&[("retry-after", date)], None);
+    }
+
+    #[test]
+    fn a_content_range_must_reach_from_the_offset_to_the_end() {
+        let check = |range: &str, first: u64, expect: Option<u64>| {
+            assert_eq!(
+                range_size(&headers(&[("content-range", range)]), first),
+                expect,
+                "{range}"
+            );
+        };
+        check("bytes 5-9/10", 5, Some(10));
+        check("bytes 5-9/*", 5, Some(10));
+        check("bytes 4-9/10", 5, None);
+        check("bytes 5-8/10", 5, None);
+        check("bytes 5-9/9", 5, None);
+        check("bytes 5-4/5", 5, None);
+        check("bytes 5-18446744073709551615/*", 5, None);
+        check("bytes */10", 5, None);
+        check("items 5-9/10", 5, None);
+        check("", 5, None);
+    }
+
+    #[test]
+    fn only_a_next_link_means_more() {
+        let check = |link: &str, expect: bool| {
+            assert_eq!(has_next(&headers(&[("link", link)])), expect, "{link}");
+        };
+        check(r#"</v2/a/tags/list?n=2&last=b>; rel="next""#, true);
+        check("</v2/a/tags/list>;rel=next", true);
+        check(r#"<a>; rel="prev", <b>; rel="Next""#, true);
+        check(r#"<a>; rel="prev""#, false);
+        check("<next>", false);
+    }
+
+    #[test]
+    fn a_media_type_loses_its_parameters() {
+        let of = |text: &str| {
+            media_type(&headers(&[("content-type", text)])).map(|found| found.to_string())
+        };
+        assert_eq!(
+            of("application/json; charset=utf-8").as_deref(),
+            Some("application/json")
+        );
+        assert_eq!(of("nonsense"), None);
+    }
+}

@@ -1,0 +1,308 @@
+//! The registry client: the distribution API over one or several base URLs of the same upstream.
+//!
+//! Owns the order of base URLs, the bound on concurrency and the reading of answers. How a request is authenticated and where
+//! redirects may lead is `endpoint`'s; what a status means is `answer`'s.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use gantry_model::{Digest, Page, Reference, RepositoryName, manifest::MAX_MANIFEST_BYTES};
+use http::{Method, StatusCode};
+use reqwest::Response;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    BlobStream, FetchedManifest, ManifestHead, TagPage, Upstream, answer,
+    body::Body,
+    endpoint::{Ask, Endpoint},
+    error::{Call, Kind, UpstreamError},
+    settings::{BuildError, ClientSettings},
+};
+
+/// Everything this registry stores. `*/*` is left out: it makes registries of old convert to schema 1.
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
+     application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.docker.distribution.manifest.v2+json";
+/// The largest tag list that is read.
+const MAX_TAG_LIST_BYTES: usize = 4 << 20;
+
+/// Another registry, over HTTP. Cheap to share behind an `Arc`; holds the connections, tokens and breakers of one mirror.
+///
+/// The first base URL is the upstream; its word is final unless it is unavailable or rate limited. Then the alternatives are asked in
+/// order, and only what they *have* counts: an incomplete alternative that knows nothing of the content does not turn an
+/// unreachable upstream into one that says "not found".
+pub struct RegistryClient {
+    name: Arc<str>,
+    endpoints: Vec<Endpoint>,
+    permits: Arc<Semaphore>,
+}
+
+impl RegistryClient {
+    /// Builds the client. Sends nothing, so the upstream may be down.
+    ///
+    /// # Errors
+    /// [`BuildError`] when a URL, a certificate or the user agent is unusable.
+    pub fn new(settings: ClientSettings) -> Result<Self, BuildError> {
+        let bases = std::iter::once(&settings.url).chain(&settings.alternatives);
+        let endpoints: Result<_, _> = bases.map(|base| Endpoint::new(base, &settings)).collect();
+        let max_concurrency = settings.max_concurrency.clamp(1, Semaphore::MAX_PERMITS);
+        Ok(Self {
+            name: settings.name.into(),
+            endpoints: endpoints?,
+            permits: Arc::new(Semaphore::new(max_concurrency)),
+        })
+    }
+
+    fn ask<'a>(
+        &self,
+        verb: &'static str,
+        method: Method,
+        repository: &'a RepositoryName,
+        path: [&'a str; 2],
+    ) -> Ask<'a> {
+        Ask {
+            call: Call::new(&self.name, verb),
+            method,
+            repository,
+            path,
+            query: Vec::new(),
+            accept: None,
+            offset: 0,
+        }
+    }
+
+    /// Waits for its turn. `None` only if the semaphore were closed, which nobody does.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).acquire_owned().await.ok()
+    }
+
+    async fn first_of<'a, T>(
+        &'a self,
+        call: &Call,
+        attempt: impl Fn(&'a Endpoint) -> BoxFuture<'a, Result<T, UpstreamError>> + Send,
+    ) -> Result<T, UpstreamError> {
+        let mut failed: Option<UpstreamError> = None;
+        for endpoint in &self.endpoints {
+            match (endpoint.guarded(call, attempt(endpoint)).await, &failed) {
+                (Ok(found), _) => return Ok(found),
+                (Err(error), None) if !error.is_retryable() => return Err(error),
+                (Err(error), None) => failed = Some(error),
+                (Err(error), Some(_)) => tracing::debug!(%error, "the alternative failed too"),
+            }
+        }
+        Err(failed.unwrap_or_else(|| call.fail(Kind::Unavailable, "there is no base URL")))
+    }
+
+    async fn head(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
+        self.first_of(&ask.call, |endpoint| {
+            Box::pin(endpoint.fetch(ask, &[StatusCode::OK]))
+        })
+        .await
+    }
+
+    /// A manifest or a list: a whole body of at most `max_bytes`, with its headers.
+    async fn document(
+        &self,
+        ask: &Ask<'_>,
+        max_bytes: usize,
+    ) -> Result<(http::HeaderMap, bytes::Bytes), UpstreamError> {
+        self.first_of(&ask.call, |endpoint| {
+            Box::pin(async move {
+                let response = endpoint.fetch(ask, &[StatusCode::OK]).await?;
+                let headers = response.headers().clone();
+                answer::check_encoding(&ask.call, &headers)?;
+                let length = answer::content_length(&headers);
+                let body = endpoint.body(&ask.call, response, length);
+                Ok((headers, body.read_capped(max_bytes).await?))
+            })
+        })
+        .await
+    }
+
+    async fn fetched_manifest(&self, ask: &Ask<'_>) -> Result<FetchedManifest, UpstreamError> {
+        let (headers, bytes) = self.document(ask, MAX_MANIFEST_BYTES).await?;
+        Ok(FetchedManifest {
+            media_type: answer::media_type(&headers),
+            digest: answer::content_digest(&ask.call, &headers)?,
+            bytes,
+        })
+    }
+}
+
+impl fmt::Debug for RegistryClient {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("RegistryClient")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Upstream for RegistryClient {
+    async fn head_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<ManifestHead, UpstreamError> {
+        let _permit = self.permit().await;
+        let reference = reference.to_string();
+        let path = ["manifests", reference.as_str()];
+        let ask = Ask {
+            accept: Some(MANIFEST_TYPES),
+            ..self.ask("HEAD manifest", Method::HEAD, repository, path)
+        };
+        let response = self.head(&ask).await?;
+        Ok(ManifestHead {
+            digest: answer::content_digest(&ask.call, response.headers())?,
+            media_type: answer::media_type(response.headers()),
+            size: answer::content_length(response.headers()),
+        })
+    }
+
+    async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, UpstreamError> {
+        let _permit = self.permit().await;
+        let reference = reference.to_string();
+        let path = ["manifests", reference.as_str()];
+        let ask = Ask {
+            accept: Some(MANIFEST_TYPES),
+            ..self.ask("GET manifest", Method::GET, repository, path)
+        };
+        self.fetched_manifest(&ask).await
+    }
+
+    async fn stat_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        let _permit = self.permit().await;
+        let path = ["blobs", digest.as_str()];
+        let ask = self.ask("HEAD blob", Method::HEAD, repository, path);
+        let response = self.head(&ask).await?;
+        Ok(answer::content_length(response.headers()))
+    }
+
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<BlobStream, UpstreamError> {
+        let permit = self.permit().await;
+        let path = ["blobs", digest.as_str()];
+        let ask = Ask {
+            offset,
+            ..self.ask("GET blob", Method::GET, repository, path)
+        };
+        let ask = &ask;
+        let opened = self.first_of(&ask.call, |endpoint| Box::pin(open_blob(endpoint, ask)));
+        let (size, offset, body) = opened.await?;
+        Ok(BlobStream {
+            size,
+            offset,
+            bytes: body.into_stream(permit),
+        })
+    }
+
+    async fn tags(
+        &self,
+        repository: &RepositoryName,
+        page: &Page,
+    ) -> Result<TagPage, UpstreamError> {
+        let _permit = self.permit().await;
+        let limit = page.limit.map(|limit| ("n", limit.to_string()));
+        let after = page.after.clone().map(|after| ("last", after));
+        let ask = Ask {
+            query: limit.into_iter().chain(after).collect(),
+            ..self.ask("GET tags", Method::GET, repository, ["tags", "list"])
+        };
+        let (headers, body) = self.document(&ask, MAX_TAG_LIST_BYTES).await?;
+        let list: TagList = serde_json::from_slice(&body).map_err(|error| {
+            let answer = "not a tag list";
+            ask.call.fail_with(Kind::Invalid, answer, error)
+        })?;
+        // A tag we could not address is of no use to anybody behind us.
+        let tags = list.tags.unwrap_or_default().into_iter();
+        Ok(TagPage {
+            tags: tags.filter_map(|tag| tag.parse().ok()).collect(),
+            more: answer::has_next(&headers),
+        })
+    }
+
+    async fn referrers(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<FetchedManifest, UpstreamError> {
+        let _permit = self.permit().await;
+        let path = ["referrers", digest.as_str()];
+        let ask = Ask {
+            accept: Some(gantry_model::media_type::OCI_INDEX),
+            ..self.ask("GET referrers", Method::GET, repository, path)
+        };
+        self.fetched_manifest(&ask).await
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct TagList {
+    tags: Option<Vec<String>>,
+}
+
+/// Opens a blob: its whole size, where the body begins, and the body.
+async fn open_blob(
+    endpoint: &Endpoint,
+    ask: &Ask<'_>,
+) -> Result<(Option<u64>, u64, Body), UpstreamError> {
+    let wanted = match ask.offset {
+        0 => &[StatusCode::OK][..],
+        _ => &[StatusCode::OK, StatusCode::PARTIAL_CONTENT][..],
+    };
+    let response = endpoint.fetch(ask, wanted).await?;
+    answer::check_encoding(&ask.call, response.headers())?;
+    let length = answer::content_length(response.headers());
+    if response.status() == StatusCode::OK {
+        return Ok((length, 0, endpoint.body(&ask.call, response, length)));
+    }
+    let size = answer::range_size(response.headers(), ask.offset).ok_or_else(|| {
+        let answer = "206 with another range than was asked for";
+        ask.call.fail(Kind::Invalid, answer)
+    })?;
+    let rest = size.saturating_sub(ask.offset);
+    if length.is_some_and(|length| length != rest) {
+        let answer = "206 with a Content-Length that is not its range's";
+        return Err(ask.call.fail(Kind::Invalid, answer));
+    }
+    let body = endpoint.body(&ask.call, response, Some(rest));
+    Ok((Some(size), ask.offset, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use gantry_model::media_type::{
+        DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST,
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_four_manifest_types_are_accepted_and_nothing_else() {
+        let types: Vec<&str> = MANIFEST_TYPES.split(", ").collect();
+        assert_eq!(
+            types,
+            [
+                OCI_INDEX,
+                OCI_MANIFEST,
+                DOCKER_MANIFEST_LIST,
+                DOCKER_MANIFEST
+            ]
+        );
+    }
+}

@@ -1,0 +1,17 @@
+//! `RegistryClient` against a real HTTP server that misbehaves on request.
+//!
+//! Promise under test: whatever the other side answers, credentials reach only the origin they belong to, bytes and time are bounded,
+//! and the error says what the caller can do about it.
+
+#[cfg(test)]
+#[path = "upstream"]
+mod upstream {
+    mod answers;
+    mod bodies;
+    mod failures;
+    mod redirects;
+    mod secrets;
+    mod server;
+    mod tls;
+    mod tokens;
+}

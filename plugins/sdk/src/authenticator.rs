@@ -1,0 +1,42 @@
+//! Hook `authenticate`: who does a credential belong to?
+
+#[doc(inline)]
+pub use crate::bindings::authenticator::exports::gantry::plugin::authenticator::{
+    AuthnRequest, Credential, Identity, Outcome,
+};
+use crate::{
+    plugin::{Answer, Plugin},
+    types::{CacheHint, Denial, DenialCode, Principal},
+};
+
+/// A plugin that takes part in authentication.
+pub trait Authenticator: Plugin {
+    /// Finds out who a credential belongs to. Never log the credential.
+    ///
+    /// # Errors
+    /// The plugin cannot tell; the request fails with 503.
+    fn authenticate(&self, request: &AuthnRequest) -> Answer<Outcome>;
+}
+
+impl Outcome {
+    /// The credential is good, and need not be checked again as long as `cache` says.
+    #[must_use]
+    pub fn authenticated(principal: Principal, cache: CacheHint) -> Self {
+        Self::Authenticated(Identity {
+            principal,
+            at_most: None,
+            cache,
+        })
+    }
+
+    /// Not this plugin's credential: the next is asked.
+    #[must_use]
+    pub fn not_mine() -> Self {
+        Self::NotMine
+    }
+
+    /// This plugin's credential, and bad; `message` is shown to the client.
+    pub fn rejected(message: impl Into<String>) -> Self {
+        Self::Rejected(Denial::new(DenialCode::Unauthorized, message))
+    }
+}
