@@ -28,7 +28,7 @@ use self::{
     exchange::{Done, Exchange},
     pace::Rate,
     respond::Reply,
-    route::Routed,
+    route::{RouteError, Routed},
 };
 use crate::{
     app::{App, EdgeSettings},
@@ -64,6 +64,9 @@ async fn operate(
     body: RequestBody,
 ) -> Result<Done, Error> {
     let host = exchange.origin().host.clone();
+    if host.is_none() && forwarded::says_host(parts) {
+        return Err(RouteError::Host.into());
+    }
     let operation = match route::parse(parts, host.as_deref(), &app.namespaces)? {
         Routed::Operation(operation) => operation,
         Routed::Options(allow) => return Ok(Done::Options(allow)),

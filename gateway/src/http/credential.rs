@@ -74,12 +74,13 @@ fn malformed(error: Option<ChallengeError>) -> Error {
 mod tests {
     use super::*;
 
+    fn headers(lines: &[&str]) -> HeaderMap {
+        let lines = lines.iter().map(|line| line.parse().unwrap());
+        lines.map(|line| (header::AUTHORIZATION, line)).collect()
+    }
+
     fn read(lines: &[&str]) -> Result<Credential, Option<ChallengeError>> {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append(header::AUTHORIZATION, line.parse().unwrap());
-        }
-        parse(&headers).map_err(|error| match error {
+        parse(&headers(lines)).map_err(|error| match error {
             Error::Unauthorized { error, .. } => error,
             other => panic!("{other}"),
         })

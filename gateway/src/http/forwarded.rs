@@ -98,6 +98,13 @@ fn own_host(parts: &Parts) -> Option<String> {
     is_host(host).then(|| host.to_ascii_lowercase())
 }
 
+/// Whether the request names a host at all, be it nonsense.
+#[must_use]
+pub fn says_host(parts: &Parts) -> bool {
+    let header = parts.headers.get(header::HOST);
+    parts.uri.authority().is_some() || header.is_some_and(|host| !host.is_empty())
+}
+
 /// Only characters that may stand in a quoted challenge and in a URL's authority, without user information.
 fn is_host(host: &str) -> bool {
     !host.is_empty()

@@ -36,16 +36,17 @@ impl Pace {
     /// at the minimum rate takes for them.
     #[must_use]
     pub fn new(rate: Rate, hidden: u64) -> Self {
-        let hidden = hidden
-            .saturating_mul(1000)
-            .checked_div(rate.bytes_per_second)
-            .unwrap_or_default();
         Self {
             rate,
-            window: rate.window.saturating_add(Duration::from_millis(hidden)),
+            window: window(rate, hidden),
             waited: Duration::ZERO,
             bytes: 0,
         }
+    }
+
+    /// The buffers below have grown: more may be hidden in them.
+    pub fn widen(&mut self, hidden: u64) {
+        self.window = self.window.max(window(self.rate, hidden));
     }
 
     /// How much longer to wait without progress before the client counts as too slow; `None` = for ever.
@@ -63,6 +64,14 @@ impl Pace {
             self.bytes = 0;
         }
     }
+}
+
+fn window(rate: Rate, hidden: u64) -> Duration {
+    let hidden = hidden
+        .saturating_mul(1000)
+        .checked_div(rate.bytes_per_second)
+        .unwrap_or_default();
+    rate.window.saturating_add(Duration::from_millis(hidden))
 }
 
 #[cfg(test)]
@@ -95,8 +104,12 @@ mod tests {
 
     #[test]
     fn hidden_bytes_lengthen_the_window() {
-        let pace = Pace::new(RATE, 60_000);
+        let mut pace = Pace::new(RATE, 60_000);
         assert_eq!(pace.patience(), Some(Duration::from_secs(90)));
+        pace.widen(30_000);
+        assert_eq!(pace.patience(), Some(Duration::from_secs(90)));
+        pace.widen(90_000);
+        assert_eq!(pace.patience(), Some(Duration::from_secs(120)));
     }
 
     #[test]

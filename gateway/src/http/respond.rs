@@ -6,6 +6,11 @@
 mod failure;
 mod paths;
 #[cfg(test)]
+#[expect(
+    clippy::result_large_err,
+    clippy::too_many_lines,
+    reason = "tables, and the registry's own error"
+)]
 mod tests;
 
 use std::sync::Arc;

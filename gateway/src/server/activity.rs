@@ -181,10 +181,8 @@ mod tests {
     async fn a_request_in_flight_never_expires_and_then_idles_anew() {
         let activity = Activity::new(LIMITS);
         let active = activity.begin();
-        let waiting = tokio::spawn({
-            let activity = Arc::clone(&activity);
-            async move { expires_after(&activity).await }
-        });
+        let watched = Arc::clone(&activity);
+        let waiting = tokio::spawn(async move { expires_after(&watched).await });
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert!(!waiting.is_finished());
         drop(active);

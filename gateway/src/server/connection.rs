@@ -13,6 +13,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::AsyncReadExt as _,
     sync::OwnedSemaphorePermit,
@@ -68,8 +69,7 @@ enum Version {
 impl<H: Handler> Connection<H> {
     /// Serves it to its end.
     pub(super) async fn run(self, transport: Transport) {
-        let gauge = self.shared.telemetry.connections.clone();
-        gauge.inc();
+        let _counted = Counted::new(&self.shared.telemetry.connections);
         let stage = self.shared.stage.clone();
         let drain = self.shared.edge.drain_timeout;
         let end = async {
@@ -83,7 +83,6 @@ impl<H: Handler> Connection<H> {
             () = self.serve(transport) => {}
             () = end => {}
         }
-        gauge.dec();
     }
 
     fn rate(&self) -> Rate {
@@ -97,11 +96,12 @@ impl<H: Handler> Connection<H> {
         set_user_timeout(&transport, self.shared.edge.minimum_rate_window);
         let limit = Instant::now() + self.shared.edge.header_timeout;
         let stage = self.shared.stage.clone();
-        let begun = async {
+        // Boxed, like the protocols below: an idle connection costs its present phase, not the largest.
+        let begun = Box::pin(async {
             let (mut transport, peer) = self.handshake(transport).await?;
             let (version, first) = detect(&mut transport).await?;
             Some((transport, peer, version, first))
-        };
+        });
         let begun = tokio::select! {
             begun = timeout_at(limit, begun) => begun,
             // Nothing was asked yet: nothing to finish.
@@ -124,8 +124,8 @@ impl<H: Handler> Connection<H> {
         };
         let wire = Wire::new(transport, guard, Arc::clone(&activity), self.rate());
         let result = match version {
-            Version::Http1 => self.http1(wire, peer, activity).await,
-            Version::Http2 => self.http2(wire, peer, activity).await,
+            Version::Http1 => Box::pin(self.http1(wire, peer, activity)).await,
+            Version::Http2 => Box::pin(self.http2(wire, peer, activity)).await,
         };
         if let Err(error) = result {
             let error: &dyn std::error::Error = &error;
@@ -249,6 +249,22 @@ impl<H: Handler> Connection<H> {
             .checked_div(self.shared.edge.minimum_rate)
             .unwrap_or_default();
         self.shared.edge.header_timeout + Duration::from_secs(buffered)
+    }
+}
+
+/// A connection in the gauge, however it ends.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -126,14 +126,22 @@ impl Wire {
             stall.since = Instant::now();
             self.activity.writing(true);
         }
-        let Some(patience) = stall.pace.patience() else {
-            return Poll::Pending;
-        };
-        let limit = stall.since + patience;
-        let timer = stall
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(limit)));
-        ready!(timer.as_mut().poll(context));
+        loop {
+            let Some(patience) = stall.pace.patience() else {
+                return Poll::Pending;
+            };
+            let limit = stall.since + patience;
+            let timer = stall
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(limit)));
+            ready!(timer.as_mut().poll(context));
+            // The kernel lets its buffer grow while a transfer runs; only now is it worth asking how far.
+            stall.timer = None;
+            stall.pace.widen(self.transport.send_buffer_bytes());
+            if stall.pace.patience() <= Some(patience) {
+                break;
+            }
+        }
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
             "the client takes the response too slowly",

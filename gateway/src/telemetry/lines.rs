@@ -104,3 +104,119 @@ impl AuditLine {
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Mutex, PoisonError},
+    };
+
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Written {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    const HOSTILE: &str = "a\r\n2026 INFO audit: forged \u{1b}[31m\u{9b}\0\"";
+
+    fn access() -> AccessLine {
+        AccessLine {
+            request_id: "0123".into(),
+            address: [192, 0, 2, 1].into(),
+            user_agent: Some(HOSTILE.to_owned()),
+            method: http::Method::GET,
+            path: "/v2/".to_owned(),
+            operation: "ping",
+            repository: None,
+            principal: Some(HOSTILE.to_owned()),
+            status: 200,
+            received: 0,
+            sent: 2,
+            duration: Duration::from_micros(1500),
+            complete: true,
+        }
+    }
+
+    fn audit() -> AuditLine {
+        AuditLine {
+            request_id: "0123".into(),
+            address: [192, 0, 2, 1].into(),
+            principal: Some("user:alice".to_owned()),
+            operation: "push-manifest",
+            repository: Some("apps/web".to_owned()),
+            reference: Some("v1".to_owned()),
+            decision: "deny",
+            reason_code: "immutable".to_owned(),
+            reason_text: HOSTILE.to_owned(),
+            plugin: Some("releases".into()),
+        }
+    }
+
+    fn logged(json: bool) -> String {
+        let written = Written::default();
+        let lines = || {
+            access().log();
+            audit().log();
+        };
+        let builder = tracing_subscriber::fmt().with_writer(written.clone());
+        if json {
+            let subscriber = builder.json().flatten_event(true).finish();
+            tracing::subscriber::with_default(subscriber, lines);
+        } else {
+            tracing::subscriber::with_default(builder.with_ansi(false).finish(), lines);
+        }
+        let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8(bytes.clone()).unwrap()
+    }
+
+    #[test]
+    fn text_from_outside_can_neither_forge_a_line_nor_move_a_terminal() {
+        for json in [true, false] {
+            let text = logged(json);
+            assert_eq!(text.lines().count(), 2, "{text}");
+            let control = |character: char| character.is_control() && character != '\n';
+            assert!(!text.contains('\u{1b}'), "{text}");
+            assert!(!text.replace('\u{9b}', "").chars().any(control), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_lines_have_dotted_names() {
+        let text = logged(true);
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines[0]["target"], "access");
+        assert_eq!(lines[0]["http.status"], 200);
+        assert_eq!(lines[0]["client.user_agent"], HOSTILE);
+        assert_eq!(lines[0]["duration_ms"], 1.5);
+        assert_eq!(lines[1]["target"], "audit");
+        assert_eq!(lines[1]["decision"], "deny");
+        assert_eq!(lines[1]["reason.code"], "immutable");
+        assert_eq!(lines[1]["plugin.name"], "releases");
+        assert_eq!(lines[1]["repository.name"], "apps/web");
+    }
+}
