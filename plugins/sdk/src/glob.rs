@@ -1,4 +1,5 @@
-//! A glob over names: `*` within a path segment, `**` across segments, `?`, `[a-z]`, `{one,two}`, as the gateway's own configuration has.
+//! A glob over names, as the gateway's own configuration has: `*` within a path segment, `**` as a whole segment across segments, `?`,
+//! `[a-z]`, `{one,two}`.
 //!
 //! Reads from a configuration string; a pattern that is not a glob is a configuration issue at its place.
 
@@ -75,6 +76,8 @@ mod tests {
             ("apps/*", "apps/web/api", false),
             ("apps/**", "apps/web/api", true),
             ("**", "a/b/c", true),
+            ("a/**/b", "a/b", true),
+            ("apps**", "apps/web", false),
             ("*", "v1.0", true),
             ("user:*", "user:alice", true),
             ("v[0-9]*", "v1.2", true),

@@ -1,4 +1,4 @@
-//! Glob patterns: `*` within a path segment, `**` across, `?`, `[a-z]`, `{one,two}`.
+//! Glob patterns: `*` within a path segment, `**` as a whole segment across, `?`, `[a-z]`, `{one,two}`.
 //!
 //! Recursive and plain: configurations are short, and the host bounds the time.
 
@@ -7,7 +7,7 @@ pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let text: Vec<char> = text.chars().collect();
     alternatives(pattern)
         .iter()
-        .any(|pattern| step(&pattern.chars().collect::<Vec<char>>(), &text))
+        .any(|pattern| step(&prepare(pattern), &text))
 }
 
 /// Whether a text is a pattern.
@@ -55,6 +55,21 @@ fn alternatives(pattern: &str) -> Vec<String> {
         .collect()
 }
 
+/// Two stars that are not a whole segment are one.
+fn prepare(pattern: &str) -> Vec<char> {
+    let segments = pattern.split('/').map(|segment| {
+        if segment == "**" {
+            return segment.to_owned();
+        }
+        let mut segment = segment.to_owned();
+        while segment.contains("**") {
+            segment = segment.replace("**", "*");
+        }
+        segment
+    });
+    segments.collect::<Vec<_>>().join("/").chars().collect()
+}
+
 fn step(pattern: &[char], text: &[char]) -> bool {
     match pattern {
         [] => text.is_empty(),
@@ -65,9 +80,7 @@ fn step(pattern: &[char], text: &[char]) -> bool {
                     text.get(at) == Some(&'/') && step(rest, text.get(at + 1..).unwrap_or_default())
                 })
         }
-        ['*', '*', rest @ ..] => {
-            (0..=text.len()).any(|at| step(rest, text.get(at..).unwrap_or_default()))
-        }
+        ['*', '*'] => true,
         ['*', rest @ ..] => {
             let segment = text.iter().take_while(|letter| **letter != '/').count();
             (0..=segment).any(|at| step(rest, text.get(at..).unwrap_or_default()))
