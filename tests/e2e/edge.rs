@@ -71,8 +71,8 @@ fn a_terminated_gateway_finishes_the_upload_that_runs_and_takes_no_more() {
     stream
         .write_all(&content.bytes[..content.bytes.len() / 2])
         .unwrap();
-    wait_until("the upload to run", Duration::from_secs(10), || {
-        gateway.terminate();
+    gateway.terminate();
+    wait_until("the listener to close", Duration::from_secs(10), || {
         TcpStream::connect(("127.0.0.1", gateway.port)).is_err()
     });
     stream

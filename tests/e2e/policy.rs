@@ -85,10 +85,10 @@ fn a_denied_image_is_denied_on_its_first_pull_by_every_way_in() {
     ];
     for (method, path) in &ways {
         // A gateway of its own for each: every way is the very first pull.
-        let gateway = gated(&origin, r#"{ deny: ["up/bad/**"] }"#);
+        let gateway = gated(&origin, r#"{ repositories: ["up/bad/**"] }"#);
         denied(&Wire::anonymous(gateway.port), method, path, &image);
     }
-    let gateway = gated(&origin, r#"{ deny: ["up/bad/**"] }"#);
+    let gateway = gated(&origin, r#"{ repositories: ["up/bad/**"] }"#);
     for _round in 0..2 {
         for (method, path) in &ways {
             denied(&Wire::anonymous(gateway.port), method, path, &image);
@@ -101,7 +101,7 @@ fn a_range_of_a_denied_blob_is_denied_too() {
     let origin = Origin::start();
     let image = secret_image();
     origin.push("bad/image", "latest", &image);
-    let gateway = gated(&origin, r#"{ deny: ["up/bad/**"] }"#);
+    let gateway = gated(&origin, r#"{ repositories: ["up/bad/**"] }"#);
     let path = format!("/v2/up/bad/image/blobs/{}", image.layers[0].digest);
     let answer = Wire::anonymous(gateway.port).send("GET", &path, &[("range", "bytes=0-3")], "");
     assert_eq!(answer.status, 403);
@@ -142,7 +142,7 @@ fn an_image_that_is_not_denied_is_served_whole() {
     let origin = Origin::start();
     let image = Image::random(70_000);
     origin.push("good/image", "latest", &image);
-    let gateway = gated(&origin, r#"{ deny: ["up/bad/**"] }"#);
+    let gateway = gated(&origin, r#"{ repositories: ["up/bad/**"] }"#);
     Wire::anonymous(gateway.port).pull_image("up/good/image", "latest", &image);
 }
 
@@ -174,7 +174,7 @@ fn a_blob_of_no_known_image_does_not_leave_through_a_gate() {
 #[test]
 fn a_hosted_image_is_gated_as_a_mirrored_one() {
     let plugins = GATE
-        .replace("CONFIG", r#"{ deny: ["apps/bad"] }"#)
+        .replace("CONFIG", r#"{ repositories: ["apps/bad"] }"#)
         .replace("up/**", "apps/**");
     let gateway = Gateway::start_with(&usual_config("", &plugins), |folder| {
         fs::copy(component("deny-image"), folder.join("deny_image.wasm")).unwrap();

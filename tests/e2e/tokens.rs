@@ -183,7 +183,6 @@ fn what_is_not_a_token_of_ours_is_an_invalid_token() {
             signature.chars().rev().collect::<String>()
         ),
         format!("{good}x"),
-        "x".repeat(20_000),
     ];
     for token in forged {
         let answer = Wire::bearer(gateway.port, &token).get("/v2/").expect(401);

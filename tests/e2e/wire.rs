@@ -350,7 +350,7 @@ fn a_manifest_needs_its_blobs_but_not_its_subject_or_children() {
     let image = Image::random(100);
     let refused = wire
         .push_manifest("apps/web", "latest", MANIFEST, image.manifest.bytes.clone())
-        .expect(404);
+        .expect(400);
     assert_eq!(refused.code(), "MANIFEST_BLOB_UNKNOWN");
     let sparse = index_of(&[&image]);
     wire.push_manifest("apps/web", "sparse", INDEX, sparse.bytes)

@@ -372,7 +372,7 @@ pub(crate) struct LimitsFile {
     pub(crate) manifest: Option<SizeEntry>,
     /// A pushed blob. Default: no limit.
     pub(crate) blob: Option<SizeEntry>,
-    /// Unfinished uploads of one client. Default: 32.
+    /// Unfinished uploads of one client. Default: 256.
     #[schemars(range(min = 1, max = 100_000))]
     pub(crate) uploads_per_client: Option<u32>,
     /// Until a request's head is there, and the first byte of a connection. Default: 10s.

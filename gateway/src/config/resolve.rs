@@ -193,7 +193,7 @@ impl Context<'_> {
                 )
                 .unwrap_or(manifest),
             max_blob_bytes: self.size(&["limits", "blob"], file.blob.as_ref(), 1 << 20..=u64::MAX),
-            uploads_per_client: file.uploads_per_client.unwrap_or(32),
+            uploads_per_client: file.uploads_per_client.unwrap_or(256),
             header_timeout: self.duration(
                 &["limits", "header_timeout"],
                 file.header_timeout.as_ref(),

@@ -39,7 +39,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_HEADERS: usize = 100;
 
 /// Bytes hyper buffers per connection; larger means fewer, larger reads.
-const MAX_BUFFER_BYTES: usize = 1 << 20;
+const MAX_BUFFER_BYTES: usize = 64 << 10;
 
 /// Limits of HTTP/2, each against a known flood.
 const MAX_STREAMS: u32 = 128;

@@ -13,7 +13,6 @@ use std::{
 
 use gantry_model::{Algorithm, RepositoryName, UploadId};
 use gantry_storage::{BlobWriter, UploadRecord};
-use tokio::sync::OnceCell;
 
 use crate::{
     error::Error,
@@ -25,14 +24,11 @@ use crate::{
 const MAX_PARKED: usize = 256;
 /// How long a writer waits for its session's next request before the sweep closes it, in milliseconds.
 const PARKED_FOR_MS: u64 = 300_000;
-/// Sessions of a former process that are counted against their principals at most.
-const MAX_SEEDED: usize = 100_000;
 
 /// The sessions this process has seen.
 pub(crate) struct Uploads {
     /// Held for single operations on the table, never over an await.
     table: Mutex<Table>,
-    seeded: OnceCell<()>,
 }
 
 #[derive(Default)]
@@ -125,7 +121,6 @@ impl Uploads {
     pub(crate) fn new() -> Self {
         Self {
             table: Mutex::default(),
-            seeded: OnceCell::new(),
         }
     }
 
@@ -203,7 +198,6 @@ impl Call {
         name: &RepositoryName,
         algorithm: Algorithm,
     ) -> Result<UploadId, Error> {
-        self.count_former_sessions().await?;
         let ports = &self.shared.ports;
         let record = UploadRecord {
             upload: new_upload_id()?,
@@ -231,24 +225,6 @@ impl Call {
             return Err(error.into());
         }
         Ok(upload)
-    }
-
-    /// A principal's limit holds over a restart.
-    async fn count_former_sessions(&self) -> Result<(), Error> {
-        let uploads = &self.shared.uploads;
-        let seed = || async {
-            let until_now = self.shared.ports.clock.now_ms().saturating_add(1);
-            let former = self
-                .shared
-                .ports
-                .uploads
-                .stale_uploads(until_now, MAX_SEEDED);
-            for record in former.await? {
-                uploads.enter(record);
-            }
-            Ok(())
-        };
-        uploads.seeded.get_or_try_init(seed).await.map(drop)
     }
 
     /// A session of this principal in this repository. Whatever does not fit is as unknown as what never was.

@@ -9,7 +9,8 @@
 //! | `count`, `canary` | tells whether an earlier instance left something |
 //! | `password`, `probe`, `machine`, `reveal`, `keep` | uses an import and tells the outcome as the reason's code |
 //!
-//! `configure` and `self-test` are made to fail by `"at": "configure"`, `"at": "self-test"`, `fatal`, `warn` and `refuse-test`.
+//! `at` says when: `authenticate`, `authorize`, `admit`, `configure` or `self-test`; without it in every hook. `configure` and `self-test`
+//! are also made to fail by `fatal`, `warn` and `refuse-test`.
 
 #![expect(
     clippy::disallowed_methods,
@@ -393,13 +394,13 @@ impl lifecycle::Guest for Hostile {
     }
 }
 
-/// Does what it was told, unless that was for another moment.
-fn acted() -> String {
-    let early = matches!(&*text("at"), "configure" | "self-test");
-    if early {
-        String::new()
-    } else {
+/// Does what it was told, unless that was for another moment: `at` may name a hook, `configure` or `self-test`.
+fn acted(hook: &str) -> String {
+    let at = text("at");
+    if at.is_empty() || at == hook {
         act(&text("do"))
+    } else {
+        String::new()
     }
 }
 
@@ -407,7 +408,7 @@ impl authenticator::Guest for Hostile {
     fn authenticate(
         request: authenticator::AuthnRequest,
     ) -> Result<authenticator::Outcome, PluginError> {
-        let heard = acted();
+        let heard = acted("authenticate");
         let user = match request.credential {
             authenticator::Credential::Basic((user, _)) => user,
             _ => "nobody".to_owned(),
@@ -442,7 +443,7 @@ impl authenticator::Guest for Hostile {
 
 impl authorizer::Guest for Hostile {
     fn authorize(request: authorizer::AuthzRequest) -> Result<authorizer::Decision, PluginError> {
-        let heard = acted();
+        let heard = acted("authorize");
         let every = || vec!["*".to_owned()];
         let granted = match &*text("answer") {
             "fail" => return Err(failure()),
@@ -477,7 +478,7 @@ impl authorizer::Guest for Hostile {
 
 impl admission::Guest for Hostile {
     fn admit(request: admission::AdmissionRequest) -> Result<admission::Decision, PluginError> {
-        let heard = acted();
+        let heard = acted("admit");
         match &*text("answer") {
             "fail" => Err(failure()),
             "abstain" => Ok(admission::Decision::Abstain),
