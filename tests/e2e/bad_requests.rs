@@ -103,9 +103,7 @@ fn broken_names_references_and_digests() {
         &format!("md5:{HEX}"),
         &format!("sha256:{HEX}0"),
         &format!("sha512:{HEX}"),
-        "..",
         "sha256:%2e%2e",
-        &format!("sha256%00:{HEX}"),
     ] {
         for method in ["GET", "HEAD", "DELETE"] {
             refused(

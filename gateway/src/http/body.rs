@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::pace::{Pace, Rate};
 
 /// Bytes of a blob read at once: large enough that a frame costs nothing, small enough that two per client are little.
-const PIECE_BYTES: usize = 64 << 10;
+const PIECE_BYTES: usize = 32 << 10;
 
 /// Turns a request's body into the domain's: at most `cap` bytes, not slower than `rate`.
 pub fn capped<B>(body: B, cap: Option<u64>, rate: Rate) -> Body

@@ -65,12 +65,6 @@ impl Challenge {
         }
         line
     }
-
-    /// `Basic realm="…"`.
-    #[must_use]
-    pub fn basic(&self) -> String {
-        format!("Basic realm=\"{}\"", respond::quotable(&self.service, 512))
-    }
 }
 
 fn authority(url: &Url) -> Option<String> {
@@ -168,7 +162,6 @@ mod tests {
             challenge.bearer(&[], None),
             "Bearer realm=\"https://gw:5000/token\",service=\"gw:5000\""
         );
-        assert_eq!(challenge.basic(), "Basic realm=\"gw:5000\"");
     }
 
     #[test]

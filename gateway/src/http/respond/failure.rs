@@ -58,19 +58,15 @@ fn document(frame: &Frame, answer: &Answer) -> String {
     json!({ "errors": errors }).to_string()
 }
 
-/// Bearer first, one challenge per line: several clients read only the first line, or one challenge per line.
+/// Bearer alone: a docker daemon without a password takes a Basic challenge beside it for a demand and gives up. Basic is accepted from
+/// whoever sends it unasked.
 fn challenge(frame: &Frame, error: &Error, reply: &mut Reply) {
     let (scopes, reason) = match error {
         Error::Unauthorized { scopes, error, .. } => (scopes.as_slice(), *error),
         _ => (Default::default(), None),
     };
-    for line in [
-        frame.challenge.bearer(scopes, reason),
-        frame.challenge.basic(),
-    ] {
-        if let Ok(value) = HeaderValue::from_str(&line) {
-            reply.headers_mut().append(header::WWW_AUTHENTICATE, value);
-        }
+    if let Ok(value) = HeaderValue::from_str(&frame.challenge.bearer(scopes, reason)) {
+        reply.headers_mut().append(header::WWW_AUTHENTICATE, value);
     }
 }
 

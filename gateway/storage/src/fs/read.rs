@@ -156,6 +156,6 @@ impl Drop for Buffer {
 /// More than the largest manifest, so that one read gets it whole.
 const MAX_READ_BYTES: usize = 8 << 20;
 /// What the edge asks for at a time.
-const KEPT_BYTES: usize = 256 << 10;
+const KEPT_BYTES: usize = 32 << 10;
 /// 16 MiB in all.
-const MAX_KEPT: usize = 64;
+const MAX_KEPT: usize = 512;
