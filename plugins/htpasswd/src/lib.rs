@@ -78,7 +78,9 @@ impl Htpasswd {
                 Principal::new(format!("user:{user}"), "user", &self.realm),
                 CacheHint::lasting(Duration::from_secs(60)),
             )),
-            _ if known.is_some() => Ok(Outcome::rejected("invalid username or password")),
+            _ if known.is_some() => {
+                Ok(Outcome::rejected("invalid username or password").code("password"))
+            }
             _ => Ok(Outcome::not_mine()),
         }
     }

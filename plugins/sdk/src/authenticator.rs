@@ -39,4 +39,13 @@ impl Outcome {
     pub fn rejected(message: impl Into<String>) -> Self {
         Self::Rejected(Denial::new(DenialCode::Unauthorized, message))
     }
+
+    /// Names the rule that rejected. Nothing else has a code.
+    #[must_use]
+    pub fn code(self, code: impl Into<String>) -> Self {
+        match self {
+            Self::Rejected(denial) => Self::Rejected(denial.code(code)),
+            Self::Authenticated(_) | Self::NotMine => self,
+        }
+    }
 }
