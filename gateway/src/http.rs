@@ -76,7 +76,7 @@ async fn operate(
     let credential = credential::parse(&parts.headers)?;
     let client = Arc::clone(exchange.client());
     let identified = exchange
-        .deadline(auth::authenticate(app, &client, credential))
+        .deadline(Box::pin(auth::authenticate(app, &client, credential)))
         .await?;
     exchange.identified(&identified.principal);
     let requester = exchange.requester(Arc::clone(&identified.principal));

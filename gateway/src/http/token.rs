@@ -44,7 +44,7 @@ pub async fn answer(
     let credential = form.credential(parts)?;
     let client = Arc::clone(exchange.client());
     let identified = exchange
-        .deadline(auth::authenticate(app, &client, credential))
+        .deadline(Box::pin(auth::authenticate(app, &client, credential)))
         .await?;
     exchange.identified(&identified.principal);
     let address = Address {
