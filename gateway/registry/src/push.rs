@@ -198,12 +198,10 @@ impl Call {
                 })
                 .await?;
             warnings.extend(admitted.warnings);
-            // Once marked, a tag stays marked.
-            let marked = previous.as_ref().is_some_and(|state| state.immutable);
             moves.push(TagMove {
                 tag: tag.clone(),
                 expected: previous.map(|state| state.digest),
-                set_immutable: admitted.set_immutable || marked,
+                set_immutable: admitted.set_immutable,
                 checked_at_ms: 0,
             });
         }
