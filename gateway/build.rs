@@ -3,11 +3,6 @@
 //! Cargo cannot depend on an artifact for another target on stable, so this runs a second cargo, in a target folder of its own: the
 //! first one holds the lock on the shared one. Knows nothing of what the plugins do.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "cargo reads a build script's standard output"
-)]
-
 use std::{
     env,
     ffi::OsString,

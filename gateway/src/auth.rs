@@ -111,7 +111,7 @@ pub async fn authenticate(
     if let Credential::Bearer(token) = &credential
         && let Some(verdict) = authentication.tokens.verify(token)
     {
-        return verdict.map_err(|error| invalid_token(&error));
+        return verdict.map_err(invalid_token);
     }
     let anonymous = credential == Credential::Anonymous;
     if anonymous && client.tls_subject.is_none() {
@@ -124,10 +124,11 @@ pub async fn authenticate(
         service: String::new(),
         scopes: Vec::new(),
     };
-    let identity = authentication
+    // Boxed: most requests show a token or nothing and never come here.
+    let asked = authentication
         .verified
-        .get_or_ask(&request, authentication.ask(&request))
-        .await?;
+        .get_or_ask(&request, authentication.ask(&request));
+    let identity = Box::pin(asked).await?;
     match identity {
         Some(identity) => Ok(Identified {
             principal: Arc::new(identity.principal),
@@ -135,12 +136,12 @@ pub async fn authenticate(
             by_token: false,
         }),
         None if anonymous => Ok(Identified::anonymous()),
-        None if bearer => Err(invalid_token(&TokenError::Unknown)),
+        None if bearer => Err(invalid_token(TokenError::Unknown)),
         None => Err(bad_credential()),
     }
 }
 
-fn invalid_token(error: &TokenError) -> Error {
+fn invalid_token(error: TokenError) -> Error {
     Error::Unauthorized {
         scopes: Vec::new(),
         error: Some(ChallengeError::InvalidToken),

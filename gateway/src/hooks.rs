@@ -265,7 +265,7 @@ impl StoredContent {
     }
 }
 
-fn unavailable(error: StorageError) -> ReadError {
+fn unavailable(error: &StorageError) -> ReadError {
     ReadError::Unavailable(error.to_string())
 }
 
@@ -283,7 +283,7 @@ impl RegistryReads for StoredContent {
             .metadata
             .tag(&name, &tag)
             .await
-            .map_err(unavailable)?
+            .map_err(|error| unavailable(&error))?
             .map(|record| record.state))
     }
 
@@ -300,7 +300,11 @@ impl RegistryReads for StoredContent {
         {
             Reference::Digest(digest) => digest,
             Reference::Tag(tag) => {
-                let record = self.metadata.tag(&name, &tag).await.map_err(unavailable)?;
+                let record = self
+                    .metadata
+                    .tag(&name, &tag)
+                    .await
+                    .map_err(|error| unavailable(&error))?;
                 record.ok_or(ReadError::NotFound)?.state.digest
             }
         };
@@ -308,13 +312,13 @@ impl RegistryReads for StoredContent {
             .metadata
             .manifest(&name, &digest)
             .await
-            .map_err(unavailable)?
+            .map_err(|error| unavailable(&error))?
             .ok_or(ReadError::NotFound)?;
         let blob = self
             .blobs
             .open(&digest)
             .await
-            .map_err(unavailable)?
+            .map_err(|error| unavailable(&error))?
             .ok_or(ReadError::NotFound)?;
         let length = usize::try_from(record.size).map_err(|_huge| ReadError::TooLarge)?;
         if length > gantry_model::manifest::MAX_MANIFEST_BYTES {
@@ -341,7 +345,7 @@ impl RegistryReads for StoredContent {
             .metadata
             .referrers(&name, &digest)
             .await
-            .map_err(unavailable)?;
+            .map_err(|error| unavailable(&error))?;
         let descriptors = records.into_iter().map(|record| {
             let manifest = record.manifest;
             let mut descriptor =
@@ -371,7 +375,7 @@ impl RegistryReads for StoredContent {
         self.metadata
             .blob(&name, &digest)
             .await
-            .map_err(unavailable)?
+            .map_err(|error| unavailable(&error))?
             .ok_or(ReadError::NotFound)
     }
 
@@ -391,7 +395,7 @@ impl RegistryReads for StoredContent {
             .blobs
             .open(&digest)
             .await
-            .map_err(unavailable)?
+            .map_err(|error| unavailable(&error))?
             .ok_or(ReadError::NotFound)?;
         let left = usize::try_from(blob.size().saturating_sub(offset)).unwrap_or(usize::MAX);
         read_exactly(&*blob, offset, left.min(length as usize)).await
@@ -408,7 +412,7 @@ async fn read_exactly(
         let piece = blob
             .read_at(offset + whole.len() as u64, length - whole.len())
             .await
-            .map_err(unavailable)?;
+            .map_err(|error| unavailable(&error))?;
         if piece.is_empty() {
             return Err(ReadError::Unavailable(
                 "stored content is shorter than recorded".to_owned(),

@@ -40,6 +40,7 @@ impl Containers {
             "[[registry]]\nlocation = \"127.0.0.1\"\ninsecure = true\n",
         )
         .unwrap();
+        fs::write(folder.path().join("auth.json"), "{}").unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         let storage = format!(
             "[storage]\ndriver = \"vfs\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n",
