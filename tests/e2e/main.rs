@@ -16,6 +16,8 @@ mod immutable;
 mod mirror;
 mod plugins_fail;
 mod policy;
+mod quickstart;
+mod replaced;
 mod structure;
 mod tokens;
 mod wire;
