@@ -37,7 +37,7 @@ fn an_unwritten_key_has_its_default() {
     assert_eq!(config.tokens.lifetime, Duration::from_secs(300));
     assert_eq!(config.limits.max_manifest_bytes, 4 << 20);
     assert_eq!(config.limits.max_blob_bytes, None);
-    assert_eq!(config.limits.uploads_per_client, 32);
+    assert_eq!(config.limits.uploads_per_client, 256);
     assert_eq!(config.limits.header_timeout, Duration::from_secs(10));
     assert_eq!(config.limits.minimum_rate, 1024);
     assert_eq!(
