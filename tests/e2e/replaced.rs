@@ -31,7 +31,11 @@ plugins:
 
 fn third_party() -> Gateway {
     Gateway::start_with(THIRD_PARTY, |folder| {
-        fs::copy(component("third-party"), folder.join("third_party.wasm")).unwrap();
+        fs::copy(
+            component("guest-third-party"),
+            folder.join("third_party.wasm"),
+        )
+        .unwrap();
     })
 }
 
