@@ -85,29 +85,22 @@ fn signed(name: &str, code: &[u8]) -> Vec<u8> {
     [name.as_bytes(), b"\0", code].concat()
 }
 
-/// The node's key; made at first start, and again when the file has not a key's length. Of several starts at once one makes it.
+/// The node's key; made at first start, and again when the file has not a key's length.
+///
+/// A lock on the directory makes of several starts at once one maker: without it the second would remove, as broken, the key the first
+/// had just put there.
 fn node_key(directory: &Path) -> io::Result<Vec<u8>> {
+    let locked = fs::File::open(directory)?;
+    locked.lock()?;
     if let Some(key) = read_key(directory)? {
         return Ok(key);
     }
-    let path = directory.join(KEY_FILE);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
     let mut key = vec![0; KEY_BYTES];
     fill_random(&mut key)?;
-    // A link, unlike a rename, does not replace the key of somebody who was faster.
-    write_beside(
-        directory,
-        KEY_FILE,
-        &[&key],
-        |temporary| match fs::hard_link(temporary, &path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => fs::remove_file(temporary),
-        },
-    )?;
-    read_key(directory)?.ok_or_else(|| io::Error::other("the node key does not stay"))
+    write_beside(directory, KEY_FILE, &[&key], |temporary| {
+        fs::rename(temporary, directory.join(KEY_FILE))
+    })?;
+    Ok(key)
 }
 
 fn read_key(directory: &Path) -> io::Result<Option<Vec<u8>>> {
@@ -213,9 +206,16 @@ mod tests {
     #[test]
     fn of_starts_at_once_all_get_one_key() {
         let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(KEY_FILE), b"short").unwrap();
+        let together = std::sync::Barrier::new(8);
         let keys: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let starts: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| node_key(directory.path()).unwrap()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        together.wait();
+                        node_key(directory.path()).unwrap()
+                    })
+                })
                 .collect();
             starts
                 .into_iter()
