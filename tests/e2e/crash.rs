@@ -36,7 +36,6 @@ struct Crowd {
 impl Crowd {
     fn new() -> Self {
         let seed = Dice::seed(SEED);
-        eprintln!("{SEED}={seed}");
         Self {
             pushers: (0..PUSHERS)
                 .map(|number| Pusher::new(number, seed))

@@ -10,6 +10,8 @@
 mod bad_requests;
 mod clients;
 mod crash;
+mod disk_errors;
+mod disk_full;
 mod edge;
 mod herd;
 mod immutable;
@@ -18,6 +20,7 @@ mod plugins_fail;
 mod policy;
 mod quickstart;
 mod replaced;
+mod shutdown;
 mod structure;
 mod tokens;
 mod wire;

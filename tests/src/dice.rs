@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-/// A sequence of numbers that its seed determines (SplitMix64).
+/// A sequence of numbers that its seed determines (`SplitMix64`).
 #[derive(Clone, Debug)]
 pub struct Dice(u64);
 
@@ -13,19 +13,23 @@ impl Dice {
         Self(seed)
     }
 
-    /// The seed in the environment variable `name`, or the time.
+    /// The seed in the environment variable `name`, or one of the time; printed, so that a failed run can be repeated.
     ///
     /// # Panics
     /// When the variable holds no number.
     #[must_use]
     pub fn seed(name: &str) -> u64 {
-        if let Ok(text) = std::env::var(name) {
-            return text
+        let seed = match std::env::var(name) {
+            Ok(text) => text
                 .parse()
-                .unwrap_or_else(|_| panic!("{name} is no number"));
-        }
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        u64::from(now.expect("the clock is right").subsec_nanos())
+                .unwrap_or_else(|_| panic!("{name} is no number")),
+            Err(_unset) => {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                u64::from(now.expect("the clock is right").subsec_nanos())
+            }
+        };
+        eprintln!("{name}={seed}");
+        seed
     }
 
     /// The next number below `limit`.

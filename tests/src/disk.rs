@@ -95,7 +95,7 @@ impl Disk {
         );
     }
 
-    /// From now on nothing reaches the disk: every write fails, as if the machine had stopped (EXT4_IOC_SHUTDOWN).
+    /// From now on nothing reaches the disk: every write fails, as if the machine had stopped (`EXT4_IOC_SHUTDOWN`).
     ///
     /// # Panics
     /// When the kernel refuses.
@@ -126,27 +126,44 @@ impl Disk {
         self.mount();
     }
 
+    /// Bytes nobody uses.
+    ///
+    /// # Panics
+    /// When `df` cannot tell.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        let told = run(Command::new("df")
+            .args(["--block-size=1", "--output=avail"])
+            .arg(self.path()))
+        .ok();
+        let number = told.lines().nth(1).map(str::trim);
+        number
+            .and_then(|number| number.parse().ok())
+            .expect("df tells a number")
+    }
+
     /// A file that takes all the space there is.
     ///
     /// # Panics
     /// When the disk fails in another way than being full.
     #[must_use]
     pub fn fill(&self) -> PathBuf {
-        use std::io::Write as _;
         let path = self.path().join("filler");
         let mut filler = File::create(&path).expect("an empty file takes no space");
         for size in [1 << 16, 1 << 12] {
             let zeros = vec![0; size];
-            loop {
-                match filler.write(&zeros) {
-                    Ok(written) if written > 0 => {}
-                    Ok(_) => break,
-                    Err(error) if error.kind() == std::io::ErrorKind::StorageFull => break,
-                    Err(error) => panic!("{error}"),
-                }
-            }
+            while takes(&mut filler, &zeros) {}
         }
         path
+    }
+}
+
+fn takes(filler: &mut File, bytes: &[u8]) -> bool {
+    use std::io::{ErrorKind, Write as _};
+    match filler.write(bytes) {
+        Ok(written) => written > 0,
+        Err(error) if error.kind() == ErrorKind::StorageFull => false,
+        Err(error) => panic!("{error}"),
     }
 }
 

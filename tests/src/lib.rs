@@ -22,6 +22,7 @@ pub mod image;
 pub mod ledger;
 pub mod origin;
 pub mod pusher;
+pub mod strace;
 pub mod tools;
 pub mod wire;
 

@@ -141,22 +141,23 @@ impl Pusher {
         let content = self.content();
         let path = format!("/v2/{}/blobs/uploads/", self.own.repository);
         let mut location = ask(wire, "POST", &path, "")?.has(202).location();
-        self.own.uploads.push(Upload {
+        let mut upload = Upload {
             location: location.clone(),
-            content: content.clone(),
+            content,
             acknowledged: 0,
             sent: 0,
-        });
-        let mut sent = 0;
+        };
         for _chunk in 0..2 {
-            let chunk = content.bytes.slice(sent..sent + 900);
-            sent += chunk.len();
-            let upload = self.own.uploads.last_mut().expect("just pushed");
-            upload.sent = sent;
-            let answer = ask(wire, "PATCH", &location, chunk)?.has(202);
-            location = answer.location();
-            upload.acknowledged = sent;
+            let chunk = upload.content.bytes.slice(upload.sent..upload.sent + 900);
+            upload.sent += chunk.len();
+            let Some(answer) = ask(wire, "PATCH", &location, chunk) else {
+                self.own.uploads.push(upload);
+                return None;
+            };
+            location = answer.has(202).location();
+            upload.acknowledged = upload.sent;
         }
+        self.own.uploads.push(upload);
         Some(())
     }
 
