@@ -1,4 +1,4 @@
-//! From a configuration to a served gateway and back: logging, listeners, signals, the sweep of old uploads, the drain.
+//! From a configuration to a served gateway and back: logging, listeners, signals, what runs beside the requests, the drain.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,9 +11,13 @@ use tokio::{
 
 use crate::{
     app::App,
-    config::{Config, ListenAddress, LogFormat, TlsVersion},
+    config::{Config, ListenAddress, LogFormat},
     http::admin::{Admin, Readiness},
-    server::{self, Listener, Stage, tls::TlsFiles},
+    reload::{Reloader, Source, Trigger},
+    server::{
+        self, Listener, Stage,
+        tls::{ServedTls, TlsFiles},
+    },
     telemetry,
 };
 
@@ -24,11 +28,11 @@ const MAX_BLOCKING_THREADS: usize = 16;
 /// How often sessions nobody closes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
-/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once.
+/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. SIGHUP reads `source` again.
 ///
 /// # Errors
 /// A sentence for the operator, when something of the configuration does not work here.
-pub fn run(config: &Config) -> anyhow::Result<()> {
+pub fn run(config: &Config, source: Source) -> anyhow::Result<()> {
     let format = match config.log.format {
         LogFormat::Human => telemetry::LogFormat::Human,
         LogFormat::Json => telemetry::LogFormat::Json,
@@ -39,62 +43,56 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, source))
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
-    let app = App::build(config).await?;
-    let listeners = listeners(config)?;
+async fn serve(config: &Config, source: Source) -> anyhow::Result<()> {
+    let (app, tripped) = App::build(config).await?;
+    let (listeners, tls) = listeners(config)?;
+    let reloader = Reloader::new(Arc::clone(&app), source, config, tls);
     let (stage, watched) = watch::channel(Stage::Run);
-    let signals = tokio::spawn(follow_signals(stage)?);
-    let sweep = tokio::spawn(sweep(Arc::clone(&app)));
-    let admin = admin(config, &app, &watched)?;
+    let beside = [
+        tokio::spawn(follow_signals(stage)?),
+        tokio::spawn(follow_hangups(Arc::clone(&reloader))?),
+        tokio::spawn(Arc::clone(&reloader).follow_trips(tripped)),
+        tokio::spawn(Arc::clone(&reloader).follow_files()),
+        tokio::spawn(sweep(Arc::clone(&app))),
+        admin(config, &reloader, &watched)?,
+    ];
     for listen in &config.listen {
         tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
     }
-    server::serve(
-        Arc::clone(&app),
-        listeners,
-        &app.edge,
-        &app.telemetry,
-        watched,
-    )
-    .await;
-    admin.abort();
-    sweep.abort();
-    signals.abort();
+    let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
+    server::serve(app, listeners, &edge, &telemetry, watched).await;
+    beside.iter().for_each(tokio::task::JoinHandle::abort);
     tracing::info!("drained");
     Ok(())
 }
 
-fn listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {
+/// The listeners, and the TLS of each.
+fn listeners(config: &Config) -> anyhow::Result<(Vec<Listener>, Vec<Option<ServedTls>>)> {
     let mut listeners = Vec::with_capacity(config.listen.len());
+    let mut served = Vec::with_capacity(config.listen.len());
     for listen in &config.listen {
-        let tls = listen.tls.as_ref().map(|tls| {
-            let files = TlsFiles {
-                certificate: tls.certificate.clone(),
-                key: tls.key.clone(),
-                client_ca: tls.client_ca.clone(),
-                only_tls13: tls.minimum == TlsVersion::Tls13,
-            };
-            files.load()
-        });
+        let tls = listen.tls.as_ref().map(|tls| TlsFiles::from(tls).load());
         let tls = tls
             .transpose()
-            .with_context(|| format!("cannot serve TLS on {}", listen.address))?;
+            .with_context(|| format!("cannot serve TLS on {}", listen.address))?
+            .map(ServedTls::new);
+        served.push(tls.clone());
         let listener = match &listen.address {
             ListenAddress::Tcp(address) => Listener::tcp(*address, tls),
             ListenAddress::Unix(path) => Listener::unix(path),
         };
         listeners.push(listener.with_context(|| format!("cannot listen on {}", listen.address))?);
     }
-    Ok(listeners)
+    Ok((listeners, served))
 }
 
 /// The admin listener in a task of its own: it answers until everything else has drained.
 fn admin(
     config: &Config,
-    app: &Arc<App>,
+    reloader: &Arc<Reloader>,
     stage: &watch::Receiver<Stage>,
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let Some(address) = config.admin else {
@@ -102,11 +100,10 @@ fn admin(
     };
     let listener =
         Listener::tcp(address, None).with_context(|| format!("cannot listen on {address}"))?;
-    let handler = Arc::new(Admin::new(
-        Arc::clone(&app.telemetry),
-        readiness(app, stage.clone()),
-    ));
-    let (edge, telemetry) = (app.edge.clone(), Arc::clone(&app.telemetry));
+    let app = reloader.app();
+    let ready = readiness(app, stage.clone());
+    let handler = Arc::new(Admin::new(Arc::clone(reloader), ready));
+    let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
     tracing::info!(%address, "admin listening");
     Ok(tokio::spawn(async move {
         // Its own stage never ends: load balancers must see a drain.
@@ -124,7 +121,7 @@ fn readiness(app: &Arc<App>, stage: watch::Receiver<Stage>) -> Readiness {
             if *stage.borrow() != Stage::Run {
                 return Err("draining".to_owned());
             }
-            app.registry.check().await.map_err(|error| {
+            app.current().registry.check().await.map_err(|error| {
                 tracing::warn!(error = ?error, "not ready");
                 "the metadata store does not answer".to_owned()
             })
@@ -149,11 +146,21 @@ fn follow_signals(stage: watch::Sender<Stage>) -> anyhow::Result<impl Future<Out
     })
 }
 
+/// Each SIGHUP reloads; what is wrong with the new configuration is in the log.
+fn follow_hangups(reloader: Arc<Reloader>) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            drop(reloader.reload(Trigger::Signal).await);
+        }
+    })
+}
+
 async fn sweep(app: Arc<App>) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     loop {
         ticks.tick().await;
-        if let Err(error) = app.registry.sweep_uploads().await {
+        if let Err(error) = app.current().registry.sweep_uploads().await {
             tracing::warn!(error = ?error, "the sweep of old uploads failed");
         }
     }

@@ -17,6 +17,7 @@ mod mirror;
 mod plugins_fail;
 mod policy;
 mod quickstart;
+mod reload;
 mod replaced;
 mod structure;
 mod tokens;

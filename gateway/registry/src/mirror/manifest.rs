@@ -39,7 +39,7 @@ impl Engine {
             return Ok(known);
         }
         let key = (origin.name().clone(), reference.clone());
-        if self.not_found.remembers(&key, self.now_ms()) {
+        if self.running.not_found.remembers(&key, self.now_ms()) {
             return Err(Failure::NotFound);
         }
         let span = tracing::info_span!(
@@ -51,7 +51,7 @@ impl Engine {
         );
         let engine = Arc::clone(self);
         let (origin, reference, requester) = (origin.clone(), reference.clone(), requester.clone());
-        let flight = self.manifests.run(key, span, || async move {
+        let flight = self.running.manifests.run(key, span, || async move {
             engine.land(&origin, &reference, &requester).await
         });
         flight.await
@@ -77,7 +77,7 @@ impl Engine {
                     .now_ms()
                     .saturating_add(millis(origin.settings.not_found_for));
                 let key = (origin.name().clone(), reference.clone());
-                self.not_found.remember(key, until_ms);
+                self.running.not_found.remember(key, until_ms);
             }
             Err(failure) => tracing::warn!(
                 error = failure as &dyn std::error::Error,
@@ -137,7 +137,7 @@ impl Engine {
         let Some(record) = self.metadata.manifest(origin.name(), digest).await? else {
             return Ok(None);
         };
-        if let Some(bytes) = self.bytes.get(digest) {
+        if let Some(bytes) = self.running.bytes.get(digest) {
             return Ok(Some((record, bytes)));
         }
         let Some(blob) = self.blobs.open(digest).await? else {
@@ -147,7 +147,7 @@ impl Engine {
         if digest_of(digest.algorithm(), &bytes) != *digest {
             return Err(StorageError::corrupt("verify a stored manifest's bytes").into());
         }
-        self.bytes.insert(digest.clone(), bytes.clone());
+        self.running.bytes.insert(digest.clone(), bytes.clone());
         Ok(Some((record, bytes)))
     }
 
