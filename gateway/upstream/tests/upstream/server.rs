@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use gantry_model::{Digest, Reference, RepositoryName};
-use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
+use gantry_upstream::{ClientSettings, Credentials, RegistryClient, Tls};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn,
@@ -297,18 +297,26 @@ pub(super) fn settings(url: &Url) -> ClientSettings {
         idle_timeout: Duration::from_secs(5),
         minimum_rate: 0,
         max_concurrency: 64,
-        root_certificates: None,
+        queue_timeout: Duration::from_secs(5),
+        requests_per_second: None,
+        token_realms: Vec::new(),
+        tls: Tls::default(),
+        proxy: None,
         user_agent: "gantry-test".to_owned(),
     }
 }
 
 pub(super) fn with_credentials(url: &Url) -> ClientSettings {
     ClientSettings {
-        credentials: Some(Credentials {
-            username: "acme".to_owned(),
-            password: Zeroizing::new("s3cret".to_owned()),
-        }),
+        credentials: Some(acme().into()),
         ..settings(url)
+    }
+}
+
+pub(super) fn acme() -> Credentials {
+    Credentials {
+        username: "acme".to_owned(),
+        password: Zeroizing::new("s3cret".to_owned()),
     }
 }
 
