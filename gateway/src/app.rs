@@ -18,7 +18,7 @@ use gantry_model::Namespaces;
 use gantry_plugin_host::{Hook, HostPorts, Plugin, PluginHost, PluginSource};
 use gantry_registry::{Clock as _, MirrorSettings, Ports, Registry, Settings};
 use gantry_storage::{FsBlobStore, SqliteKv, SqliteStore};
-use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
+use gantry_upstream::RegistryClient;
 
 use crate::{
     auth::{Authentication, token::Tokens},
@@ -261,7 +261,7 @@ fn fingerprint(plugin: &Plugin, binding: &config::Binding) -> Arc<str> {
 fn mirrors(config: &Config) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>> {
     let mut mirrors = HashMap::new();
     for mirror in &config.mirrors {
-        let client = RegistryClient::new(client_settings(mirror))
+        let client = RegistryClient::new(mirror.upstream.clone())
             .with_context(|| format!("mirror {}", mirror.name))?;
         let settings = MirrorSettings {
             upstream: Arc::new(client),
@@ -272,28 +272,6 @@ fn mirrors(config: &Config) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>>
         mirrors.insert(Arc::clone(&mirror.name), settings);
     }
     Ok(mirrors)
-}
-
-fn client_settings(mirror: &config::Mirror) -> ClientSettings {
-    let credentials = mirror.credentials.as_ref().map(|credentials| {
-        let password = String::from_utf8_lossy(&credentials.password.0).into_owned();
-        Credentials {
-            username: credentials.username.clone(),
-            password: password.into(),
-        }
-    });
-    ClientSettings {
-        name: mirror.name.to_string(),
-        url: mirror.url.clone(),
-        alternatives: mirror.alternatives.clone(),
-        credentials,
-        connect_timeout: Duration::from_secs(10),
-        idle_timeout: Duration::from_secs(30),
-        minimum_rate: 1024,
-        max_concurrency: 64,
-        root_certificates: None,
-        user_agent: concat!("gantry/", env!("CARGO_PKG_VERSION")).to_owned(),
-    }
 }
 
 fn registry_settings(config: &Config) -> Settings {

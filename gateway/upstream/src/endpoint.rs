@@ -23,7 +23,7 @@ use crate::{
     error::{Call, Cause, Kind, UpstreamError},
     rate::{self, Budget, Quota},
     realm::{Realm, RealmError},
-    redirect,
+    redirect::{self, RedirectError},
     settings::{BuildError, ClientSettings},
     token::{MAX_TOKEN_BODY_BYTES, Token, TokenKey, Tokens},
     transport::{Transport, drain},
@@ -404,7 +404,13 @@ impl Endpoint {
                 });
             }
             let target = redirect::target(&url, response.headers(), self.transport.bounds());
-            url = target.map_err(|error| ask.call.fail(Kind::Invalid, error))?;
+            url = target.map_err(|error| {
+                let cause = match error {
+                    RedirectError::Blocked(_) => Cause::Blocked,
+                    _ => Cause::Answer,
+                };
+                ask.call.fail(Kind::Invalid, error).because(cause)
+            })?;
             is_foreign |= !self.is_at(&url);
             drain(response).await;
         }

@@ -191,20 +191,19 @@ impl Call {
 fn root(error: &reqwest::Error) -> Option<Cause> {
     let mut below = error.source();
     while let Some(source) = below {
-        // An I/O error's `source` skips what it was made of.
-        let inner = source
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
         if source.is::<Blocked>() {
             return Some(Cause::Blocked);
         } else if source.is::<Unresolved>() {
             return Some(Cause::Dns);
-        } else if source.is::<rustls::Error>()
-            || inner.is_some_and(|inner| inner.is::<rustls::Error>())
-        {
+        } else if source.is::<rustls::Error>() {
             return Some(Cause::Tls);
         }
-        below = source.source();
+        // An I/O error's `source` skips what it was made of.
+        let made_of = source.downcast_ref().and_then(io::Error::get_ref);
+        below = match made_of {
+            Some(inner) => Some(inner),
+            None => source.source(),
+        };
     }
     None
 }

@@ -33,6 +33,9 @@ pub(super) struct Seen {
     pub(super) method: Method,
     pub(super) target: String,
     pub(super) headers: HeaderMap,
+    pub(super) body: String,
+    /// Whether the client showed a certificate.
+    pub(super) is_certified: bool,
 }
 
 impl Seen {
@@ -152,10 +155,11 @@ async fn accept(
         let (stream, _) = listener.accept().await.unwrap();
         let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
         match acceptor.clone() {
-            None => connections.spawn(serve(stream, script, seen)),
+            None => connections.spawn(serve(stream, false, script, seen)),
             Some(acceptor) => connections.spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
-                    serve(stream, script, seen).await;
+                    let is_certified = stream.get_ref().1.peer_certificates().is_some();
+                    serve(stream, is_certified, script, seen).await;
                 }
             }),
         };
@@ -164,18 +168,26 @@ async fn accept(
 
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    is_certified: bool,
     script: Arc<Script>,
     seen: Arc<Mutex<Vec<Seen>>>,
 ) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let one = Seen {
-            method: request.method().clone(),
-            target: request.uri().to_string(),
-            headers: request.headers().clone(),
-        };
-        let answer = script(&one);
-        seen.lock().unwrap().push(one);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let (script, seen) = (&script, &seen);
         async move {
+            let mut body = Vec::new();
+            while let Some(Ok(frame)) = request.frame().await {
+                body.extend(frame.into_data().unwrap());
+            }
+            let one = Seen {
+                method: request.method().clone(),
+                target: request.uri().to_string(),
+                headers: request.headers().clone(),
+                body: String::from_utf8(body).unwrap(),
+                is_certified,
+            };
+            let answer = script(&one);
+            seen.lock().unwrap().push(one);
             match answer {
                 Some(answer) => Ok::<_, Infallible>(answer),
                 None => pending().await,
