@@ -26,7 +26,7 @@ use std::{
 
 use gantry_model::{Change, Namespaces, glob::Glob, namespace::MirrorNames};
 use gantry_plugin_host::{Grants, Limits as PluginLimits};
-use gantry_registry::{Freshness, TagRule};
+use gantry_registry::{Freshness, Keep, TagRule};
 use gantry_upstream::ClientSettings;
 use url::Url;
 
@@ -158,6 +158,8 @@ pub struct Mirror {
     pub upstream: ClientSettings,
     /// Whether it answers names that nothing else covers; at most one does.
     pub default: bool,
+    /// What stays in its cache.
+    pub keep: Keep,
     /// What is believed of its tags.
     pub freshness: Freshness,
     /// What is believed of some of them.
