@@ -105,6 +105,10 @@ text!(
     UrlText(Url), "web-url", web_url, "An http or https URL without user name, query and fragment."
 );
 text!(
+    /// A proxy's URL, or `None` for those of the environment.
+    ProxyText(Option<Url>), "proxy", proxy, "The URL of a proxy without user name, or `environment`."
+);
+text!(
     /// A repository name, or the first components of some.
     PrefixText(RepositoryName), "repository-name", repository_name, "A repository name: lower-case components joined by /."
 );
@@ -150,6 +154,7 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
         "socket-address" => socket_address(text).map(drop),
         "network" => network(text).map(drop),
         "web-url" => web_url(text).map(drop),
+        "proxy" => proxy(text).map(drop),
         "repository-name" => repository_name(text).map(drop),
         "host" => host(text).map(drop),
         "binding-name" => binding_name(text).map(drop),
@@ -287,6 +292,17 @@ fn web_url(text: &str) -> Result<Url, Refusal> {
         return Err(Refusal::new("a URL with a query or a fragment"));
     }
     Ok(url)
+}
+
+fn proxy(text: &str) -> Result<Option<Url>, Refusal> {
+    if text == "environment" {
+        return Ok(None);
+    }
+    let url = web_url(text).map_err(|refusal| {
+        let hint = "write http://HOST:PORT or `environment`; an account at the proxy as { url: …, username: …, password: { file: PATH } }";
+        refusal.hint(hint)
+    })?;
+    Ok(Some(url))
 }
 
 fn repository_name(text: &str) -> Result<RepositoryName, Refusal> {
