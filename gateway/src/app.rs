@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use gantry_plugin_host::{AdmitAnswer, AuthorizeAnswer, HostPorts, PluginHost};
-use gantry_registry::{Clock as _, Registry};
+use gantry_registry::{Clock as _, Leases, Registry};
 use gantry_storage::{FsBlobStore, SqliteKv, SqliteStore};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
@@ -246,6 +246,8 @@ impl Stores {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<SqliteStore>::clone(&self.metadata),
             uploads: Arc::<SqliteStore>::clone(&self.metadata),
+            cache: Arc::<SqliteStore>::clone(&self.metadata),
+            leases: Leases::default(),
             admission: Arc::new(crate::hooks::AdmissionChain::nobody()),
             clock: Arc::new(SystemClock),
             mirrors: std::collections::HashMap::new(),

@@ -28,6 +28,9 @@ const MAX_BLOCKING_THREADS: usize = 16;
 /// How often sessions nobody closes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
+/// How often the mirrors' caches are held against what they may keep.
+const EVICT_EVERY: Duration = Duration::from_secs(60);
+
 /// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. SIGHUP reads `source` again.
 ///
 /// # Errors
@@ -57,6 +60,7 @@ async fn serve(config: &Config, source: Source) -> anyhow::Result<()> {
         tokio::spawn(Arc::clone(&reloader).follow_trips(tripped)),
         tokio::spawn(Arc::clone(&reloader).follow_files()),
         tokio::spawn(sweep(Arc::clone(&app))),
+        tokio::spawn(evict(Arc::clone(&app))),
         admin(config, &reloader, &watched)?,
     ];
     for listen in &config.listen {
@@ -154,6 +158,24 @@ fn follow_hangups(reloader: Arc<Reloader>) -> anyhow::Result<impl Future<Output 
             drop(reloader.reload(Trigger::Signal).await);
         }
     })
+}
+
+/// Keeps the mirrors' caches within their settings.
+async fn evict(app: Arc<App>) {
+    let mut ticks = tokio::time::interval(EVICT_EVERY);
+    loop {
+        ticks.tick().await;
+        match app.current().registry.evict().await {
+            Ok(evicted) if evicted.blobs + evicted.manifests > 0 => tracing::info!(
+                manifests = evicted.manifests,
+                blobs = evicted.blobs,
+                freed_bytes = evicted.bytes,
+                "evicted from the cache"
+            ),
+            Ok(_nothing) => {}
+            Err(error) => tracing::warn!(error = ?error, "an eviction failed"),
+        }
+    }
 }
 
 async fn sweep(app: Arc<App>) {

@@ -160,8 +160,10 @@ fn mirrors(config: &Config, clients: &Clients) -> HashMap<Arc<str>, MirrorSettin
         let (_, client) = clients.get(&mirror.name)?;
         let settings = MirrorSettings {
             upstream: Arc::<RegistryClient>::clone(client),
-            fresh_for: mirror.fresh_for,
-            stale_if_error: mirror.stale_if_error,
+            prefix: mirror.names.prefix.clone(),
+            keep: mirror.keep.clone(),
+            freshness: mirror.freshness,
+            rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,
         };
         Some((Arc::clone(&mirror.name), settings))
