@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
@@ -31,7 +31,11 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// How often the mirrors' caches are held against what they may keep.
 const EVICT_EVERY: Duration = Duration::from_secs(60);
 
-/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. SIGHUP reads `source` again.
+/// How long bytes that were taken from a client may still be on their way to a disk after the drain.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. During the start the
+/// first one ends at once. SIGHUP reads `source` again.
 ///
 /// # Errors
 /// A sentence for the operator, when something of the configuration does not work here.
@@ -46,17 +50,39 @@ pub fn run(config: &Config, source: Source) -> anyhow::Result<()> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config, source))
+    let ended = runtime.block_on(serve(config, source, watch::Sender::new(Stage::Run)));
+    // A disk that hangs must not hold up the end for long, and not at all when nobody waits for it.
+    let patience = match ended {
+        Ok(Stage::Run | Stage::Drain) => LAST_WRITES,
+        Ok(Stage::Abort) | Err(_) => Duration::ZERO,
+    };
+    runtime.shutdown_timeout(patience);
+    ended.map(drop)
 }
 
-async fn serve(config: &Config, source: Source) -> anyhow::Result<()> {
-    let (app, tripped) = App::build(config).await?;
+/// How far the shutdown was when it ended.
+async fn serve(
+    config: &Config,
+    source: Source,
+    stage: watch::Sender<Stage>,
+) -> anyhow::Result<Stage> {
+    let watched = stage.subscribe();
+    // Before anything that takes time: the first process of a container is not ended by a signal it does not listen for, and any
+    // process by a SIGHUP that it does not.
+    let signals = tokio::spawn(follow_signals(stage)?);
+    let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+    let (app, tripped) = tokio::select! {
+        built = App::build(config) => built?,
+        () = server::reached(watched.clone(), Stage::Drain) => {
+            tracing::info!("told to stop during the start");
+            return Ok(Stage::Abort);
+        }
+    };
     let (listeners, tls) = listeners(config)?;
     let reloader = Reloader::new(Arc::clone(&app), source, config, tls);
-    let (stage, watched) = watch::channel(Stage::Run);
     let beside = [
-        tokio::spawn(follow_signals(stage)?),
-        tokio::spawn(follow_hangups(Arc::clone(&reloader))?),
+        signals,
+        tokio::spawn(follow_hangups(hangup, Arc::clone(&reloader))),
         tokio::spawn(Arc::clone(&reloader).follow_trips(tripped)),
         tokio::spawn(Arc::clone(&reloader).follow_files()),
         tokio::spawn(sweep(Arc::clone(&app))),
@@ -67,10 +93,10 @@ async fn serve(config: &Config, source: Source) -> anyhow::Result<()> {
         tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
     }
     let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
-    server::serve(app, listeners, &edge, &telemetry, watched).await;
+    server::serve(app, listeners, &edge, &telemetry, watched.clone()).await;
     beside.iter().for_each(tokio::task::JoinHandle::abort);
     tracing::info!("drained");
-    Ok(())
+    Ok(*watched.borrow())
 }
 
 /// The listeners, and the TLS of each.
@@ -151,13 +177,10 @@ fn follow_signals(stage: watch::Sender<Stage>) -> anyhow::Result<impl Future<Out
 }
 
 /// Each SIGHUP reloads; what is wrong with the new configuration is in the log.
-fn follow_hangups(reloader: Arc<Reloader>) -> anyhow::Result<impl Future<Output = ()>> {
-    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
-            drop(reloader.reload(Trigger::Signal).await);
-        }
-    })
+async fn follow_hangups(mut hangup: Signal, reloader: Arc<Reloader>) {
+    while hangup.recv().await.is_some() {
+        drop(reloader.reload(Trigger::Signal).await);
+    }
 }
 
 /// Keeps the mirrors' caches within their settings.
