@@ -16,7 +16,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use gantry_model::Namespaces;
 use gantry_plugin_host::{Hook, HostPorts, Plugin, PluginHost, PluginSource};
-use gantry_registry::{Clock as _, MirrorSettings, Ports, Registry, Settings};
+use gantry_registry::{Clock as _, Leases, MirrorSettings, Ports, Registry, Settings};
 use gantry_storage::{FsBlobStore, SqliteKv, SqliteStore};
 use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
 
@@ -190,6 +190,8 @@ impl Stores {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<SqliteStore>::clone(&self.metadata),
             uploads: Arc::<SqliteStore>::clone(&self.metadata),
+            cache: Arc::<SqliteStore>::clone(&self.metadata),
+            leases: Leases::default(),
             admission: Arc::new(admission),
             clock: Arc::new(SystemClock),
             mirrors,
@@ -276,6 +278,8 @@ fn mirrors(config: &Config) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>>
             .with_context(|| format!("mirror {}", mirror.name))?;
         let settings = MirrorSettings {
             upstream: Arc::new(client),
+            prefix: mirror.names.prefix.clone(),
+            keep: mirror.keep.clone(),
             freshness: mirror.freshness,
             rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,
