@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gantry_model::{AdmissionRequest, Digest, Requester};
+use gantry_model::{
+    AdmissionRequest, Digest, Requester,
+    event::{Delivery, Event},
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::{
     PoolConcurrencyLimitError, Store, Trap,
@@ -167,6 +170,24 @@ impl Plugin {
             let question = Question::Admit(Box::new(convert::admit_request(request)?));
             match self.loaded.call(requester, question).await? {
                 Said::Admitted(decision) => Ok(convert::admit_answer(self.name(), decision)),
+                _ => Err(mismatch()),
+            }
+        };
+        let answer = answer.await;
+        self.loaded.record(began, answer)
+    }
+
+    /// Hands over a batch of events; answers what became of each, in the order of the events. Nobody asks, so the plugin reads nothing
+    /// of the registry.
+    ///
+    /// # Errors
+    /// [`CallError`]; nothing is known to be delivered.
+    pub async fn observe(&self, events: &[Event]) -> Result<Vec<Delivery>, CallError> {
+        let began = Instant::now();
+        let answer = async {
+            let question = Question::Observe(convert::events(events)?);
+            match self.loaded.call(None, question).await? {
+                Said::Observed(outcomes) => convert::deliveries(events.len(), outcomes),
                 _ => Err(mismatch()),
             }
         };

@@ -270,7 +270,10 @@ mod tests {
             Reach::Public
         );
         assert_eq!(
-            reach(parse("https://a.example").private(true), "https://a.example/"),
+            reach(
+                parse("https://a.example").private(true),
+                "https://a.example/"
+            ),
             Reach::Private
         );
         assert_eq!(
@@ -281,7 +284,10 @@ mod tests {
             reach(parse("http://10.0.0.1"), "http://10.0.0.1/"),
             Reach::Literal
         );
-        assert_eq!(reach(parse("http://[::1]"), "http://[::1]/"), Reach::Literal);
+        assert_eq!(
+            reach(parse("http://[::1]"), "http://[::1]/"),
+            Reach::Literal
+        );
     }
 
     #[test]
@@ -289,14 +295,20 @@ mod tests {
         for (text, problem) in [
             ("hooks.example", "is not an absolute URL"),
             ("ftp://hooks.example", "is neither http nor https"),
-            ("https://u:p@hooks.example", "holds a user name or a password"),
+            (
+                "https://u:p@hooks.example",
+                "holds a user name or a password",
+            ),
             ("https://hooks.example/?x", "has a query or a fragment"),
             ("https://hooks.example/#x", "has a query or a fragment"),
             (
                 "https://hooks.example/a%2fb",
                 "has a path with encoded slashes, dots or percent signs",
             ),
-            ("https://hooks.example/ a", "holds blanks, control characters or backslashes"),
+            (
+                "https://hooks.example/ a",
+                "holds blanks, control characters or backslashes",
+            ),
         ] {
             let error = text.parse::<HttpGrant>().unwrap_err();
             assert_eq!(error.to_string(), problem, "{text}");
