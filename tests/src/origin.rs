@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     fs,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -46,6 +47,8 @@ pub enum Fault {
 #[derive(Debug)]
 struct State {
     seen: Mutex<Vec<(String, String)>>,
+    /// Body bytes handed to the socket, by path.
+    sent: Mutex<HashMap<String, usize>>,
     faults: Mutex<HashMap<String, Fault>>,
     released: watch::Sender<bool>,
 }
@@ -55,7 +58,7 @@ struct State {
 pub struct Origin {
     registry: Child,
     registry_port: u16,
-    _folder: TempDir,
+    folder: TempDir,
     /// Where the proxy listens; the same after [`Origin::stop`] and [`Origin::start_again`].
     pub port: u16,
     state: Arc<State>,
@@ -88,10 +91,11 @@ impl Origin {
         let mut origin = Self {
             registry,
             registry_port,
-            _folder: folder,
+            folder,
             port: free_port(),
             state: Arc::new(State {
                 seen: Mutex::default(),
+                sent: Mutex::default(),
                 faults: Mutex::default(),
                 released: watch::Sender::new(false),
             }),
@@ -116,6 +120,12 @@ impl Origin {
     /// Puts an image into the registry, past the proxy.
     pub fn push(&self, repository: &str, tag: &str, image: &Image) {
         Wire::anonymous(self.registry_port).push_image(repository, tag, image);
+    }
+
+    /// The registry's folder.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// A client of the registry, past the proxy.
@@ -194,11 +204,25 @@ impl Origin {
             .count()
     }
 
+    /// How many body bytes left for paths that contain `part`.
+    ///
+    /// # Panics
+    /// When a request panicked.
+    #[must_use]
+    pub fn sent(&self, part: &str) -> usize {
+        let sent = self.state.sent.lock().expect("no request panicked");
+        sent.iter()
+            .filter(|(path, _)| path.contains(part))
+            .map(|(_, bytes)| bytes)
+            .sum()
+    }
+
     /// Forgets what was counted.
     ///
     /// # Panics
     /// When a request panicked.
     pub fn reset_counts(&self) {
+        self.state.sent.lock().expect("no request panicked").clear();
         self.state.seen.lock().expect("no request panicked").clear();
     }
 }
@@ -280,7 +304,11 @@ async fn forward(
     *response.headers_mut().expect("a new response has headers") = answer.headers().clone();
     let length = answer.content_length();
     let bytes = answer.bytes_stream().map_err(std::io::Error::other);
-    let bytes = spoil(bytes.boxed(), fault.as_ref(), length, state);
+    let bytes = spoil(bytes.boxed(), fault.as_ref(), length, Arc::clone(&state));
+    let bytes = bytes.inspect_ok(move |piece| {
+        let mut sent = state.sent.lock().expect("no request panicked");
+        *sent.entry(path.clone()).or_default() += piece.len();
+    });
     Ok(response
         .body(BodyExt::boxed_unsync(StreamBody::new(
             bytes.map_ok(Frame::data),
