@@ -155,7 +155,6 @@ async fn a_redirect_is_held_against_the_grants_like_the_request() {
     ];
     let requests = json!([
         to(302, "/in/a"),
-        to(302, "b"),
         to(302, "/out"),
         to(302, "http://169.254.169.254/"),
         to(307, "/in/%2e%2e/out"),
@@ -165,15 +164,14 @@ async fn a_redirect_is_held_against_the_grants_like_the_request() {
     ]);
     let answers = asked(&wire, &granted, requests).await;
     assert_eq!(answers[0], "200 hello GET /in/a");
-    assert_eq!(answers[1], "200 hello GET /in/to/302/b".replace("/b", "/b"));
-    for refused in &answers[2..6] {
+    for refused in &answers[1..5] {
         assert!(
             refused.starts_with("Error::NotAllowed(\"a redirect"),
             "{refused}"
         );
     }
-    assert_eq!(answers[6], "200 hello GET /in/c");
-    assert_eq!(answers[7], "Error::Other(\"more than 3 redirects\")");
+    assert_eq!(answers[5], "200 hello GET /in/c");
+    assert_eq!(answers[6], "Error::Other(\"more than 3 redirects\")");
     assert!(
         receiver
             .got()

@@ -17,6 +17,7 @@ mod fairness;
 mod guest;
 mod http;
 mod isolation;
+mod keys;
 mod loading;
 mod logs;
 mod observe;
