@@ -3,7 +3,7 @@
 //! Start reading at `http.rs`, the life of a request. Map: `server` accepts connections, `http` turns bytes into an operation and an
 //! outcome into bytes, `auth` finds the principal, `policy` decides and makes the permit, `hooks` joins the registry's ports to the
 //! plugin host, `outbound` is the plugins' way to other services, `config` reads gantry.yaml, `app` builds everything, `run` serves it
-//! until told to stop, `telemetry` logs, measures and audits.
+//! until told to stop, `reload` replaces it while it serves, `telemetry` logs, measures and audits.
 
 pub mod app;
 pub mod auth;
@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod http;
 pub mod outbound;
 pub mod policy;
+pub mod reload;
 pub mod run;
 pub mod server;
 pub mod telemetry;
