@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::text::{
-    BindingName, ChangeName, DurationText, FromText, GlobText, HostText, LevelText, ListenText,
-    NetworkText, PrefixText, RateText, SizeString, SocketText, UrlText,
+    BindingName, ChangeName, DurationText, FromText, GlobText, HostText, HttpAddress, LevelText,
+    ListenText, NetworkText, PrefixText, RateText, SizeString, SocketText, UrlText,
 };
 
 pub(crate) use upstream::{
@@ -375,10 +375,11 @@ pub(crate) struct GrantsFile {
     pub(crate) kv: Option<Vec<BindingName>>,
     /// Repositories whose content it may read, as far as the one who asks may.
     pub(crate) registry: Option<Vec<GlobText>>,
-    /// URLs it may call. Not available yet.
-    #[schemars(schema_with = "not_yet")]
-    #[expect(dead_code, reason = "the key is known so that its error is honest")]
-    http: Option<serde_json::Value>,
+    /// Addresses it may call, `scheme://host[:port]/path-prefix`. A name leads to public addresses only; an IP address and `localhost`
+    /// mean what they say.
+    pub(crate) http: Option<Vec<HttpAddress>>,
+    /// Whether names in `http` may lead to private addresses. Link-local ones and the clouds' metadata services stay out. Default: false.
+    pub(crate) http_private: Option<bool>,
     /// Secrets it may use by name, without seeing them.
     pub(crate) secrets: Option<BTreeMap<String, SecretFile>>,
     /// Whether it may see the bytes of its secrets. Default: false.
@@ -390,9 +391,9 @@ pub(crate) struct GrantsFile {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "PluginLimits")]
 pub(crate) struct PluginLimitsFile {
-    /// Time to compute. Default: 20ms.
+    /// Time to compute. Default: 20ms; 1s for a batch of events.
     pub(crate) cpu: Option<DurationText>,
-    /// Time until its answer, host calls included, the wait for a password check not. Default: 250ms.
+    /// Time until its answer, host calls included, the wait for a password check not. Default: 250ms; 30s for a batch of events.
     pub(crate) deadline: Option<DurationText>,
     /// Memory. Default: 64MiB.
     pub(crate) memory: Option<SizeEntry>,

@@ -6,6 +6,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use gantry_model::{Change, RepositoryName, glob::Glob};
+use gantry_plugin_host::HttpGrant;
 use url::Url;
 
 use super::{ListenAddress, Network, suggest};
@@ -109,6 +110,10 @@ text!(
     ProxyText(Option<Url>), "proxy", proxy, "The URL of a proxy without user name, or `environment`."
 );
 text!(
+    /// What a plugin may call.
+    HttpAddress(HttpGrant), "http-grant", http_grant, "An address such as https://hooks.example/in: scheme, host, port and whole segments of the path's beginning."
+);
+text!(
     /// A repository name, or the first components of some.
     PrefixText(RepositoryName), "repository-name", repository_name, "A repository name: lower-case components joined by /."
 );
@@ -141,7 +146,7 @@ pub(crate) enum Origin {
 }
 
 /// The components inside the binary.
-pub(crate) const BUILTINS: [&str; 3] = ["access", "htpasswd", "immutable-tags"];
+pub(crate) const BUILTINS: [&str; 4] = ["access", "htpasswd", "immutable-tags", "webhook"];
 
 /// Whether `text` fits the grammar called `format` by the schema; an unknown format fits anything.
 pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
@@ -155,6 +160,7 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
         "network" => network(text).map(drop),
         "web-url" => web_url(text).map(drop),
         "proxy" => proxy(text).map(drop),
+        "http-grant" => http_grant(text).map(drop),
         "repository-name" => repository_name(text).map(drop),
         "host" => host(text).map(drop),
         "binding-name" => binding_name(text).map(drop),
@@ -224,6 +230,13 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
 
 fn glob(text: &str) -> Result<Glob, Refusal> {
     Glob::parse(text).map_err(|error| Refusal::new(&format!("not a glob: {error}")))
+}
+
+fn http_grant(text: &str) -> Result<HttpGrant, Refusal> {
+    text.parse().map_err(|error| {
+        Refusal::new(&format!("not an address to grant: it {error}"))
+            .hint("write https://HOST/PATH-PREFIX or http://HOST:PORT")
+    })
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, Refusal> {

@@ -28,6 +28,7 @@ mod transport;
 
 use std::fmt::Debug;
 
+pub use address::Reach;
 use async_trait::async_trait;
 use bytes::Bytes;
 pub use client::{EndpointStats, RegistryClient, Stats};
