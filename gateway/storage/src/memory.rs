@@ -3,6 +3,7 @@
 mod blob;
 mod kv;
 mod metadata;
+mod outbox;
 
 pub use blob::MemoryBlobStore;
 pub use kv::MemoryKv;

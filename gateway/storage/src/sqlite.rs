@@ -1,7 +1,7 @@
 //! Metadata in an SQLite file (WAL, `synchronous=FULL`): one thread writes, several connections read.
 //!
 //! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
-//! `kv` is the second file, for plugins' own data.
+//! `outbox` the events that wait, `kv` is the second file, for plugins' own data.
 
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 use self::{
     connect::{Readers, open_writer},
     migrations::METADATA,
+    outbox::Bounds,
     row::int,
     writer::Writer,
 };
@@ -27,6 +28,7 @@ mod connect;
 mod failure;
 mod kv;
 mod migrations;
+mod outbox;
 mod read;
 mod row;
 mod writer;
@@ -38,6 +40,7 @@ pub use kv::SqliteKv;
 pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
+    outbox: Bounds,
 }
 
 impl SqliteStore {
@@ -51,6 +54,7 @@ impl SqliteStore {
         Ok(Self {
             writer: Writer::start(connection)?,
             readers: Readers::new(path, &METADATA),
+            outbox: Bounds::default(),
         })
     }
 }
@@ -137,7 +141,8 @@ impl MetadataStore for SqliteStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
-        let apply = move |connection: &_| commit::apply(connection, &commit);
+        let bounds = self.outbox.clone();
+        let apply = move |connection: &_| commit::apply(connection, &bounds, &commit);
         self.writer.run("commit", apply).await
     }
 }

@@ -8,6 +8,7 @@ use std::{
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 
+use super::outbox::Outbox;
 use crate::{
     blocking::lock,
     error::{Kind, StorageError},
@@ -20,11 +21,12 @@ use crate::{
 /// Metadata and upload sessions in memory.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryMetadata {
-    facts: Arc<Mutex<Facts>>,
+    pub(super) facts: Arc<Mutex<Facts>>,
 }
 
 #[derive(Debug, Default)]
-struct Facts {
+pub(super) struct Facts {
+    pub(super) outbox: Outbox,
     repositories: BTreeMap<RepositoryName, Repository>,
     uploads: BTreeMap<UploadId, UploadRecord>,
 }
@@ -181,6 +183,11 @@ impl MetadataStore for MemoryMetadata {
 impl Facts {
     fn apply(&mut self, commit: Commit) -> Result<(), CommitError> {
         match commit {
+            Commit::Telling { commit, events } => {
+                self.apply(*commit)?;
+                self.outbox.insert(events);
+                Ok(())
+            }
             Commit::PushManifest(push) => self.push_manifest(*push),
             Commit::LinkBlob {
                 repository,
