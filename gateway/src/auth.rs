@@ -196,6 +196,7 @@ pub async fn issue_token(app: &App, request: TokenRequest) -> Result<IssuedToken
         request_id: Arc::clone(&request.request_id),
         client: Arc::clone(&request.client),
         principal: Arc::clone(&identified.principal),
+        arrival: None,
     };
     let mut granted = Vec::new();
     let mut spelled = Vec::new();

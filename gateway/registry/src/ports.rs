@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gantry_model::{AdmissionRequest, Admitted, Change, Refusal, Repository};
+use gantry_model::{AdmissionRequest, Admitted, Change, Event, EventKind, Refusal, Repository};
 use gantry_storage::{BlobStore, MetadataStore, UploadSessions};
 use gantry_upstream::Upstream;
 
@@ -18,6 +18,32 @@ pub trait Admission: Debug + Send + Sync {
     /// # Errors
     /// The first [`Refusal`].
     async fn admit(&self, request: AdmissionRequest) -> Result<Admitted, Refusal>;
+}
+
+/// Who wants to know of events. Those of a change are written with its commit; the others are handed over here.
+pub trait EventSink: Debug + Send + Sync {
+    /// Whether anybody is to be told of this kind, this time: pulls may be sampled. A false answer saves making the event.
+    fn wants(&self, kind: EventKind) -> bool;
+
+    /// Takes a fact that has no commit. Never waits: what finds no place is lost, and counted.
+    fn record(&self, event: Event);
+
+    /// Says that a commit wrote events.
+    fn committed(&self);
+}
+
+/// Nobody wants to know.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoEvents;
+
+impl EventSink for NoEvents {
+    fn wants(&self, _kind: EventKind) -> bool {
+        false
+    }
+
+    fn record(&self, _event: Event) {}
+
+    fn committed(&self) {}
 }
 
 /// Wall-clock time.
@@ -83,6 +109,8 @@ pub struct Ports {
     pub uploads: Arc<dyn UploadSessions>,
     /// Admission hooks.
     pub admission: Arc<dyn Admission>,
+    /// Who is told of what happens.
+    pub events: Arc<dyn EventSink>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Mirrors by name.

@@ -113,6 +113,7 @@ pub(crate) fn stores<M: MetadataStore + UploadSessions + 'static>(
         metadata: Arc::clone(metadata) as _,
         uploads: Arc::clone(metadata) as _,
         admission: Arc::new(Hooks::none()),
+        events: Arc::new(gantry_registry::NoEvents),
         clock: Arc::new(TestClock::default()),
         mirrors: HashMap::new(),
     }

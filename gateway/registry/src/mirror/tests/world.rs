@@ -133,6 +133,7 @@ impl World {
             metadata,
             uploads,
             admission: Arc::clone(&admission) as _,
+            events: Arc::new(crate::NoEvents),
             clock: Arc::clone(&clock) as _,
             mirrors: HashMap::from([("hub".into(), settings)]),
         };
