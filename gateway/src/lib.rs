@@ -1,7 +1,7 @@
 //! Gantry: policy in the data path of a correct proxy cache.
 //!
 //! Start reading at `http.rs`, the life of a request. Map: `server` accepts connections, `http` turns bytes into an operation and an
-//! outcome into bytes, `auth` finds the principal, `policy` decides and makes the permit, `hooks` joins the registry's ports to the
+//! outcome into bytes, `auth` finds the principal, `policy` decides and makes the permit, `events` delivers what happened, `hooks` joins the registry's ports to the
 //! plugin host, `config` reads gantry.yaml, `app` builds everything, `run` serves it until told to stop, `telemetry` logs, measures and audits.
 
 pub mod app;
@@ -9,6 +9,7 @@ pub mod auth;
 pub mod builtin;
 pub mod clock;
 pub mod config;
+pub mod events;
 pub mod hooks;
 pub mod http;
 pub mod policy;
