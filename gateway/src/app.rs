@@ -265,8 +265,8 @@ fn mirrors(config: &Config) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>>
             .with_context(|| format!("mirror {}", mirror.name))?;
         let settings = MirrorSettings {
             upstream: Arc::new(client),
-            fresh_for: mirror.fresh_for,
-            stale_if_error: mirror.stale_if_error,
+            freshness: mirror.freshness,
+            rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,
         };
         mirrors.insert(Arc::clone(&mirror.name), settings);

@@ -25,6 +25,11 @@ mod upload;
 pub use body::{Body, BodyError};
 pub use error::Error;
 pub use events::random_uuid;
-pub use outcome::{BlobContent, Outcome, ServedBlob, ServedManifest, Staleness, UploadState};
-pub use ports::{Admission, Clock, EventSink, MirrorSettings, NoEvents, Ports, Settings};
+pub use outcome::{
+    BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
+};
+pub use ports::{
+    Admission, Clock, EventSink, Freshness, MirrorSettings, Moves, NoEvents, Ports, Settings,
+    TagRule,
+};
 pub use registry::Registry;

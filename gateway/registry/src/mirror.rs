@@ -35,7 +35,7 @@ use self::{failure::Failure, flight::Flights, flight::lock};
 use crate::{
     error::Error,
     outcome::Staleness,
-    ports::{Admission, Clock, MirrorSettings, Ports, Settings},
+    ports::{Admission, Clock, Freshness, MirrorSettings, Ports, Settings},
 };
 
 /// A manifest of a mirrored repository, stored here.
@@ -250,5 +250,9 @@ impl Origin {
 
     fn name(&self) -> &RepositoryName {
         &self.repository.name
+    }
+
+    fn freshness(&self, tag: &Tag) -> &Freshness {
+        self.settings.freshness(&self.remote, tag)
     }
 }
