@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use gantry_model::Namespaces;
+use gantry_model::{Namespaces, event::SourceFacts};
 use gantry_plugin_host::{Hook, HostPorts, Plugin, PluginHost, PluginSource};
 use gantry_registry::{Clock as _, MirrorSettings, Ports, Registry, Settings};
 use gantry_storage::{FsBlobStore, SqliteKv, SqliteStore};
@@ -25,7 +25,9 @@ use crate::{
     builtin,
     clock::SystemClock,
     config::{self, BlobStorage, Config, MetadataStorage, PluginFrom},
-    hooks::{AdmissionChain, PluginValues, StoredContent},
+    events::{EventSettings, Events, Receiver},
+    hooks::{AdmissionChain, EventHook, PluginValues, StoredContent},
+    outbound::{Names, Requests, SystemNames},
     policy::{
         Policy,
         binding::{Binding, default_changes},
@@ -46,6 +48,12 @@ pub struct App {
     pub policy: Arc<Policy>,
     /// Log, metrics, audit.
     pub telemetry: Arc<Telemetry>,
+    /// What is told to whom.
+    pub events: Arc<Events>,
+    /// Who is told of events.
+    pub receivers: Vec<Arc<dyn Receiver>>,
+    /// How events are kept and delivered.
+    pub event_settings: EventSettings,
     /// What the edge enforces.
     pub edge: EdgeSettings,
 }
@@ -102,8 +110,11 @@ impl App {
         )?;
         let authentication = Authentication::new(taking_part(Hook::Authenticate), tokens)?;
         let admission = AdmissionChain::new(taking_part(Hook::Admit));
+        let events = stores.events(config)?;
+        let receivers = taking_part(Hook::Observe).into_iter();
+        let receivers = receivers.map(|binding| Arc::new(EventHook(binding)) as _);
         let registry = Registry::new(
-            stores.registry_ports(admission, mirrors(config)?),
+            stores.registry_ports(admission, &events, mirrors(config)?),
             registry_settings(config),
         );
         Ok(Arc::new(Self {
@@ -112,6 +123,9 @@ impl App {
             authentication,
             policy,
             telemetry,
+            events,
+            receivers: receivers.collect(),
+            event_settings: config.events,
             edge: edge_settings(config),
         }))
     }
@@ -163,6 +177,7 @@ impl Stores {
         let host = PluginHost::new(HostPorts {
             kv: Arc::new(PluginValues(Arc::<SqliteKv>::clone(&self.values))),
             registry: Arc::new(stored),
+            outbound: Arc::new(Requests::new(&(Arc::new(SystemNames) as Arc<dyn Names>))?),
             now_ms: Arc::new(|| SystemClock.now_ms()),
             cache_directory: Some(self.state.join("compiled")),
             password_checks: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
@@ -170,9 +185,22 @@ impl Stores {
         Ok(host)
     }
 
+    fn events(&self, config: &Config) -> anyhow::Result<Arc<Events>> {
+        let source = SourceFacts {
+            addr: config
+                .listen
+                .first()
+                .map_or_else(String::new, |listen| listen.address.to_string()),
+            instance_id: gantry_registry::random_uuid()?,
+        };
+        let outbox = Arc::<SqliteStore>::clone(&self.metadata);
+        Ok(Events::new(outbox, Arc::new(SystemClock), source))
+    }
+
     fn registry_ports(
         &self,
         admission: AdmissionChain,
+        events: &Arc<Events>,
         mirrors: HashMap<Arc<str>, MirrorSettings>,
     ) -> Ports {
         Ports {
@@ -180,6 +208,7 @@ impl Stores {
             metadata: Arc::<SqliteStore>::clone(&self.metadata),
             uploads: Arc::<SqliteStore>::clone(&self.metadata),
             admission: Arc::new(admission),
+            events: Arc::<Events>::clone(events),
             clock: Arc::new(SystemClock),
             mirrors,
         }

@@ -10,14 +10,17 @@ mod gather;
 use std::{
     fmt::Debug,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use gantry_model::{Delivery, Event, EventKind, RepositoryName};
+use gantry_model::{
+    Delivery, Denial, Event, EventKind, RepositoryName, Requester,
+    event::{DenialReason, Payload, SourceFacts},
+};
 use gantry_registry::{Clock, EventSink};
 use gantry_storage::{EventOutbox, OutboxSettings, StorageError};
 use tokio::{
@@ -25,7 +28,6 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use self::gather::Gathering;
 use self::{dispatch::Dispatcher, gather::gather};
 
 /// Facts without a commit that wait to be written; more are lost and counted.
@@ -92,6 +94,10 @@ pub struct Events {
     outbox: Arc<dyn EventOutbox>,
     clock: Arc<dyn Clock>,
     facts: mpsc::Sender<Event>,
+    /// This node, as events name it.
+    source: SourceFacts,
+    /// Facts that were told and are not written yet; taken by whoever writes them.
+    gathering: Mutex<Option<mpsc::Receiver<Event>>>,
     listening: AtomicBool,
     /// The share of pulls that is told, of [`u32::MAX`].
     pulls: AtomicU32,
@@ -102,20 +108,25 @@ pub struct Events {
 }
 
 impl Events {
-    /// Nobody is told yet. What has no commit comes out of the second part; see [`Events::gather`].
+    /// Nobody is told yet.
     #[must_use]
-    pub fn new(outbox: Arc<dyn EventOutbox>, clock: Arc<dyn Clock>) -> (Arc<Self>, Gathering) {
+    pub fn new(
+        outbox: Arc<dyn EventOutbox>,
+        clock: Arc<dyn Clock>,
+        source: SourceFacts,
+    ) -> Arc<Self> {
         let (facts, gathered) = mpsc::channel(MAX_FACTS);
-        let events = Self {
+        Arc::new(Self {
             outbox,
             clock,
             facts,
+            source,
+            gathering: Mutex::new(Some(gathered)),
             listening: AtomicBool::new(false),
             pulls: AtomicU32::new(0),
             lost: AtomicU64::new(0),
             commits: watch::Sender::new(0),
-        };
-        (Arc::new(events), Gathering(gathered))
+        })
     }
 
     /// Where events wait.
@@ -136,9 +147,64 @@ impl Events {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Writes facts that have no commit, many at once, until `stop` is told or dropped. To be spawned once.
-    pub async fn gather(self: Arc<Self>, facts: Gathering, stop: watch::Receiver<bool>) {
-        gather(&self, facts, stop).await;
+    /// This node, as events name it.
+    #[must_use]
+    pub fn source(&self) -> &SourceFacts {
+        &self.source
+    }
+
+    /// Whether anybody is told of anything.
+    #[must_use]
+    pub fn listening(&self) -> bool {
+        self.listening.load(Ordering::Relaxed)
+    }
+
+    /// Tells that a request was refused.
+    pub fn denied(
+        &self,
+        requester: &Requester,
+        repository: &RepositoryName,
+        operation: &str,
+        denial: &Denial,
+    ) {
+        if !self.listening() {
+            return;
+        }
+        let id = match gantry_registry::random_uuid() {
+            Ok(id) => id,
+            Err(error) => {
+                tracing::error!(error = ?error, "a denial is not told");
+                return;
+            }
+        };
+        self.record(Event {
+            id,
+            kind: EventKind::RequestDenied,
+            at_ms: self.clock.now_ms(),
+            repository: repository.clone(),
+            digest: None,
+            tag: None,
+            actor: requester.principal.id.clone(),
+            payload: Payload {
+                operation: Some(operation.to_owned()),
+                reason: Some(DenialReason::from(denial)),
+                ..Payload::of(requester)
+            },
+        });
+    }
+
+    /// Writes facts that have no commit, many at once, until `stop` is told or dropped. To be run once.
+    pub async fn gather(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        let gathering = {
+            let mut gathering = self
+                .gathering
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            gathering.take()
+        };
+        if let Some(facts) = gathering {
+            gather(&self, facts, stop).await;
+        }
     }
 
     /// Starts to tell these receivers, and nobody else. Those that were told before have to be stopped first.
@@ -191,7 +257,7 @@ impl Dispatchers {
 
 impl EventSink for Events {
     fn wants(&self, kind: EventKind) -> bool {
-        if !self.listening.load(Ordering::Relaxed) {
+        if !self.listening() {
             return false;
         }
         match kind {

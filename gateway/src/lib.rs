@@ -1,8 +1,9 @@
 //! Gantry: policy in the data path of a correct proxy cache.
 //!
 //! Start reading at `http.rs`, the life of a request. Map: `server` accepts connections, `http` turns bytes into an operation and an
-//! outcome into bytes, `auth` finds the principal, `policy` decides and makes the permit, `events` delivers what happened, `hooks` joins the registry's ports to the
-//! plugin host, `config` reads gantry.yaml, `app` builds everything, `run` serves it until told to stop, `telemetry` logs, measures and audits.
+//! outcome into bytes, `auth` finds the principal, `policy` decides and makes the permit, `hooks` joins the registry's ports to the
+//! plugin host, `events` delivers what happened, `outbound` is the plugins' way to other services, `config` reads gantry.yaml, `app`
+//! builds everything, `run` serves it until told to stop, `telemetry` logs, measures and audits.
 
 pub mod app;
 pub mod auth;
@@ -12,6 +13,7 @@ pub mod config;
 pub mod events;
 pub mod hooks;
 pub mod http;
+pub mod outbound;
 pub mod policy;
 pub mod run;
 pub mod server;

@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     app::App,
     config::{Config, ListenAddress, LogFormat, TlsVersion},
+    events::Dispatchers,
     http::admin::{Admin, Readiness},
     server::{self, Listener, Stage, tls::TlsFiles},
     telemetry,
@@ -20,6 +21,9 @@ use crate::{
 /// Threads that wait for disks and password hashes. Each keeps buffers of its own: two hundred readers on the default of 512 threads held
 /// 300 MiB.
 const MAX_BLOCKING_THREADS: usize = 16;
+
+/// How long a drain waits for receivers of events.
+const STOP_TELLING: Duration = Duration::from_secs(5);
 
 /// How often sessions nobody closes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -49,6 +53,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let signals = tokio::spawn(follow_signals(stage)?);
     let sweep = tokio::spawn(sweep(Arc::clone(&app)));
     let admin = admin(config, &app, &watched)?;
+    let telling = Telling::start(&app).await?;
     for listen in &config.listen {
         tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
     }
@@ -60,11 +65,50 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         watched,
     )
     .await;
+    telling.stop().await;
     admin.abort();
     sweep.abort();
     signals.abort();
     tracing::info!("drained");
     Ok(())
+}
+
+/// The tasks that write and deliver events.
+struct Telling {
+    stop: watch::Sender<bool>,
+    gather: tokio::task::JoinHandle<()>,
+    dispatchers: Dispatchers,
+}
+
+impl Telling {
+    async fn start(app: &App) -> anyhow::Result<Self> {
+        let dispatchers = app
+            .events
+            .start(app.receivers.clone(), &app.event_settings)
+            .await
+            .context("cannot register the receivers of events")?;
+        let (stop, watched) = watch::channel(false);
+        let gather = tokio::spawn(Arc::clone(&app.events).gather(watched));
+        Ok(Self {
+            stop,
+            gather,
+            dispatchers,
+        })
+    }
+
+    /// Writes down what was told last; what is not delivered by then is after the next start.
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        let stop = async {
+            if let Err(error) = self.gather.await {
+                tracing::error!(%error, "the events' writer failed");
+            }
+            self.dispatchers.stop().await;
+        };
+        if tokio::time::timeout(STOP_TELLING, stop).await.is_err() {
+            tracing::warn!("a receiver of events took too long; what it was told is told again");
+        }
+    }
 }
 
 fn listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {

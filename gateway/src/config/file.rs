@@ -9,8 +9,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::text::{
-    BindingName, ChangeName, DurationText, FromText, GlobText, HostText, LevelText, ListenText,
-    NetworkText, PrefixText, RateText, SizeString, SocketText, UrlText,
+    BindingName, ChangeName, DurationText, FromText, GlobText, HostText, HttpAddress, LevelText,
+    ListenText, NetworkText, PrefixText, RateText, SizeString, SocketText, UrlText,
 };
 
 /// The configuration of Gantry. Relative paths start at the folder of this file. Every scalar can be set by an environment
@@ -41,6 +41,8 @@ pub(crate) struct ConfigFile {
     pub(crate) tokens: Option<TokensFile>,
     /// What one client or request may use.
     pub(crate) limits: Option<LimitsFile>,
+    /// What plugins that take part in `events` are told, and how long it waits for them.
+    pub(crate) events: Option<EventsFile>,
     /// What is logged.
     pub(crate) log: Option<LogFile>,
 }
@@ -362,10 +364,11 @@ pub(crate) struct GrantsFile {
     pub(crate) kv: Option<Vec<BindingName>>,
     /// Repositories whose content it may read, as far as the one who asks may.
     pub(crate) registry: Option<Vec<GlobText>>,
-    /// URLs it may call. Not available yet.
-    #[schemars(schema_with = "not_yet")]
-    #[expect(dead_code, reason = "the key is known so that its error is honest")]
-    http: Option<serde_json::Value>,
+    /// Addresses it may call, `scheme://host[:port]/path-prefix`. A name leads to public addresses only; an IP address and `localhost`
+    /// mean what they say.
+    pub(crate) http: Option<Vec<HttpAddress>>,
+    /// Whether names in `http` may lead to private addresses. Link-local ones and the clouds' metadata services stay out. Default: false.
+    pub(crate) http_private: Option<bool>,
     /// Secrets it may use by name, without seeing them.
     pub(crate) secrets: Option<BTreeMap<String, SecretFile>>,
     /// Whether it may see the bytes of its secrets. Default: false.
@@ -377,9 +380,9 @@ pub(crate) struct GrantsFile {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "PluginLimits")]
 pub(crate) struct PluginLimitsFile {
-    /// Time to compute. Default: 20ms.
+    /// Time to compute. Default: 20ms; 1s for a batch of events.
     pub(crate) cpu: Option<DurationText>,
-    /// Time until its answer, host calls included, the wait for a password check not. Default: 250ms.
+    /// Time until its answer, host calls included, the wait for a password check not. Default: 250ms; 30s for a batch of events.
     pub(crate) deadline: Option<DurationText>,
     /// Memory. Default: 64MiB.
     pub(crate) memory: Option<SizeEntry>,
@@ -427,6 +430,55 @@ pub(crate) struct LimitsFile {
     pub(crate) decision_deadline: Option<DurationText>,
     /// How long a stop waits for requests in flight. Default: 30s.
     pub(crate) drain_timeout: Option<DurationText>,
+}
+
+/// What plugins that take part in `events` are told, and how long it waits for them. Changes and refusals are always told.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Events")]
+pub(crate) struct EventsFile {
+    /// Which pulls are told: `off`, `all`, or one of so many. Default: off.
+    pub(crate) pulls: Option<PullsEntry>,
+    /// Events kept at most, waiting and undeliverable. When it is full, pulls and refusals go first, then the oldest. Default: 100000.
+    #[schemars(range(min = 100, max = 10_000_000))]
+    pub(crate) max_events: Option<u32>,
+    /// Their size at most. Default: 256MiB.
+    pub(crate) max_size: Option<SizeEntry>,
+    /// Attempts before an event is set aside; see `gantry events`. Default: 50.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(crate) max_attempts: Option<u32>,
+    /// How old an event is at most when it is tried again. Default: 72h.
+    pub(crate) max_age: Option<DurationText>,
+}
+
+/// Which pulls are told.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub(crate) enum PullsEntry {
+    Word(PullsText),
+    Sampled(PullsSampled),
+}
+
+/// All pulls or none.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum PullsText {
+    /// None.
+    Off,
+    /// Every one.
+    All,
+}
+
+/// A random part of the pulls.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(crate) struct PullsSampled {
+    /// One pull of so many is told.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) one_of: u32,
 }
 
 /// A size with a unit, or bytes.

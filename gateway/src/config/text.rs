@@ -6,6 +6,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use gantry_model::{Change, RepositoryName, glob::Glob};
+use gantry_plugin_host::HttpGrant;
 use url::Url;
 
 use super::{ListenAddress, Network, suggest};
@@ -105,6 +106,10 @@ text!(
     UrlText(Url), "web-url", web_url, "An http or https URL without user name, query and fragment."
 );
 text!(
+    /// What a plugin may call.
+    HttpAddress(HttpGrant), "http-grant", http_grant, "An address such as https://hooks.example/in: scheme, host, port and whole segments of the path's beginning."
+);
+text!(
     /// A repository name, or the first components of some.
     PrefixText(RepositoryName), "repository-name", repository_name, "A repository name: lower-case components joined by /."
 );
@@ -137,7 +142,7 @@ pub(crate) enum Origin {
 }
 
 /// The components inside the binary.
-pub(crate) const BUILTINS: [&str; 3] = ["access", "htpasswd", "immutable-tags"];
+pub(crate) const BUILTINS: [&str; 4] = ["access", "htpasswd", "immutable-tags", "webhook"];
 
 /// Whether `text` fits the grammar called `format` by the schema; an unknown format fits anything.
 pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
@@ -150,6 +155,7 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
         "socket-address" => socket_address(text).map(drop),
         "network" => network(text).map(drop),
         "web-url" => web_url(text).map(drop),
+        "http-grant" => http_grant(text).map(drop),
         "repository-name" => repository_name(text).map(drop),
         "host" => host(text).map(drop),
         "binding-name" => binding_name(text).map(drop),
@@ -219,6 +225,13 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
 
 fn glob(text: &str) -> Result<Glob, Refusal> {
     Glob::parse(text).map_err(|error| Refusal::new(&format!("not a glob: {error}")))
+}
+
+fn http_grant(text: &str) -> Result<HttpGrant, Refusal> {
+    text.parse().map_err(|error| {
+        Refusal::new(&format!("not an address to grant: it {error}"))
+            .hint("write https://HOST/PATH-PREFIX or http://HOST:PORT")
+    })
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, Refusal> {

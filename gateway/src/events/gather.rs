@@ -15,13 +15,9 @@ const MAX_GROUP: usize = 512;
 /// How long the first of a group waits for others.
 const GROUP_FOR: Duration = Duration::from_millis(500);
 
-/// Facts that were told and are not written yet.
-#[derive(Debug)]
-pub struct Gathering(pub(super) mpsc::Receiver<Event>);
-
 pub(super) async fn gather(
     events: &Arc<Events>,
-    Gathering(mut facts): Gathering,
+    mut facts: mpsc::Receiver<Event>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut group = Vec::with_capacity(MAX_GROUP);

@@ -1,11 +1,7 @@
 //! Receivers are told of everything, in order, until they took it or it died.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError, atomic::AtomicBool},
-};
+use std::collections::VecDeque;
 
-use gantry_model::event::Payload;
 use gantry_storage::{EventFilter, MemoryMetadata, outbox::EventCursor};
 use tokio::{sync::Notify, time::Instant};
 
@@ -86,14 +82,13 @@ struct World {
     store: Arc<MemoryMetadata>,
     events: Arc<Events>,
     hook: Arc<Scripted>,
-    gathering: Option<Gathering>,
 }
 
 impl World {
     fn new(script: impl IntoIterator<Item = Answer>) -> Self {
         let store = Arc::new(MemoryMetadata::new());
         let clock = Arc::new(PausedClock(Instant::now()));
-        let (events, gathering) = Events::new(Arc::clone(&store) as _, clock);
+        let events = Events::new(Arc::clone(&store) as _, clock, SourceFacts::default());
         let hook = Scripted {
             script: Mutex::new(script.into_iter().collect()),
             ..Scripted::default()
@@ -102,7 +97,6 @@ impl World {
             store,
             events,
             hook: Arc::new(hook),
-            gathering: Some(gathering),
         }
     }
 
@@ -340,11 +334,10 @@ async fn pulls_are_told_as_configured() {
 
 #[tokio::test(start_paused = true)]
 async fn facts_without_a_commit_are_written_together_and_the_last_before_the_end() {
-    let mut world = World::new([]);
+    let world = World::new([]);
     let _dispatchers = world.start(EventSettings::default()).await;
     let stop = watch::Sender::new(false);
-    let gathering = world.gathering.take().unwrap();
-    let gather = Arc::clone(&world.events).gather(gathering, stop.subscribe());
+    let gather = Arc::clone(&world.events).gather(stop.subscribe());
     let gather = tokio::spawn(gather);
     let pull = |id: &str| Event {
         id: id.to_owned(),

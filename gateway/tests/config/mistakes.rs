@@ -118,7 +118,7 @@ const PLUGIN_MISTAKES: &[Mistake] = &[
     ("plugins:\n  - { name: a, from: \"builtin:access\", repositories: [\"[a\"] }", 2, "plugins[0].repositories[0]", "not a glob", ""),
     ("plugins:\n  - { name: a, from: \"builtin:access\", config: { rules: [{ users: { file: gone } }] } }", 2, "plugins[0].config.rules[0].users.file", "it does not exist", "/nonexistent/gone"),
     ("plugins:\n  - { name: a, from: \"builtin:htpasswd\", config: { users: { file: gone } } }", 2, "plugins[0].config.users.file", "it does not exist", "`gantry htpasswd FILE USER` makes one"),
-    ("plugins:\n  - { name: a, from: \"builtin:access\", grants: { http: [] } }", 2, "plugins[0].grants.http", "not available yet", ""),
+    ("plugins:\n  - { name: a, from: \"builtin:access\", grants: { http: [hooks.example] } }", 2, "plugins[0].grants.http[0]", "is not an absolute URL", "https://HOST"),
     ("plugins:\n  - { name: a, from: \"builtin:access\", grants: { secrets: { key: canary } } }", 2, "plugins[0].grants.secrets.key", "never written inline", "env"),
     ("plugins:\n  - { name: a, from: \"builtin:access\", limits: { cpu: 2s } }", 2, "plugins[0].limits.cpu", "`cpu` is longer than `deadline`", ""),
     ("plugins:\n  - { name: a, from: \"builtin:access\", limits: { memory: 1KiB } }", 2, "plugins[0].limits.memory", "at least 1MiB", ""),

@@ -11,7 +11,7 @@ use url::{Host, Url};
 
 /// How far away an address is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Reach {
+pub enum Reach {
     /// On the internet.
     Public,
     /// This machine, a private network, or no unicast address at all.
@@ -21,7 +21,9 @@ pub(crate) enum Reach {
 }
 
 impl Reach {
-    pub(crate) fn of(address: IpAddr) -> Self {
+    /// Where an address lies.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => Self::of_v4(address),
             IpAddr::V6(address) => Self::of_v6(address),

@@ -23,6 +23,7 @@ mod token;
 
 use std::fmt::Debug;
 
+pub use address::Reach;
 use async_trait::async_trait;
 use bytes::Bytes;
 pub use client::RegistryClient;
