@@ -11,6 +11,7 @@ mod bad_requests;
 mod clients;
 mod crash;
 mod edge;
+mod events;
 mod herd;
 mod immutable;
 mod mirror;
