@@ -28,7 +28,13 @@ const STOP_TELLING: Duration = Duration::from_secs(5);
 /// How often sessions nobody closes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
-/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once.
+/// How often the mirrors' caches are held against what they may keep.
+const EVICT_EVERY: Duration = Duration::from_secs(60);
+
+/// How long bytes that were taken from a client may still be on their way to a disk after the drain.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. During the start the first one ends at once.
 ///
 /// # Errors
 /// A sentence for the operator, when something of the configuration does not work here.
@@ -43,15 +49,31 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config))
+    let ended = runtime.block_on(serve(config, watch::Sender::new(Stage::Run)));
+    // A disk that hangs must not hold up the end for long, and not at all when nobody waits for it.
+    let patience = match ended {
+        Ok(Stage::Run | Stage::Drain) => LAST_WRITES,
+        Ok(Stage::Abort) | Err(_) => Duration::ZERO,
+    };
+    runtime.shutdown_timeout(patience);
+    ended.map(drop)
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
-    let app = App::build(config).await?;
-    let listeners = listeners(config)?;
-    let (stage, watched) = watch::channel(Stage::Run);
+/// How far the shutdown was when it ended.
+async fn serve(config: &Config, stage: watch::Sender<Stage>) -> anyhow::Result<Stage> {
+    let watched = stage.subscribe();
+    // Before anything that takes time: the first process of a container is not ended by a signal it does not listen for.
     let signals = tokio::spawn(follow_signals(stage)?);
+    let app = tokio::select! {
+        app = App::build(config) => app?,
+        () = server::reached(watched.clone(), Stage::Drain) => {
+            tracing::info!("told to stop during the start");
+            return Ok(Stage::Abort);
+        }
+    };
+    let listeners = listeners(config)?;
     let sweep = tokio::spawn(sweep(Arc::clone(&app)));
+    let eviction = tokio::spawn(evict(Arc::clone(&app)));
     let admin = admin(config, &app, &watched)?;
     let telling = Telling::start(&app).await?;
     for listen in &config.listen {
@@ -62,15 +84,16 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         listeners,
         &app.edge,
         &app.telemetry,
-        watched,
+        watched.clone(),
     )
     .await;
     telling.stop().await;
     admin.abort();
     sweep.abort();
+    eviction.abort();
     signals.abort();
     tracing::info!("drained");
-    Ok(())
+    Ok(*watched.borrow())
 }
 
 /// The tasks that write and deliver events.
@@ -191,6 +214,24 @@ fn follow_signals(stage: watch::Sender<Stage>) -> anyhow::Result<impl Future<Out
             stage.send_replace(next);
         }
     })
+}
+
+/// Keeps the mirrors' caches within their settings.
+async fn evict(app: Arc<App>) {
+    let mut ticks = tokio::time::interval(EVICT_EVERY);
+    loop {
+        ticks.tick().await;
+        match app.registry.evict().await {
+            Ok(evicted) if evicted.blobs + evicted.manifests > 0 => tracing::info!(
+                manifests = evicted.manifests,
+                blobs = evicted.blobs,
+                freed_bytes = evicted.bytes,
+                "evicted from the cache"
+            ),
+            Ok(_nothing) => {}
+            Err(error) => tracing::warn!(error = ?error, "an eviction failed"),
+        }
+    }
 }
 
 async fn sweep(app: Arc<App>) {

@@ -173,5 +173,8 @@ fn a_receiver_that_is_away_does_not_slow_pushes() {
     let first = push(200);
     push(600);
     let full = push(200);
-    assert!(full < first * 3 + Duration::from_secs(2), "{first:?}, then {full:?}");
+    assert!(
+        full < first * 3 + Duration::from_secs(2),
+        "{first:?}, then {full:?}"
+    );
 }

@@ -10,6 +10,7 @@ pub mod body;
 mod delete;
 pub mod error;
 mod events;
+mod leases;
 mod list;
 mod mirror;
 mod mount;
@@ -25,11 +26,13 @@ mod upload;
 pub use body::{Body, BodyError};
 pub use error::Error;
 pub use events::random_uuid;
+pub use leases::Leases;
+pub use mirror::{CacheUsage, Evicted};
 pub use outcome::{
     BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
 };
 pub use ports::{
-    Admission, Clock, EventSink, Freshness, MirrorSettings, Moves, NoEvents, Ports, Settings,
+    Admission, Clock, EventSink, Freshness, Keep, MirrorSettings, Moves, NoEvents, Ports, Settings,
     TagRule,
 };
 pub use registry::Registry;

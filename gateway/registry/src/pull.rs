@@ -83,6 +83,7 @@ impl Call {
             };
             self.tell_pull(&repository, EventKind::ManifestPulled, content)?;
         }
+        self.shared.mirrors.used(&repository, &found.record.digest);
         Ok(Outcome::Manifest(Box::new(ServedManifest {
             repository,
             digest: found.record.digest,
@@ -231,6 +232,7 @@ impl Call {
             let content = Told::blob(&digest, part.size);
             self.tell_pull(&repository, EventKind::BlobPulled, content)?;
         }
+        self.shared.mirrors.used(&repository, &digest);
         Ok(Outcome::Blob(Box::new(ServedBlob {
             repository,
             digest,
