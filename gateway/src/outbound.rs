@@ -5,15 +5,13 @@
 //! Invariant: the address that is dialed is one that was judged, because a name is resolved once per connection, by our resolver.
 
 use std::{
-    collections::HashMap,
     error::Error as StdError,
     fmt,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use gantry_plugin_host::{
@@ -61,27 +59,37 @@ impl Names for SystemNames {
 }
 
 /// The way out. One pool of connections for each reach, so that a connection opened for a wide grant serves no narrow one.
+/// Each is made when the first request needs it: reading the machine's root certificates is work that no start waits for.
 #[derive(Debug)]
 pub struct Requests {
-    clients: HashMap<Reach, Client>,
+    clients: [(Judge, OnceLock<Client>); 4],
 }
 
 impl Requests {
     /// The way out, with names looked up by `names`. Dials nothing.
-    ///
-    /// # Errors
-    /// The TLS library finds no root certificates, or no randomness.
-    pub fn new(names: &Arc<dyn Names>) -> anyhow::Result<Self> {
-        let mut clients = HashMap::new();
-        for reach in REACHES {
-            let judge = Judge {
-                names: Arc::clone(names),
-                reach,
-            };
-            let client = client(judge).context("cannot make the plugins' HTTP client")?;
-            clients.insert(reach, client);
+    #[must_use]
+    pub fn new(names: &Arc<dyn Names>) -> Self {
+        let clients = REACHES.map(|reach| {
+            let names = Arc::clone(names);
+            (Judge { names, reach }, OnceLock::new())
+        });
+        Self { clients }
+    }
+
+    fn client(&self, reach: Reach) -> Result<&Client, OutboundError> {
+        let missing = || OutboundError::Other("no HTTP client".to_owned());
+        let mut clients = self.clients.iter();
+        let (judge, made) = clients
+            .find(|(judge, _)| judge.reach == reach)
+            .ok_or_else(missing)?;
+        if let Some(client) = made.get() {
+            return Ok(client);
         }
-        Ok(Self { clients })
+        let client = client(judge.clone()).map_err(|error| {
+            tracing::error!(%error, "cannot make the plugins' HTTP client");
+            missing()
+        })?;
+        Ok(made.get_or_init(|| client))
     }
 }
 
@@ -109,8 +117,7 @@ fn client(judge: Judge) -> reqwest::Result<Client> {
 #[async_trait]
 impl Outbound for Requests {
     async fn send(&self, request: OutboundRequest) -> Result<OutboundResponse, OutboundError> {
-        let client = self.clients.get(&request.reach);
-        let client = client.ok_or_else(|| OutboundError::Other("no client".to_owned()))?;
+        let client = self.client(request.reach)?;
         let timeout = request.timeout;
         let exchange = exchange(client, request);
         tokio::time::timeout(timeout, exchange)
@@ -175,14 +182,11 @@ fn failure(error: &reqwest::Error) -> OutboundError {
                 Judged::Unknown => OutboundError::Dns,
             };
         }
-        let wrapped = inner
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        if inner.is::<rustls::Error>() || wrapped.is_some_and(|error| error.is::<rustls::Error>()) {
+        if inner.is::<rustls::Error>() {
             return OutboundError::Tls;
         }
         causes.push(inner.to_string());
-        cause = inner.source();
+        cause = beneath(inner);
     }
     tracing::debug!(causes = causes.join(": "), "a plugin's request failed");
     if error.is_timeout() {
@@ -192,6 +196,14 @@ fn failure(error: &reqwest::Error) -> OutboundError {
         return OutboundError::Connect;
     }
     OutboundError::Other("the exchange broke off".to_owned())
+}
+
+/// The next cause. What an I/O error wraps is not its source, but beneath it.
+fn beneath<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    match error.downcast_ref::<std::io::Error>() {
+        Some(outer) => outer.get_ref().map(|wrapped| wrapped as _),
+        None => error.source(),
+    }
 }
 
 /// Resolves names for one reach.

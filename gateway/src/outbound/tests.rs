@@ -50,7 +50,7 @@ impl Names for Scripted {
 
 fn requests(names: &Arc<Scripted>) -> Requests {
     let names: Arc<dyn Names> = Arc::<Scripted>::clone(names);
-    Requests::new(&names).unwrap()
+    Requests::new(&names)
 }
 
 fn get(url: &str, reach: Reach) -> OutboundRequest {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ::http::{
     HeaderMap, HeaderName, HeaderValue, Method,
-    header::{AUTHORIZATION, COOKIE, LOCATION, PROXY_AUTHORIZATION},
+    header::{AUTHORIZATION, COOKIE, LOCATION},
 };
 use bytes::Bytes;
 
@@ -171,16 +171,12 @@ impl Exchange {
     /// Goes on at `target`; what was meant for one origin does not reach another.
     fn redirect(&mut self, target: Target) {
         if target.origin != self.target.origin {
-            let kept = std::mem::take(&mut self.headers).into_iter();
-            let mut last = None;
-            for (name, value) in kept {
-                // A map gives the name with the first of its values only.
-                last = name.or(last);
-                let Some(name) = &last else { continue };
-                let credential = [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE].contains(name);
-                if !credential && !value.is_sensitive() {
-                    self.headers.append(name.clone(), value);
-                }
+            let meant = self.headers.iter().filter(|(name, value)| {
+                value.is_sensitive() || [AUTHORIZATION, COOKIE].contains(name)
+            });
+            let meant: Vec<HeaderName> = meant.map(|(name, _)| name.clone()).collect();
+            for name in meant {
+                self.headers.remove(name);
             }
         }
         self.target = target;
