@@ -65,13 +65,14 @@ impl SqliteStore {
         &self,
         commits: impl Iterator<Item = Result<Commit, StorageError>> + Send + 'static,
     ) -> Result<bool, CommitError> {
+        let bounds = self.outbox.clone();
         let import = move |connection: &_| {
             if read::has_repositories(connection)? {
                 return Ok(false);
             }
             for commit in commits {
                 let commit = commit.map_err(|error| Stop::Refused(error.into()))?;
-                commit::apply(connection, &commit)?;
+                commit::apply(connection, &bounds, &commit)?;
             }
             Ok(true)
         };
