@@ -456,7 +456,7 @@ pub(crate) struct EventsFile {
     pub(crate) max_events: Option<u32>,
     /// Their size at most. Default: 256MiB.
     pub(crate) max_size: Option<SizeEntry>,
-    /// Attempts before an event is set aside; see `gantry events`. Default: 50.
+    /// Attempts before an event is set aside. Default: 50.
     #[schemars(range(min = 1, max = 10_000))]
     pub(crate) max_attempts: Option<u32>,
     /// How old an event is at most when it is tried again. Default: 72h.
