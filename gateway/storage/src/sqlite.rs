@@ -1,7 +1,7 @@
 //! Metadata in an SQLite file (WAL, `synchronous=FULL`): one thread writes, several connections read.
 //!
 //! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
-//! `kv` is the second file, for plugins' own data.
+//! `outbox` the events that wait, `kv` is the second file, for plugins' own data.
 
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use self::{
     connect::{Readers, open_writer},
     failure::Stop,
     migrations::METADATA,
+    outbox::Bounds,
     row::int,
     writer::Writer,
 };
@@ -29,6 +30,7 @@ mod connect;
 mod failure;
 mod kv;
 mod migrations;
+mod outbox;
 mod read;
 mod row;
 mod writer;
@@ -40,6 +42,7 @@ pub use kv::SqliteKv;
 pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
+    outbox: Bounds,
 }
 
 impl SqliteStore {
@@ -53,6 +56,7 @@ impl SqliteStore {
         Ok(Self {
             writer: Writer::start(connection)?,
             readers: Readers::new(path, &METADATA),
+            outbox: Bounds::default(),
         })
     }
 
@@ -61,13 +65,14 @@ impl SqliteStore {
         &self,
         commits: impl Iterator<Item = Result<Commit, StorageError>> + Send + 'static,
     ) -> Result<bool, CommitError> {
+        let bounds = self.outbox.clone();
         let import = move |connection: &_| {
             if read::has_repositories(connection)? {
                 return Ok(false);
             }
             for commit in commits {
                 let commit = commit.map_err(|error| Stop::Refused(error.into()))?;
-                commit::apply(connection, &commit)?;
+                commit::apply(connection, &bounds, &commit)?;
             }
             Ok(true)
         };
@@ -157,7 +162,8 @@ impl MetadataStore for SqliteStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
-        let apply = move |connection: &_| commit::apply(connection, &commit);
+        let bounds = self.outbox.clone();
+        let apply = move |connection: &_| commit::apply(connection, &bounds, &commit);
         self.writer.run("commit", apply).await
     }
 }
