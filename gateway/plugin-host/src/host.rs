@@ -27,6 +27,7 @@ use crate::{
     host::{log::LogBudget, password::PasswordPool, wasi::Output},
     limits::{Budgets, CallClock, Limiter, Stop},
     ports::{Grants, HostPorts, Limits},
+    record::Recorder,
 };
 
 /// What every call of a plugin shares.
@@ -38,6 +39,7 @@ pub(crate) struct PluginContext {
     pub(crate) limits: Limits,
     pub(crate) ports: HostPorts,
     pub(crate) passwords: Arc<PasswordPool>,
+    pub(crate) recorder: Option<Recorder>,
 }
 
 impl PluginContext {
