@@ -7,6 +7,7 @@
     reason = "a test may panic, and a story with real clients has many steps"
 )]
 
+mod author;
 mod bad_requests;
 mod clients;
 mod crash;

@@ -32,7 +32,13 @@ impl Answer {
     /// Whether the plugin did not decide.
     #[must_use]
     pub fn is_failure(&self) -> bool {
-        matches!(self.variant, "fails" | "refused")
+        self.variant == "fails" || self.is_refused()
+    }
+
+    /// Whether the plugin was not even taken.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.variant == "refused"
     }
 
     fn new(variant: &'static str, fields: Value) -> Self {
