@@ -281,7 +281,12 @@ fn all(file: &Path, mistakes: &[Mistake]) -> anyhow::Error {
     anyhow!(lines.join("\n       "))
 }
 
+/// Where trials run. Guests see every log level enabled, so that their lines are among the host calls that are shown.
 fn executor() -> anyhow::Result<tokio::runtime::Runtime> {
+    tracing_subscriber::fmt()
+        .with_env_filter("plugin=trace")
+        .with_writer(io::sink)
+        .init();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
