@@ -15,6 +15,7 @@ mod edge;
 mod herd;
 mod immutable;
 mod mirror;
+mod outage;
 mod plugins_fail;
 mod policy;
 mod quickstart;

@@ -22,6 +22,7 @@ use crate::{
     },
 };
 
+mod cache;
 mod commit;
 mod connect;
 mod failure;
