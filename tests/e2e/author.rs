@@ -22,7 +22,8 @@ fn plugin(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a step and says how long it took.
+/// Says how long a step took.
+#[expect(clippy::print_stdout, reason = "the times are the test's report")]
 fn step(began: &mut Instant, what: &str) {
     println!("{:>8.1} s  {what}", began.elapsed().as_secs_f64());
     *began = Instant::now();
@@ -98,6 +99,7 @@ fn made(language: &str) -> PathBuf {
     folder.join("build/plugin.wasm")
 }
 
+#[expect(clippy::print_stdout, reason = "the time is the test's report")]
 fn passes_the_shared_cases(wasm: &Path) {
     let began = Instant::now();
     let tested = run(plugin(&["test"])

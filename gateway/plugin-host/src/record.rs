@@ -158,6 +158,10 @@ fn bytes(bytes: &[u8]) -> String {
     format!("{} bytes", bytes.len())
 }
 
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "used as a function of `end`, which shows by reference"
+)]
 fn done(_value: &()) -> String {
     "done".to_owned()
 }
