@@ -63,6 +63,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged.
     pub log: Log,
+    /// Every file that was read for it, or looked for, besides itself: absolute, to be watched.
+    pub files: Vec<PathBuf>,
 }
 
 /// A listener.
@@ -236,9 +238,9 @@ pub enum PluginFrom {
 pub enum Mode {
     /// They count.
     Enforce,
-    /// They are recorded, and do not count.
+    /// They are asked for in the chain and recorded, and do not count.
     Audit,
-    /// Beside an enforcing plugin. No configuration has it yet.
+    /// As `Audit`, but beside the chain and off the request's path: it adds no time.
     Shadow,
 }
 
@@ -391,6 +393,14 @@ impl Config {
     ) -> Result<Self, Report> {
         let missing_files = resolve::MissingFiles::AreMistakes;
         resolve::config(name, text, folder, environment, missing_files)
+    }
+
+    /// Where the gateway of this file has its admin listener, also when the rest of the file is wrong: then most of all somebody wants to
+    /// ask it. `None` = nowhere, or not said legibly.
+    #[must_use]
+    pub fn admin_address(path: &Path) -> Option<SocketAddr> {
+        let text = resolve::read_text(path, tree::MAX_BYTES).ok()?;
+        resolve::admin_address(&text, &environment::of_process())
     }
 
     /// Every name the gateway answers to.

@@ -22,6 +22,7 @@ mod outage;
 mod plugins_fail;
 mod policy;
 mod quickstart;
+mod reload;
 mod replaced;
 mod shutdown;
 mod structure;

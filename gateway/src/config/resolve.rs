@@ -19,6 +19,7 @@ use std::{
 use gantry_model::manifest::MAX_MANIFEST_BYTES;
 use gantry_plugin_host::Secret;
 
+pub(crate) use self::listen::admin_address;
 use super::{
     BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat, MetadataStorage, Report,
     Storage, Tokens, check, environment,
@@ -61,6 +62,7 @@ pub(crate) fn config(
         environment,
         missing_files,
         findings,
+        files: Vec::new(),
     };
     let config = match serde_json::from_value(root.to_json()) {
         Ok(file) => Some(context.resolve(file)),
@@ -73,10 +75,15 @@ pub(crate) fn config(
             None
         }
     };
-    let findings = context.findings;
+    let Context {
+        findings, files, ..
+    } = context;
     match config {
-        Some(config) if findings.is_empty() => Ok(config),
-        _ => Err(Report::new(name, text, parsed.masks, findings)),
+        Some(config) if findings.is_empty() => Ok(Config { files, ..config }),
+        _ => Err(Report {
+            files,
+            ..Report::new(name, text, parsed.masks, findings)
+        }),
     }
 }
 
@@ -88,6 +95,8 @@ struct Context<'a> {
     environment: &'a Environment,
     missing_files: MissingFiles,
     findings: Vec<Finding>,
+    /// What was read or looked for.
+    files: Vec<PathBuf>,
 }
 
 impl Context<'_> {
@@ -130,6 +139,8 @@ impl Context<'_> {
                 level: log.level.map_or_else(|| "info".to_owned(), |level| level.0),
             },
             storage,
+            // Known when every section has been read.
+            files: Vec::new(),
         }
     }
 
@@ -300,6 +311,7 @@ impl Context<'_> {
 
     /// A file that must be readable, as text.
     fn text(&mut self, keys: &[&str], path: &Path, limit: usize) -> Option<String> {
+        self.files.push(path.to_owned());
         match read_text(path, limit) {
             Ok(text) => Some(text),
             Err(reason) => {

@@ -107,7 +107,7 @@ const PLUGIN_MISTAKES: &[Mistake] = &[
     ("plugins:\n  - { name: a, from: ./gone.wasm }", 2, "plugins[0].from", "it does not exist", "/nonexistent/gone.wasm"),
     ("plugins:\n  - { name: a, from: \"oci://example.com/p@sha256:00\" }", 2, "plugins[0].from", "not available yet", "name its file"),
     ("plugins:\n  - { name: a, from: \"https://example.com/p.wasm\" }", 2, "plugins[0].from", "not a place a plugin can come from", "./file.wasm"),
-    ("plugins:\n  - { name: a, from: \"builtin:access\", mode: shadow }", 2, "plugins[0].mode", "not available yet", "audit"),
+    ("plugins:\n  - { name: a, from: \"builtin:htpasswd\", mode: shadow }", 2, "plugins[0].mode", "only `enforce`", ""),
     ("plugins:\n  - { name: a, from: \"builtin:htpasswd\", mode: audit }", 2, "plugins[0].mode", "only `enforce` is possible", ""),
     ("plugins:\n  - { name: a, from: \"builtin:access\", mode: enforced }", 2, "plugins[0].mode", "not one of the values", "did you mean `enforce`?"),
     ("plugins:\n  - { name: a, from: \"builtin:htpasswd\", on_error: skip }", 2, "plugins[0].on_error", "only `deny` is possible for plugins that decide who", ""),
