@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
@@ -34,8 +34,8 @@ const EVICT_EVERY: Duration = Duration::from_secs(60);
 /// How long bytes that were taken from a client may still be on their way to a disk after the drain.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
-/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once, and during the start the first. SIGHUP reads `source`
-/// again.
+/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. During the start the
+/// first one ends at once. SIGHUP reads `source` again.
 ///
 /// # Errors
 /// A sentence for the operator, when something of the configuration does not work here.
@@ -67,10 +67,12 @@ async fn serve(
     stage: watch::Sender<Stage>,
 ) -> anyhow::Result<Stage> {
     let watched = stage.subscribe();
-    // Before anything that takes time: the first process of a container is not ended by a signal it does not listen for.
+    // Before anything that takes time: the first process of a container is not ended by a signal it does not listen for, and any
+    // process by a SIGHUP that it does not.
     let signals = tokio::spawn(follow_signals(stage)?);
+    let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     let (app, tripped) = tokio::select! {
-        app = App::build(config) => app?,
+        built = App::build(config) => built?,
         () = server::reached(watched.clone(), Stage::Drain) => {
             tracing::info!("told to stop during the start");
             return Ok(Stage::Abort);
@@ -80,7 +82,7 @@ async fn serve(
     let reloader = Reloader::new(Arc::clone(&app), source, config, tls);
     let beside = [
         signals,
-        tokio::spawn(follow_hangups(Arc::clone(&reloader))?),
+        tokio::spawn(follow_hangups(hangup, Arc::clone(&reloader))),
         tokio::spawn(Arc::clone(&reloader).follow_trips(tripped)),
         tokio::spawn(Arc::clone(&reloader).follow_files()),
         tokio::spawn(sweep(Arc::clone(&app))),
@@ -174,6 +176,13 @@ fn follow_signals(stage: watch::Sender<Stage>) -> anyhow::Result<impl Future<Out
     })
 }
 
+/// Each SIGHUP reloads; what is wrong with the new configuration is in the log.
+async fn follow_hangups(mut hangup: Signal, reloader: Arc<Reloader>) {
+    while hangup.recv().await.is_some() {
+        drop(reloader.reload(Trigger::Signal).await);
+    }
+}
+
 /// Keeps the mirrors' caches within their settings.
 async fn evict(app: Arc<App>) {
     let mut ticks = tokio::time::interval(EVICT_EVERY);
@@ -190,16 +199,6 @@ async fn evict(app: Arc<App>) {
             Err(error) => tracing::warn!(error = ?error, "an eviction failed"),
         }
     }
-}
-
-/// Each SIGHUP reloads; what is wrong with the new configuration is in the log.
-fn follow_hangups(reloader: Arc<Reloader>) -> anyhow::Result<impl Future<Output = ()>> {
-    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
-            drop(reloader.reload(Trigger::Signal).await);
-        }
-    })
 }
 
 async fn sweep(app: Arc<App>) {

@@ -299,7 +299,7 @@ impl crypto::Host for Recorded<'_> {
         answer
     }
 
-    fn verify_jwt(
+    async fn verify_jwt(
         &mut self,
         token: String,
         policy: crypto::JwtPolicy,
@@ -313,7 +313,7 @@ impl crypto::Host for Recorded<'_> {
                 ))
             )
         });
-        let answer = self.0.verify_jwt(token, policy);
+        let answer = self.0.verify_jwt(token, policy).await;
         self.end(
             begun,
             &answer,
@@ -351,7 +351,7 @@ impl crypto::Host for Recorded<'_> {
 }
 
 impl http::Host for Recorded<'_> {
-    fn send(
+    async fn send(
         &mut self,
         request: http::Request,
     ) -> wasmtime::Result<Result<http::Response, http::Error>> {
@@ -366,7 +366,7 @@ impl http::Host for Recorded<'_> {
             let head = shorten(&format!("{} {url}, headers {names:?}", request.method));
             format!("{head}, {}", bytes(&request.body))
         });
-        let answer = self.0.send(request);
+        let answer = self.0.send(request).await;
         self.end(
             begun,
             &answer,

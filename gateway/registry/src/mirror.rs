@@ -109,9 +109,9 @@ impl Mirrors {
             clock: Arc::clone(&ports.clock),
             mirrors: ports.mirrors.clone(),
             settings: *settings,
+            running,
             cache: Arc::clone(&ports.cache),
             leases: ports.leases.clone(),
-            running,
         };
         Self {
             engine: Arc::new(engine),

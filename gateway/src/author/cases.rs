@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use gantry_model::glob::Glob;
-use gantry_plugin_host::{Grants, Hook, Hooks, Limits};
+use gantry_plugin_host::{Grants, Hook, Hooks, HttpGrant, Limits};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -261,6 +261,7 @@ impl Setting {
             grants: Grants {
                 kv: grants.kv,
                 registry: globs.collect::<Vec<Glob>>(),
+                http: grants.http.into_iter().map(|address| address.0).collect(),
                 secrets: world.secrets(),
                 secret_reveal: grants.reveal_secrets,
                 ..Grants::default()
@@ -304,7 +305,21 @@ impl Setting {
 struct GrantsForm {
     kv: Vec<String>,
     registry: Vec<GlobText>,
+    http: Vec<HttpText>,
     reveal_secrets: bool,
+}
+
+/// An address, as gantry.yaml has it. No request of a trial leaves the machine, so where a name leads does not matter.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct HttpText(HttpGrant);
+
+impl TryFrom<String> for HttpText {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|error| format!("{error}"))
+    }
 }
 
 /// The hook that an interface of the contract is called by.

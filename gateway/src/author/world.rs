@@ -9,9 +9,13 @@ use bytes::Bytes;
 use gantry_model::{Descriptor, Digest, MediaType, Requester, TagState};
 use gantry_plugin_host::{
     HostPorts, KeyValue, RegistryReads, Secret,
-    ports::{KeyValueEntry, PortError, PutTimes, ReadError},
+    ports::{
+        KeyValueEntry, Outbound, OutboundError, OutboundRequest, OutboundResponse, PortError,
+        PutTimes, ReadError,
+    },
 };
 use gantry_storage::memory::MemoryKv;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
@@ -29,6 +33,7 @@ pub(super) struct World {
     secrets: BTreeMap<String, String>,
     kv: BTreeMap<String, BTreeMap<String, Value>>,
     registry: BTreeMap<String, Stored>,
+    http: Vec<Reply>,
     /// Ports that fail.
     fails: Vec<Port>,
 }
@@ -36,8 +41,24 @@ pub(super) struct World {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum Port {
+    Http,
     Kv,
     Registry,
+}
+
+/// What another service answers to a URL.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reply {
+    #[serde(default)]
+    method: Option<String>,
+    url: String,
+    #[serde(default)]
+    status: Option<u16>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    body: Value,
 }
 
 /// One repository.
@@ -127,6 +148,10 @@ impl World {
             registry: Arc::new(Content {
                 repositories: self.registry.clone(),
                 fails: self.fails.contains(&Port::Registry),
+            }),
+            outbound: Arc::new(Services {
+                replies: self.http.clone(),
+                fails: self.fails.contains(&Port::Http),
             }),
             now_ms: Arc::new(move || now_ms),
             cache_directory: Some(cache.to_owned()),
@@ -274,6 +299,47 @@ impl Referrer {
             annotations: self.annotations.clone(),
             ..Descriptor::new(media_type, self.digest.0.clone(), self.size)
         }
+    }
+}
+
+/// The services that a case knows; nobody else answers.
+#[derive(Debug)]
+struct Services {
+    replies: Vec<Reply>,
+    fails: bool,
+}
+
+#[async_trait]
+impl Outbound for Services {
+    async fn send(&self, request: OutboundRequest) -> Result<OutboundResponse, OutboundError> {
+        let asked = |reply: &&Reply| {
+            let method = reply.method.as_deref();
+            reply.url == request.url.as_str()
+                && method.is_none_or(|method| method.eq_ignore_ascii_case(request.method.as_str()))
+        };
+        let reply = self.replies.iter().find(asked);
+        let reply = reply
+            .filter(|_| !self.fails)
+            .ok_or(OutboundError::Connect)?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &reply.headers {
+            let wrong = |_wrong| OutboundError::Other(format!("{name} is no header"));
+            let name = HeaderName::try_from(name).map_err(|_wrong| wrong(()))?;
+            let value = HeaderValue::try_from(value).map_err(|_wrong| wrong(()))?;
+            headers.insert(name, value);
+        }
+        let body = match &reply.body {
+            Value::Null => Vec::new(),
+            body => content(body).map_err(OutboundError::Other)?,
+        };
+        if body.len() > request.max_response_bytes {
+            return Err(OutboundError::TooLarge);
+        }
+        Ok(OutboundResponse {
+            status: reply.status.unwrap_or(200),
+            headers,
+            body: body.into(),
+        })
     }
 }
 

@@ -53,12 +53,15 @@ pub(crate) enum Output {
 /// `gantry reload`.
 pub(super) fn reload(target: &Target) -> Result<(), Failure> {
     let done = target.ask(Method::POST, "/admin/v1/reload")?;
-    let changed: Vec<&str> = strings(&done["changed"]);
+    let changed: Vec<&str> = strings(at(&done, "/changed"));
     let changed = match changed.as_slice() {
         [] => "no plugin changed".to_owned(),
         names => format!("changed: {}", names.join(", ")),
     };
-    let text = format!("reloaded: generation {}, {changed}\n", done["generation"]);
+    let text = format!(
+        "reloaded: generation {}, {changed}\n",
+        at(&done, "/generation")
+    );
     Ok(io::stdout().write_all(text.as_bytes())?)
 }
 
@@ -159,11 +162,11 @@ fn said(status: StatusCode, document: Value, user: &str) -> Result<Value, Failur
     if status.is_success() {
         return Ok(document);
     }
-    let messages = document["errors"]
+    let messages = at(&document, "/errors")
         .as_array()
         .into_iter()
         .flatten()
-        .filter_map(|error| error["message"].as_str())
+        .filter_map(|error| at(error, "/message").as_str())
         .collect::<Vec<_>>()
         .join("\n");
     Err(match status {
@@ -173,6 +176,11 @@ fn said(status: StatusCode, document: Value, user: &str) -> Result<Value, Failur
         }
         _ => anyhow!("{messages} ({status})").into(),
     })
+}
+
+/// The part of a document at a JSON pointer; null when there is none.
+fn at<'a>(document: &'a Value, pointer: &str) -> &'a Value {
+    document.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 fn strings(list: &Value) -> Vec<&str> {
@@ -197,40 +205,45 @@ fn table(document: &Value) -> String {
         ]
         .map(str::to_owned),
     ];
-    for plugin in document["plugins"].as_array().into_iter().flatten() {
-        let text = |key: &str| plugin[key].as_str().unwrap_or_default().to_owned();
+    for plugin in at(document, "/plugins").as_array().into_iter().flatten() {
+        let text = |key: &str| {
+            at(plugin, &format!("/{key}"))
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
         let digest: String = text("digest")
             .trim_start_matches("sha256:")
             .chars()
             .take(12)
             .collect();
-        let failures: u64 = plugin["failed"]
+        let failures: u64 = at(plugin, "/failed")
             .as_object()
             .into_iter()
             .flat_map(|counts| counts.values())
             .filter_map(Value::as_u64)
             .sum();
-        let error = plugin["last_error"]["text"].as_str().unwrap_or("-");
+        let error = at(plugin, "/last_error/text").as_str().unwrap_or("-");
         rows.push([
             text("name"),
             text("from"),
             digest,
-            plugin["generation"].to_string(),
+            at(plugin, "/generation").to_string(),
             text("state"),
             failures.to_string(),
             error.lines().collect::<Vec<_>>().join(" "),
         ]);
     }
     let mut text = aligned(&rows);
-    let last = &document["last_reload"];
-    if last["taken"] == Value::Bool(false) {
+    let last = at(document, "/last_reload");
+    if *at(last, "/taken") == Value::Bool(false) {
         text.push_str(&format!(
             "\nThe newest reload ({}, {}) was refused; generation {} stays:\n",
-            last["trigger"].as_str().unwrap_or_default(),
-            last["at"].as_str().unwrap_or_default(),
-            document["generation"]
+            at(last, "/trigger").as_str().unwrap_or_default(),
+            at(last, "/at").as_str().unwrap_or_default(),
+            at(document, "/generation")
         ));
-        for problem in strings(&last["problems"]) {
+        for problem in strings(at(last, "/problems")) {
             text.push_str(problem);
             text.push('\n');
         }

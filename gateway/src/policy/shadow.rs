@@ -69,17 +69,18 @@ mod tests {
 
     use super::*;
 
+    async fn through(gate: Arc<Semaphore>, asked: Arc<AtomicUsize>) {
+        gate.acquire().await.unwrap().forget();
+        asked.fetch_add(1, Ordering::Relaxed);
+    }
+
     #[tokio::test]
     async fn nobody_waits_for_a_shadow_and_what_does_not_fit_is_counted() {
         let shadows = Shadows::start();
         let (gate, asked) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
         let sent = MAX_WAITING * 2;
         for _ in 0..sent {
-            let (gate, asked) = (Arc::clone(&gate), Arc::clone(&asked));
-            shadows.later(async move {
-                gate.acquire().await.unwrap().forget();
-                asked.fetch_add(1, Ordering::Relaxed);
-            });
+            shadows.later(through(Arc::clone(&gate), Arc::clone(&asked)));
         }
         let dropped = usize::try_from(shadows.dropped.get()).unwrap();
         assert!(dropped >= sent - MAX_WAITING - MAX_AT_ONCE - 1, "{dropped}");

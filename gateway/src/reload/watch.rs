@@ -1,7 +1,7 @@
 //! Sees watched files change: the system's notices on their folders, and a slow look as a net where there are none.
 //!
 //! Folders are watched and not files, because files are replaced: by a rename, or by the swap of a link somewhere on the way, as a
-//! Kubernetes ConfigMap does. A notice is only a hint to look; what counts is whether a file holds other bytes than when it was read.
+//! Kubernetes `ConfigMap` does. A notice is only a hint to look; what counts is whether a file holds other bytes than when it was read.
 
 use std::{
     collections::{BTreeSet, HashSet},
