@@ -17,7 +17,7 @@ use bytes::Bytes;
 use gantry_model::Namespaces;
 use gantry_plugin_host::{Hook, HostPorts, Plugin, PluginHost, PluginSource};
 use gantry_registry::{Clock as _, MirrorSettings, Ports, Registry, Settings};
-use gantry_storage::{FsBlobStore, SqliteKv, SqliteStore};
+use gantry_storage::{CachedMetadata, FsBlobStore, SqliteKv, SqliteStore};
 use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
 
 use crate::{
@@ -120,7 +120,8 @@ impl App {
 /// The opened stores.
 struct Stores {
     blobs: Arc<FsBlobStore>,
-    metadata: Arc<SqliteStore>,
+    metadata: Arc<CachedMetadata>,
+    uploads: Arc<SqliteStore>,
     values: Arc<SqliteKv>,
     state: PathBuf,
 }
@@ -146,9 +147,11 @@ impl Stores {
         let beside = state.join("plugins.db");
         let values = SqliteKv::open(&beside)
             .with_context(|| format!("cannot open the plugins' database {}", beside.display()))?;
+        let metadata = Arc::new(metadata);
         Ok(Self {
             blobs: Arc::new(blobs),
-            metadata: Arc::new(metadata),
+            metadata: Arc::new(CachedMetadata::new(Arc::<SqliteStore>::clone(&metadata))),
+            uploads: metadata,
             values: Arc::new(values),
             state,
         })
@@ -157,7 +160,7 @@ impl Stores {
     fn plugin_host(&self, policy: &Arc<OnceLock<Arc<Policy>>>) -> anyhow::Result<PluginHost> {
         let stored = StoredContent {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
-            metadata: Arc::<SqliteStore>::clone(&self.metadata),
+            metadata: Arc::<CachedMetadata>::clone(&self.metadata),
             policy: Arc::clone(policy),
         };
         let host = PluginHost::new(HostPorts {
@@ -177,8 +180,8 @@ impl Stores {
     ) -> Ports {
         Ports {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
-            metadata: Arc::<SqliteStore>::clone(&self.metadata),
-            uploads: Arc::<SqliteStore>::clone(&self.metadata),
+            metadata: Arc::<CachedMetadata>::clone(&self.metadata),
+            uploads: Arc::<SqliteStore>::clone(&self.uploads),
             admission: Arc::new(admission),
             clock: Arc::new(SystemClock),
             mirrors,

@@ -138,6 +138,15 @@ impl Gateway {
     }
 
     fn spawn(&mut self) {
+        self.spawn_only();
+        self.wait_ready();
+    }
+
+    /// Starts it again and does not wait until it answers.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn_only(&mut self) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -153,7 +162,12 @@ impl Gateway {
             .spawn()
             .expect("the gateway can be started");
         self.child = Some(child);
-        self.wait_ready();
+    }
+
+    /// Whether it says that it is ready.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        http_ok(self.admin_port, "/readyz")
     }
 
     fn wait_ready(&mut self) {

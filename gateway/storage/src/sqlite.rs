@@ -3,7 +3,7 @@
 //! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
 //! `kv` is the second file, for plugins' own data.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
@@ -12,6 +12,7 @@ use self::{
     connect::{Readers, open_writer},
     migrations::METADATA,
     row::int,
+    versions::Versions,
     writer::Writer,
 };
 use crate::{
@@ -29,6 +30,7 @@ mod kv;
 mod migrations;
 mod read;
 mod row;
+mod versions;
 mod writer;
 
 pub use kv::SqliteKv;
@@ -38,6 +40,7 @@ pub use kv::SqliteKv;
 pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
+    versions: Arc<Versions>,
 }
 
 impl SqliteStore {
@@ -51,6 +54,7 @@ impl SqliteStore {
         Ok(Self {
             writer: Writer::start(connection)?,
             readers: Readers::new(path, &METADATA),
+            versions: Arc::default(),
         })
     }
 }
@@ -137,8 +141,15 @@ impl MetadataStore for SqliteStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        let (versions, repository) = (Arc::clone(&self.versions), commit.repository().clone());
         let apply = move |connection: &_| commit::apply(connection, &commit);
-        self.writer.run("commit", apply).await
+        // By the thread that commits: whoever waits here may go away before that.
+        let committed = move || versions.moved(&repository);
+        self.writer.run_then("commit", apply, committed).await
+    }
+
+    fn version(&self, repository: &RepositoryName) -> Option<u64> {
+        Some(self.versions.of(repository))
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+#[path = "storage/cached.rs"]
+mod cached;
 #[path = "storage/faulty.rs"]
 mod faulty;
 #[path = "storage/folder.rs"]
