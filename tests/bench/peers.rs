@@ -182,7 +182,7 @@ fn receive(stream: &mut TcpStream, folder: &Path) -> Option<()> {
 pub(crate) fn gantry(mirrors: &str, plugins: &str) -> (Gateway, u16) {
     let tls_port = free_port();
     let config = format!(
-        "listen:\n  - {{ address: 127.0.0.1:PORT }}\n  - {{ address: 127.0.0.1:{tls_port}, tls: {{ certificate: server.pem, key: server.key }} }}\nlimits: {{ max_connections: 20000 }}\n{}",
+        "listen:\n  - {{ address: 127.0.0.1:PORT }}\n  - {{ address: 127.0.0.1:{tls_port}, tls: {{ certificate: server.pem, key: server.key }} }}\nlimits: {{ connections: 20000 }}\n{}",
         usual_config(mirrors, plugins)
     );
     (Gateway::start_with(&config, write_certificate), tls_port)
