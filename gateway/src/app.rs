@@ -16,7 +16,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use gantry_model::Namespaces;
 use gantry_plugin_host::{Hook, HostPorts, Plugin, PluginHost, PluginSource};
-use gantry_registry::{Clock as _, MirrorSettings, Ports, Registry, Settings};
+use gantry_registry::{Clock as _, Leases, MirrorSettings, Ports, Registry, Settings};
 use gantry_storage::{CachedMetadata, FsBlobStore, SqliteKv, SqliteStore};
 use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
 
@@ -182,6 +182,8 @@ impl Stores {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<CachedMetadata>::clone(&self.metadata),
             uploads: Arc::<SqliteStore>::clone(&self.uploads),
+            cache: Arc::<SqliteStore>::clone(&self.uploads),
+            leases: Leases::default(),
             admission: Arc::new(admission),
             clock: Arc::new(SystemClock),
             mirrors,
@@ -268,8 +270,10 @@ fn mirrors(config: &Config) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>>
             .with_context(|| format!("mirror {}", mirror.name))?;
         let settings = MirrorSettings {
             upstream: Arc::new(client),
-            fresh_for: mirror.fresh_for,
-            stale_if_error: mirror.stale_if_error,
+            prefix: mirror.names.prefix.clone(),
+            keep: mirror.keep.clone(),
+            freshness: mirror.freshness,
+            rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,
         };
         mirrors.insert(Arc::clone(&mirror.name), settings);

@@ -24,6 +24,9 @@ const MAX_BLOCKING_THREADS: usize = 16;
 /// How often sessions nobody closes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
+/// How often the mirrors' caches are held against what they may keep.
+const EVICT_EVERY: Duration = Duration::from_secs(60);
+
 /// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once.
 ///
 /// # Errors
@@ -48,6 +51,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let (stage, watched) = watch::channel(Stage::Run);
     let signals = tokio::spawn(follow_signals(stage)?);
     let sweep = tokio::spawn(sweep(Arc::clone(&app)));
+    let eviction = tokio::spawn(evict(Arc::clone(&app)));
     let admin = admin(config, &app, &watched)?;
     for listen in &config.listen {
         tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
@@ -62,6 +66,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     .await;
     admin.abort();
     sweep.abort();
+    eviction.abort();
     signals.abort();
     tracing::info!("drained");
     Ok(())
@@ -147,6 +152,24 @@ fn follow_signals(stage: watch::Sender<Stage>) -> anyhow::Result<impl Future<Out
             stage.send_replace(next);
         }
     })
+}
+
+/// Keeps the mirrors' caches within their settings.
+async fn evict(app: Arc<App>) {
+    let mut ticks = tokio::time::interval(EVICT_EVERY);
+    loop {
+        ticks.tick().await;
+        match app.registry.evict().await {
+            Ok(evicted) if evicted.blobs + evicted.manifests > 0 => tracing::info!(
+                manifests = evicted.manifests,
+                blobs = evicted.blobs,
+                freed_bytes = evicted.bytes,
+                "evicted from the cache"
+            ),
+            Ok(_nothing) => {}
+            Err(error) => tracing::warn!(error = ?error, "an eviction failed"),
+        }
+    }
 }
 
 async fn sweep(app: Arc<App>) {

@@ -14,6 +14,7 @@ mod edge;
 mod herd;
 mod immutable;
 mod mirror;
+mod outage;
 mod plugins_fail;
 mod policy;
 mod quickstart;

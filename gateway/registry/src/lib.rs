@@ -9,6 +9,7 @@ mod admit;
 pub mod body;
 mod delete;
 pub mod error;
+mod leases;
 mod list;
 mod mirror;
 mod mount;
@@ -23,6 +24,12 @@ mod upload;
 
 pub use body::{Body, BodyError};
 pub use error::Error;
-pub use outcome::{BlobContent, Outcome, ServedBlob, ServedManifest, Staleness, UploadState};
-pub use ports::{Admission, Clock, MirrorSettings, Ports, Settings};
+pub use leases::Leases;
+pub use mirror::{CacheUsage, Evicted};
+pub use outcome::{
+    BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
+};
+pub use ports::{
+    Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Ports, Settings, TagRule,
+};
 pub use registry::Registry;

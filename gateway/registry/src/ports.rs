@@ -3,9 +3,13 @@
 use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gantry_model::{AdmissionRequest, Admitted, Change, Refusal, Repository};
-use gantry_storage::{BlobStore, MetadataStore, UploadSessions};
+use gantry_model::{
+    AdmissionRequest, Admitted, Change, Refusal, Repository, RepositoryName, Tag, glob::Glob,
+};
+use gantry_storage::{BlobStore, CacheIndex, MetadataStore, UploadSessions};
 use gantry_upstream::Upstream;
+
+use crate::leases::Leases;
 
 /// The admission hooks. Asked after a digest is verified and before anything is visible, and before a served byte leaves.
 #[async_trait]
@@ -31,12 +35,82 @@ pub trait Clock: Debug + Send + Sync {
 pub struct MirrorSettings {
     /// The upstream behind it.
     pub upstream: Arc<dyn Upstream>,
-    /// How long a tag is served without asking the upstream.
-    pub fresh_for: Duration,
-    /// How long a tag is served when the upstream fails, counted from its last confirmation.
-    pub stale_if_error: Duration,
+    /// What its repositories' names begin with, before a slash.
+    pub prefix: RepositoryName,
+    /// What stays in the cache.
+    pub keep: Keep,
+    /// What is believed of a tag that no rule names.
+    pub freshness: Freshness,
+    /// What is believed of tags by pattern; the first that matches counts.
+    pub rules: Vec<TagRule>,
     /// How long the upstream's own 404 is remembered.
     pub not_found_for: Duration,
+}
+
+impl MirrorSettings {
+    /// What is believed of a tag of the upstream's repository `remote`.
+    #[must_use]
+    pub fn freshness(&self, remote: &RepositoryName, tag: &Tag) -> &Freshness {
+        let name = format!("{remote}:{tag}");
+        let rule = self
+            .rules
+            .iter()
+            .find(|rule| rule.tags.iter().any(|glob| glob.matches(&name)));
+        rule.map_or(&self.freshness, |rule| &rule.freshness)
+    }
+}
+
+/// What stays in a mirror's cache.
+#[derive(Clone, Debug, Default)]
+pub struct Keep {
+    /// How long content stays that nobody asks for; `None` = for ever.
+    pub keep_for: Option<Duration>,
+    /// Bytes of blobs at most, each digest once; the least recently used go first. Looked at now and then, so it may be passed for a
+    /// while. `None` = no limit.
+    pub max_bytes: Option<u64>,
+    /// Globs on `REPOSITORY:TAG`, with the upstream's own name of the repository: what these tags name stays.
+    pub pinned: Vec<Glob>,
+}
+
+impl Keep {
+    /// Whether nothing is ever taken out.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.keep_for.is_none() && self.max_bytes.is_none()
+    }
+}
+
+/// How long an upstream's answer about a tag is believed (RFC 5861 for the two kinds of staleness), and whether its moves are followed.
+#[derive(Clone, Copy, Debug)]
+pub struct Freshness {
+    /// How long a tag is served without asking the upstream, from its last confirmation; [`Duration::MAX`] = for ever.
+    pub fresh_for: Duration,
+    /// How long after that it is still served at once, while the upstream is asked behind the client's back.
+    pub stale_while_revalidate: Duration,
+    /// How long after `fresh_for` it is served when the upstream fails.
+    pub stale_if_error: Duration,
+    /// What happens when the upstream's tag names something else than the one stored here.
+    pub moves: Moves,
+}
+
+/// What happens when an upstream's tag moves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Moves {
+    /// The tag here moves too.
+    Follow,
+    /// It moves too, and the log says so at `warn`.
+    Alert,
+    /// It stays what it was when it was first pulled here; the log and the client are told.
+    Refuse,
+}
+
+/// What is believed of some tags.
+#[derive(Clone, Debug)]
+pub struct TagRule {
+    /// Globs on `REPOSITORY:TAG`, with the upstream's own name of the repository.
+    pub tags: Vec<Glob>,
+    /// What is believed of them.
+    pub freshness: Freshness,
 }
 
 /// The registry's own limits.
@@ -81,6 +155,10 @@ pub struct Ports {
     pub metadata: Arc<dyn MetadataStore>,
     /// Open uploads.
     pub uploads: Arc<dyn UploadSessions>,
+    /// What eviction asks.
+    pub cache: Arc<dyn CacheIndex>,
+    /// Content that is about to be named. One table for everything that shares these stores.
+    pub leases: Leases,
     /// Admission hooks.
     pub admission: Arc<dyn Admission>,
     /// Time.

@@ -206,12 +206,12 @@ pub(crate) struct MirrorFile {
     pub(crate) library: Option<bool>,
     /// The account here at the upstream. Default: anonymous.
     pub(crate) credentials: Option<CredentialsFile>,
-    /// How long an upstream's answer about a tag is believed.
+    /// How long an upstream's answer about a tag is believed, and whether its moves are followed.
     pub(crate) tags: Option<TagsFile>,
-    /// Eviction. Not available yet: everything fetched is kept.
-    #[schemars(schema_with = "not_yet")]
-    #[expect(dead_code, reason = "the key is known so that its error is honest")]
-    keep: Option<serde_json::Value>,
+    /// The same for some tags; the first rule that matches counts, and what it leaves out is as in `tags`. Default: none.
+    pub(crate) tag_rules: Option<Vec<TagRuleFile>>,
+    /// What stays in the cache. Default: everything.
+    pub(crate) keep: Option<KeepFile>,
 }
 
 impl MirrorFile {
@@ -255,10 +255,61 @@ pub(crate) struct SecretFile {
 pub(crate) struct TagsFile {
     /// Served without asking again. Default: 10m.
     pub(crate) fresh_for: Option<DurationText>,
+    /// Served at once while the upstream is asked, counted from the end of `fresh_for`. Default: 0s, every client waits for the answer.
+    pub(crate) stale_while_revalidate: Option<DurationText>,
     /// Served when the upstream fails, counted from the end of `fresh_for`. Default: 7d.
     pub(crate) stale_if_error: Option<DurationText>,
+    /// When the upstream's tag names something else than what is here. Default: follow.
+    pub(crate) moves: Option<MovesText>,
     /// How long "not found" is believed. Default: 30s.
     pub(crate) not_found_for: Option<DurationText>,
+}
+
+/// What stays in a mirror's cache. Looked at once a minute; content that another repository holds too is never lost.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Keep")]
+pub(crate) struct KeepFile {
+    /// How long content stays that nobody asks for. Default: for ever.
+    #[serde(rename = "for")]
+    pub(crate) keep_for: Option<DurationText>,
+    /// Bytes of blobs at most; the least recently used go first. Default: no limit.
+    pub(crate) at_most: Option<SizeEntry>,
+    /// What these tags name stays: globs on `REPOSITORY:TAG`, with the upstream's own name of the repository. Default: none.
+    pub(crate) pinned: Option<Vec<GlobText>>,
+}
+
+/// What is believed of some tags.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "TagRule")]
+pub(crate) struct TagRuleFile {
+    /// Which: globs on `REPOSITORY:TAG`, with the upstream's own name of the repository, such as `library/*:*-rc*`.
+    #[schemars(required)]
+    pub(crate) tags: Option<Vec<GlobText>>,
+    /// Never asked about again once it is here. Default: false.
+    pub(crate) immutable: Option<bool>,
+    /// Served without asking again. Not beside `immutable`.
+    pub(crate) fresh_for: Option<DurationText>,
+    /// Served at once while the upstream is asked, counted from the end of `fresh_for`.
+    pub(crate) stale_while_revalidate: Option<DurationText>,
+    /// Served when the upstream fails, counted from the end of `fresh_for`.
+    pub(crate) stale_if_error: Option<DurationText>,
+    /// When the upstream's tag names something else than what is here.
+    pub(crate) moves: Option<MovesText>,
+}
+
+/// When an upstream's tag moves.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum MovesText {
+    /// The tag here moves too.
+    Follow,
+    /// It moves too, with a warning in the log.
+    Alert,
+    /// It stays what it was when it was first pulled here; log and client are told.
+    Refuse,
 }
 
 /// A plugin and what it sees and may do.

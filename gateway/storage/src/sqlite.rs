@@ -23,6 +23,7 @@ use crate::{
     },
 };
 
+mod cache;
 mod commit;
 mod connect;
 mod failure;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use gantry_model::{
     AdmissionRequest, Algorithm, Change, Descriptor, Digest, Manifest, MediaType, Reference,
-    Requester, Tag, TagState,
+    RepositoryName, Requester, Tag, TagState,
 };
 use gantry_storage::{
     Blob, Commit, CommitError, ManifestRecord, PushManifest, ReferenceRecord, StorageError,
@@ -42,6 +42,10 @@ impl Engine {
         if self.not_found.remembers(&key, self.now_ms()) {
             return Err(Failure::NotFound);
         }
+        let meanwhile = match reference {
+            Reference::Tag(tag) => self.tag_to_revalidate(origin, tag).await?,
+            Reference::Digest(_) => None,
+        };
         let span = tracing::info_span!(
             parent: None,
             "mirror_manifest",
@@ -51,10 +55,12 @@ impl Engine {
         );
         let engine = Arc::clone(self);
         let (origin, reference, requester) = (origin.clone(), reference.clone(), requester.clone());
-        let flight = self.manifests.run(key, span, || async move {
-            engine.land(&origin, &reference, &requester).await
-        });
-        flight.await
+        let land = || async move { engine.land(&origin, &reference, &requester).await };
+        if let Some(stale) = meanwhile {
+            self.manifests.start(key, span, land);
+            return Ok(stale);
+        }
+        self.manifests.run(key, span, land).await
     }
 
     /// The flight of a manifest: looks again, because another may have landed since, and then asks the upstream.
@@ -108,7 +114,7 @@ impl Engine {
         }
     }
 
-    async fn pull_digest(
+    pub(super) async fn pull_digest(
         &self,
         origin: &Origin,
         digest: &Digest,
@@ -134,7 +140,16 @@ impl Engine {
         origin: &Origin,
         digest: &Digest,
     ) -> Result<Option<(ManifestRecord, Bytes)>, Failure> {
-        let Some(record) = self.metadata.manifest(origin.name(), digest).await? else {
+        self.stored_manifest(origin.name(), digest).await
+    }
+
+    /// As [`Engine::local_manifest`], by the repository's canonical name.
+    pub(super) async fn stored_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<(ManifestRecord, Bytes)>, Failure> {
+        let Some(record) = self.metadata.manifest(repository, digest).await? else {
             return Ok(None);
         };
         if let Some(bytes) = self.bytes.get(digest) {
@@ -232,6 +247,7 @@ impl Engine {
         verified: &Verified,
         tag: Option<TagMove>,
     ) -> Result<(), StoreError> {
+        let _lease = self.leases.take(&verified.digest).await;
         self.store_bytes(&verified.digest, &verified.bytes).await?;
         let push = PushManifest {
             repository: origin.name().clone(),

@@ -155,7 +155,7 @@ pub(super) fn one<T>(
         .optional()
 }
 
-fn all<T>(
+pub(super) fn all<T>(
     connection: &Connection,
     sql: &str,
     keys: impl Params,

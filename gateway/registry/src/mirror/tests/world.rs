@@ -15,10 +15,10 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use gantry_model::{
     AdmissionRequest, Admitted, Algorithm, Change, Denial, DenialCode, Digest, Reference, Refusal,
-    Repository, RepositoryName, Source, Tag, media_type::OCI_MANIFEST,
+    Repository, RepositoryName, Source, Tag, glob::Glob, media_type::OCI_MANIFEST,
 };
 use gantry_storage::{
-    BlobStore, FsBlobStore, MetadataStore, SqliteStore, UploadSessions, digest_of,
+    BlobStore, CacheIndex, FsBlobStore, MetadataStore, SqliteStore, UploadSessions, digest_of,
     memory::{MemoryBlobStore, MemoryMetadata},
 };
 use serde_json::{Value, json};
@@ -26,8 +26,9 @@ use serde_json::{Value, json};
 use super::upstream::{ScriptedUpstream, fetched};
 use crate::{
     error::Error,
+    leases::Leases,
     mirror::{Fill, MirroredBlob, MirroredContent, MirroredManifest, Mirrors, listing::system},
-    ports::{Admission, Clock, MirrorSettings, Ports, Settings},
+    ports::{Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Ports, Settings, TagRule},
 };
 
 /// When the tests begin, in milliseconds since 1970.
@@ -35,6 +36,12 @@ const START_MS: u64 = 1_700_000_000_000;
 
 pub(super) const FRESH_FOR: Duration = Duration::from_secs(60);
 pub(super) const STALE_IF_ERROR: Duration = Duration::from_secs(3600);
+pub(super) const FRESHNESS: Freshness = Freshness {
+    fresh_for: FRESH_FOR,
+    stale_while_revalidate: Duration::ZERO,
+    stale_if_error: STALE_IF_ERROR,
+    moves: Moves::Follow,
+};
 pub(super) const NOT_FOUND_FOR: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -104,34 +111,49 @@ impl World {
     /// On any blob store, with metadata in memory.
     pub(super) fn on(blobs: Arc<dyn BlobStore>) -> Self {
         let metadata = Arc::new(MemoryMetadata::new());
-        Self::build(blobs, Arc::clone(&metadata) as _, metadata)
+        Self::build(
+            blobs,
+            Arc::clone(&metadata) as _,
+            Arc::clone(&metadata) as _,
+            metadata,
+        )
     }
 
     /// On the stores that outlive the process, in this folder.
     pub(super) fn durable(folder: &Path) -> Self {
         let blobs = Arc::new(FsBlobStore::open(folder).unwrap());
         let metadata = Arc::new(SqliteStore::open(&folder.join("metadata.db")).unwrap());
-        Self::build(blobs, Arc::clone(&metadata) as _, metadata)
+        Self::build(
+            blobs,
+            Arc::clone(&metadata) as _,
+            Arc::clone(&metadata) as _,
+            metadata,
+        )
     }
 
     fn build(
         blobs: Arc<dyn BlobStore>,
         metadata: Arc<dyn MetadataStore>,
         uploads: Arc<dyn UploadSessions>,
+        cache: Arc<dyn CacheIndex>,
     ) -> Self {
         let upstream = Arc::new(ScriptedUpstream::default());
         let clock = Arc::new(ManualClock(AtomicU64::new(START_MS)));
         let admission = Arc::new(ScriptedAdmission::default());
         let settings = MirrorSettings {
             upstream: Arc::clone(&upstream) as _,
-            fresh_for: FRESH_FOR,
-            stale_if_error: STALE_IF_ERROR,
+            prefix: "hub.test".parse().unwrap(),
+            keep: Keep::default(),
+            freshness: FRESHNESS,
+            rules: Vec::new(),
             not_found_for: NOT_FOUND_FOR,
         };
         let ports = Ports {
             blobs,
             metadata,
             uploads,
+            cache,
+            leases: Leases::default(),
             admission: Arc::clone(&admission) as _,
             clock: Arc::clone(&clock) as _,
             mirrors: HashMap::from([("hub".into(), settings)]),
@@ -152,6 +174,18 @@ impl World {
 
     pub(super) fn restart_with(&mut self, settings: &Settings) {
         self.mirrors = Mirrors::new(&self.ports, settings);
+    }
+
+    /// Restarts with rules about some tags: patterns, and how they differ from [`FRESHNESS`].
+    pub(super) fn rule(&mut self, tags: &[&str], freshness: Freshness) {
+        let tags = tags.iter().map(|glob| Glob::parse(glob).unwrap()).collect();
+        for mirror in self.ports.mirrors.values_mut() {
+            mirror.rules.push(TagRule {
+                tags: Vec::clone(&tags),
+                freshness,
+            });
+        }
+        self.restart();
     }
 
     /// Puts a blob into an upstream repository.
