@@ -130,7 +130,18 @@ impl Stores {
     async fn open(config: &Config) -> anyhow::Result<Self> {
         let BlobStorage::Filesystem(root) = config.storage.blobs.clone();
         let MetadataStorage::Sqlite(database) = config.storage.metadata.clone();
-        tokio::task::spawn_blocking(move || Self::open_blocking(&root, &database)).await?
+        let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&root, &database));
+        let stores = opened.await??;
+        let adopted = gantry_storage::adopt(&stores.blobs, &stores.metadata).await;
+        if let Some(adopted) =
+            adopted.context("cannot adopt the repositories in the blob folder")?
+        {
+            tracing::info!(
+                ?adopted,
+                "adopted the repositories that another registry left in the blob folder"
+            );
+        }
+        Ok(stores)
     }
 
     fn open_blocking(root: &Path, database: &Path) -> anyhow::Result<Self> {

@@ -27,7 +27,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// How often the mirrors' caches are held against what they may keep.
 const EVICT_EVERY: Duration = Duration::from_secs(60);
 
-/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once.
+/// How long bytes that were taken from a client may still be on their way to a disk after the drain.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. During the start the first one ends at once.
 ///
 /// # Errors
 /// A sentence for the operator, when something of the configuration does not work here.
@@ -42,14 +45,29 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config))
+    let ended = runtime.block_on(serve(config, watch::Sender::new(Stage::Run)));
+    // A disk that hangs must not hold up the end for long, and not at all when nobody waits for it.
+    let patience = match ended {
+        Ok(Stage::Run | Stage::Drain) => LAST_WRITES,
+        Ok(Stage::Abort) | Err(_) => Duration::ZERO,
+    };
+    runtime.shutdown_timeout(patience);
+    ended.map(drop)
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
-    let app = App::build(config).await?;
-    let listeners = listeners(config)?;
-    let (stage, watched) = watch::channel(Stage::Run);
+/// How far the shutdown was when it ended.
+async fn serve(config: &Config, stage: watch::Sender<Stage>) -> anyhow::Result<Stage> {
+    let watched = stage.subscribe();
+    // Before anything that takes time: the first process of a container is not ended by a signal it does not listen for.
     let signals = tokio::spawn(follow_signals(stage)?);
+    let app = tokio::select! {
+        app = App::build(config) => app?,
+        () = server::reached(watched.clone(), Stage::Drain) => {
+            tracing::info!("told to stop during the start");
+            return Ok(Stage::Abort);
+        }
+    };
+    let listeners = listeners(config)?;
     let sweep = tokio::spawn(sweep(Arc::clone(&app)));
     let eviction = tokio::spawn(evict(Arc::clone(&app)));
     let admin = admin(config, &app, &watched)?;
@@ -61,7 +79,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         listeners,
         &app.edge,
         &app.telemetry,
-        watched,
+        watched.clone(),
     )
     .await;
     admin.abort();
@@ -69,7 +87,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     eviction.abort();
     signals.abort();
     tracing::info!("drained");
-    Ok(())
+    Ok(*watched.borrow())
 }
 
 fn listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {

@@ -98,7 +98,7 @@ fn starts(table: &mut Table) {
             }
         }
         let started = Instant::now();
-        gateway.spawn_only();
+        gateway.spawn();
         while !gateway.is_ready() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }

@@ -7,9 +7,12 @@
     reason = "a test may panic, and a story with real clients has many steps"
 )]
 
+mod adopted;
 mod bad_requests;
 mod clients;
 mod crash;
+mod disk_errors;
+mod disk_full;
 mod edge;
 mod herd;
 mod immutable;
@@ -19,6 +22,7 @@ mod plugins_fail;
 mod policy;
 mod quickstart;
 mod replaced;
+mod shutdown;
 mod structure;
 mod tokens;
 mod wire;

@@ -1,10 +1,13 @@
 //! Where bytes and facts are kept: three ports and their backends.
 //!
-//! Map: `blob` is the port for content by digest, `metadata` the port for what repositories hold, `cache` the one for eviction, `kv` the port for plugins'
-//! own data; `cached` keeps metadata's answers in memory; `hash` hashes while bytes pass. Backends: `fs` (Distribution's layout), `sqlite`, `memory`. `suite` is what every
+//! Map: `blob` is the port for content by digest, `metadata` the port for what repositories hold, `cache` the one for eviction, `kv` the
+//! port for plugins' own data; `cached` keeps metadata's answers in memory; `hash` hashes while bytes
+//! pass; `adopt` takes over another registry's folder. Backends: `fs`
+//! (Distribution's layout), `sqlite`, `memory`. `suite` is what every
 //! backend must pass and `faulty` the store that fails on purpose (feature `testing`).
 //! Knows nothing of policy, HTTP or upstreams.
 
+pub mod adopt;
 pub mod blob;
 mod blocking;
 pub mod cache;
@@ -22,6 +25,7 @@ pub mod sqlite;
 #[cfg(feature = "testing")]
 pub mod suite;
 
+pub use adopt::{Adopted, adopt};
 pub use blob::{Blob, BlobStore, BlobWriter, PublishError};
 pub use cache::{CacheIndex, CacheQuery, CacheSize, Cached, Use};
 pub use cached::CachedMetadata;

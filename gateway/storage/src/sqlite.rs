@@ -10,6 +10,7 @@ use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 
 use self::{
     connect::{Readers, open_writer},
+    failure::Stop,
     migrations::METADATA,
     row::int,
     versions::Versions,
@@ -57,6 +58,24 @@ impl SqliteStore {
             readers: Readers::new(path, &METADATA),
             versions: Arc::default(),
         })
+    }
+
+    /// Performs many commits in one transaction, when the store knows no repository yet; whether it did.
+    pub(crate) async fn import(
+        &self,
+        commits: impl Iterator<Item = Result<Commit, StorageError>> + Send + 'static,
+    ) -> Result<bool, CommitError> {
+        let import = move |connection: &_| {
+            if read::has_repositories(connection)? {
+                return Ok(false);
+            }
+            for commit in commits {
+                let commit = commit.map_err(|error| Stop::Refused(error.into()))?;
+                commit::apply(connection, &commit)?;
+            }
+            Ok(true)
+        };
+        self.writer.run("import repositories", import).await
     }
 }
 

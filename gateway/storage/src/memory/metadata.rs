@@ -238,7 +238,7 @@ impl Facts {
         let repository = self.repositories.get(&push.repository).unwrap_or(&none);
         for to in &push.tags {
             let current = repository.tags.get(&to.tag);
-            if current.map(|record| &record.state.digest) != to.expected.as_ref() {
+            if !to.is_possible(current, &push.manifest.digest) {
                 return Err(moved(&to.tag, current));
             }
         }
@@ -282,6 +282,10 @@ impl Repository {
         if let Some(tag) = named.symmetric_difference(&asked).next() {
             return Err(moved(tag, self.tags.get(*tag)));
         }
+        let kept = |tag: &&Tag| self.tags.get(*tag).is_some_and(|it| !it.may_go(digest));
+        if let Some(tag) = tags.iter().find(kept) {
+            return Err(moved(tag, self.tags.get(tag)));
+        }
         self.manifests.remove(digest);
         self.uses.remove(digest);
         for tag in tags {
@@ -292,7 +296,7 @@ impl Repository {
 
     fn delete_tag(&mut self, tag: &Tag, expected: &Digest) -> Result<(), CommitError> {
         let current = self.tags.get(tag).ok_or(CommitError::Absent)?;
-        if current.state.digest != *expected {
+        if !current.may_go(expected) {
             return Err(moved(tag, Some(current)));
         }
         self.tags.remove(tag);

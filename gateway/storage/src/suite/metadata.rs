@@ -36,6 +36,7 @@ macro_rules! metadata_suite {
             a_refused_push_changes_nothing
             one_push_moves_several_tags
             immutability_is_only_ever_set
+            a_tag_marked_immutable_moves_nowhere_and_stays
             of_racing_pushes_to_one_tag_exactly_one_wins
             racing_pushes_by_digest_all_succeed
             what_is_required_must_be_in_the_same_repository
