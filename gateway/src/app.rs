@@ -121,7 +121,7 @@ impl App {
 struct Stores {
     blobs: Arc<FsBlobStore>,
     metadata: Arc<CachedMetadata>,
-    uploads: Arc<SqliteStore>,
+    database: Arc<SqliteStore>,
     values: Arc<SqliteKv>,
     state: PathBuf,
 }
@@ -132,7 +132,7 @@ impl Stores {
         let MetadataStorage::Sqlite(database) = config.storage.metadata.clone();
         let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&root, &database));
         let stores = opened.await??;
-        let adopted = gantry_storage::adopt(&stores.blobs, &stores.metadata).await;
+        let adopted = gantry_storage::adopt(&stores.blobs, &stores.database).await;
         if let Some(adopted) =
             adopted.context("cannot adopt the repositories in the blob folder")?
         {
@@ -162,7 +162,7 @@ impl Stores {
         Ok(Self {
             blobs: Arc::new(blobs),
             metadata: Arc::new(CachedMetadata::new(Arc::<SqliteStore>::clone(&metadata))),
-            uploads: metadata,
+            database: metadata,
             values: Arc::new(values),
             state,
         })
@@ -192,8 +192,8 @@ impl Stores {
         Ports {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<CachedMetadata>::clone(&self.metadata),
-            uploads: Arc::<SqliteStore>::clone(&self.uploads),
-            cache: Arc::<SqliteStore>::clone(&self.uploads),
+            uploads: Arc::<SqliteStore>::clone(&self.database),
+            cache: Arc::<SqliteStore>::clone(&self.database),
             leases: Leases::default(),
             admission: Arc::new(admission),
             clock: Arc::new(SystemClock),

@@ -24,6 +24,9 @@ mod usage;
 
 use table::Table;
 
+/// A family of figures, and what measures it.
+type Part = (&'static str, fn(&mut Table));
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, floor, port, folder] = arguments.as_slice()
@@ -38,7 +41,7 @@ fn main() {
         .collect();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|word| *word == name);
     let mut table = Table::default();
-    let parts: [(&str, fn(&mut Table)); 5] = [
+    let parts: [Part; 5] = [
         ("transfers", transfers::measure),
         ("manifests", manifests::measure),
         ("decisions", decisions::measure),

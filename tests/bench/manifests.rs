@@ -52,18 +52,15 @@ pub(crate) fn measure(table: &mut Table) {
     let [nginx, tag, digest, registry] = middles.as_slice() else {
         panic!("four servers were measured");
     };
-    let unit = "CPU-us/request";
     table.ratio(
-        "manifest by tag",
-        unit,
+        "manifest by tag, CPU-us/request",
         *tag,
         ("nginx", *nginx),
         1.0,
         &[("docker-registry", *registry)],
     );
     table.ratio(
-        "manifest by digest",
-        unit,
+        "manifest by digest, CPU-us/request",
         *digest,
         ("nginx", *nginx),
         1.0,

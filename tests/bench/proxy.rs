@@ -47,8 +47,7 @@ pub(crate) fn measure(table: &mut Table) {
     }
     let direct = median(direct_first);
     table.ratio(
-        "cold pull-through of 64 MiB",
-        "ms",
+        "cold pull-through of 64 MiB, ms",
         median(total),
         ("direct", median(direct_total)),
         1.05,

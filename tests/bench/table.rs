@@ -19,7 +19,6 @@ impl Table {
     pub(crate) fn ratio(
         &mut self,
         what: &str,
-        unit: &str,
         ours: f64,
         against: (&str, f64),
         most: f64,
@@ -32,7 +31,7 @@ impl Table {
             beside.push_str(&format!(", {name} {}", figure(*figure_of)));
         }
         self.rows.push([
-            format!("{what}, {unit}"),
+            what.to_owned(),
             figure(ours),
             beside,
             format!("≤ {most:.2}x of {name}"),

@@ -74,18 +74,15 @@ fn pulls(table: &mut Table) {
         }
     }
     let [nginx, ours, registry, nginx_tls, ours_tls] = middles(seconds);
-    let unit = "CPU-s/GiB";
     table.ratio(
-        "warm blob, plain",
-        unit,
+        "warm blob, plain, CPU-s/GiB",
         ours,
         ("nginx", nginx),
         1.0,
         &[("docker-registry", registry)],
     );
     table.ratio(
-        "warm blob, TLS 1.3",
-        unit,
+        "warm blob, TLS 1.3, CPU-s/GiB",
         ours_tls,
         ("nginx", nginx_tls),
         1.0,
@@ -116,10 +113,10 @@ fn pushes(table: &mut Table) {
         let round = [
             per_gib(floor.pid(), PUSH_BYTES, || put(&floor.url("/"), &file, &[])),
             per_gib(gateway.pid(), PUSH_BYTES, || {
-                push(&at_gateway, &file, &content, &["-u", &user])
+                push(&at_gateway, &file, &content, &["-u", &user]);
             }),
             per_gib(registry.pid(), PUSH_BYTES, || {
-                push(&at_registry, &file, &content, &[])
+                push(&at_registry, &file, &content, &[]);
             }),
         ];
         for (figures, figure) in seconds.iter_mut().zip(round) {
@@ -129,8 +126,7 @@ fn pushes(table: &mut Table) {
     let [floor, ours, registry] = middles(seconds);
     let others = [("docker-registry", registry)];
     table.ratio(
-        "push",
-        "CPU-s/GiB",
+        "push, CPU-s/GiB",
         ours,
         ("receive + sha256 + write + fsync", floor),
         1.15,

@@ -138,11 +138,6 @@ impl Gateway {
         .expect("the folder is ours");
     }
 
-    fn spawn(&mut self) {
-        self.spawn_only();
-        self.wait_ready();
-    }
-
     /// Starts it again and does not wait until it answers.
     ///
     /// # Panics
