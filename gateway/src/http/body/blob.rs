@@ -19,7 +19,7 @@ type Piece = BoxFuture<'static, Result<Bytes, StorageError>>;
 type Warming = BoxFuture<'static, Result<(), StorageError>>;
 
 /// Bytes read at once: large enough that a frame costs nothing, small enough that two per client are little.
-const PIECE_BYTES: usize = 128 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Bytes mapped at once: large enough that a mapping costs nothing, small enough that others get their turn between two.
 const WINDOW_BYTES: usize = 4 << 20;

@@ -212,6 +212,6 @@ const MAX_READ_BYTES: usize = 8 << 20;
 /// More is copied elsewhere, so that one read does not keep an executor's thread.
 const MOST_AT_ONCE: usize = 1 << 20;
 /// What the edge asks for at a time.
-const KEPT_BYTES: usize = 128 << 10;
+const KEPT_BYTES: usize = 64 << 10;
 /// 16 MiB in all.
-const MAX_KEPT: usize = 128;
+const MAX_KEPT: usize = 256;
