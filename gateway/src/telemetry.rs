@@ -20,7 +20,7 @@ use prometheus_client::{
 };
 
 pub use self::{
-    hooks::{audit_admission, audit_ignored, audit_rejected},
+    hooks::{audit_admission, audit_rejected},
     lines::{AccessLine, AuditLine},
     logging::{LogFormat, LoggingError, init},
 };

@@ -21,6 +21,7 @@ mod outage;
 mod plugins_fail;
 mod policy;
 mod quickstart;
+mod reload;
 mod replaced;
 mod shutdown;
 mod structure;

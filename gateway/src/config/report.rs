@@ -2,7 +2,7 @@
 //!
 //! Owns what a message may quote: no byte of a masked range, and never a value from the environment or a secret's file.
 
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, path::PathBuf};
 
 use granit_parser::{Marker, Span};
 
@@ -112,6 +112,8 @@ pub struct Report {
     pub file: String,
     /// By line; what has none comes last.
     pub problems: Vec<Problem>,
+    /// The files that were read or looked for until then, besides the configuration itself: a change of one may mend it.
+    pub files: Vec<PathBuf>,
 }
 
 impl std::error::Error for Report {}
@@ -149,6 +151,7 @@ impl Report {
                 .into_iter()
                 .map(|finding| quotation.problem(finding))
                 .collect(),
+            files: Vec::new(),
         }
     }
 }

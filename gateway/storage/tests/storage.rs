@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+#[path = "storage/adopt.rs"]
+mod adopt;
 #[path = "storage/cached.rs"]
 mod cached;
 #[path = "storage/faulty.rs"]
