@@ -15,17 +15,19 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use gantry_model::event::SourceFacts;
 use gantry_plugin_host::{AdmitAnswer, AuthorizeAnswer, HostPorts, PluginHost};
 use gantry_registry::{Clock as _, Leases, Registry};
 use gantry_storage::{CachedMetadata, FsBlobStore, SqliteKv, SqliteStore};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use self::generation::Generation;
 use crate::{
     auth::verified::VerifiedCredentials,
     clock::SystemClock,
     config::{self, BlobStorage, Config, MetadataStorage},
+    events::Events,
     hooks::{PluginValues, StoredContent},
     outbound::{Names, Requests, SystemNames},
     policy::{
@@ -64,6 +66,8 @@ pub(crate) struct Lasting {
     shadows: Shadows,
     trips: mpsc::Sender<Trip>,
     generations: Gauge,
+    events: Arc<Events>,
+    swapped: watch::Sender<u64>,
 }
 
 /// What the edge enforces.
@@ -139,7 +143,14 @@ impl App {
             .policy_current
             .store(Some(Arc::clone(&next.policy)));
         self.generation_current.store(Arc::clone(&next));
+        self.lasting.swapped.send_replace(next.number);
         next
+    }
+
+    /// Follows the swaps, by the number of the generation that serves.
+    #[must_use]
+    pub fn swaps(&self) -> watch::Receiver<u64> {
+        self.lasting.swapped.subscribe()
     }
 }
 
@@ -213,6 +224,7 @@ impl Stores {
         let policy_current = Arc::new(ArcSwapOption::empty());
         let generations = Gauge::default();
         let shadows = Shadows::start();
+        let events = self.events(config)?;
         telemetry.register(|registry| {
             registry.register(
                 "generations",
@@ -228,7 +240,7 @@ impl Stores {
         Ok(Lasting {
             telemetry: Arc::clone(telemetry),
             host: self.plugin_host(&policy_current)?,
-            registry: self.registry(config),
+            registry: self.registry(config, &events),
             policy_current,
             decisions: Arc::new(Decisions::new(100_000)),
             serves: Arc::new(Decisions::new(100_000)),
@@ -236,6 +248,8 @@ impl Stores {
             shadows,
             trips,
             generations,
+            events,
+            swapped: watch::Sender::new(1),
         })
     }
 
@@ -256,8 +270,20 @@ impl Stores {
         Ok(host)
     }
 
+    fn events(&self, config: &Config) -> anyhow::Result<Arc<Events>> {
+        let source = SourceFacts {
+            addr: config
+                .listen
+                .first()
+                .map_or_else(String::new, |listen| listen.address.to_string()),
+            instance_id: gantry_registry::random_uuid()?,
+        };
+        let outbox = Arc::<SqliteStore>::clone(&self.database);
+        Ok(Events::new(outbox, Arc::new(SystemClock), source))
+    }
+
     /// A registry without mirrors and admissions: each generation brings its own.
-    fn registry(&self, config: &Config) -> Registry {
+    fn registry(&self, config: &Config, events: &Arc<Events>) -> Registry {
         let ports = gantry_registry::Ports {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<CachedMetadata>::clone(&self.metadata),
@@ -265,6 +291,7 @@ impl Stores {
             cache: Arc::<SqliteStore>::clone(&self.database),
             leases: Leases::default(),
             admission: Arc::new(crate::hooks::AdmissionChain::nobody()),
+            events: Arc::<Events>::clone(events),
             clock: Arc::new(SystemClock),
             mirrors: std::collections::HashMap::new(),
         };

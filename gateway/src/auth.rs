@@ -201,6 +201,7 @@ pub async fn issue_token(
         request_id: Arc::clone(&request.request_id),
         client: Arc::clone(&request.client),
         principal: Arc::clone(&identified.principal),
+        arrival: None,
     };
     let mut granted = Vec::new();
     let mut spelled = Vec::new();

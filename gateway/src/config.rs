@@ -35,6 +35,7 @@ pub use self::{
     report::{Problem, Report},
     schema::schema,
 };
+use crate::events::EventSettings;
 
 /// What `gantry serve` is without a file: `examples/quickstart.yaml`.
 pub const QUICKSTART: &str = include_str!("../../examples/quickstart.yaml");
@@ -62,6 +63,8 @@ pub struct Config {
     pub tokens: Tokens,
     /// What the edge enforces.
     pub limits: Limits,
+    /// What is told of what happens, and how long it waits.
+    pub events: EventSettings,
     /// What is logged.
     pub log: Log,
     /// Every file that was read for it, or looked for, besides itself: absolute, to be watched.

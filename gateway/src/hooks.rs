@@ -8,8 +8,8 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{
-    AdmissionRequest, Admitted, Change, Descriptor, Reference, Refusal, Repository, RepositoryName,
-    Requester, Tag, TagState,
+    AdmissionRequest, Admitted, Change, Delivery, Descriptor, Event, Reference, Refusal,
+    Repository, RepositoryName, Requester, Tag, TagState,
 };
 use gantry_plugin_host::{
     AdmitAnswer, CallError, KeyValue,
@@ -20,6 +20,7 @@ use gantry_storage::{BlobStore, KeyValueStore, MetadataStore, StorageError, kv::
 
 use crate::{
     config::{Mode, OnError},
+    events::Receiver,
     policy::{
         Policy,
         binding::Binding,
@@ -498,4 +499,25 @@ async fn read_exactly(
         whole.extend_from_slice(&piece);
     }
     Ok(whole.freeze())
+}
+/// A binding that is told of events.
+#[derive(Debug)]
+pub struct EventHook(pub Arc<Binding>);
+
+#[async_trait]
+impl Receiver for EventHook {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn covers(&self, repository: &RepositoryName) -> bool {
+        self.0.sees(repository.as_str())
+    }
+
+    async fn observe(&self, events: &[Event]) -> Result<Vec<Delivery>, String> {
+        self.0.plugin.observe(events).await.map_err(|error| {
+            tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), detail = %error.detail, "plugin failed");
+            format!("{}: {}", error.failure.as_str(), error.detail)
+        })
+    }
 }

@@ -1,5 +1,7 @@
 //! From a configuration to a served gateway and back: logging, listeners, signals, what runs beside the requests, the drain.
 
+mod telling;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -9,6 +11,7 @@ use tokio::{
     sync::watch,
 };
 
+use self::telling::Telling;
 use crate::{
     app::App,
     config::{Config, ListenAddress, LogFormat},
@@ -89,11 +92,13 @@ async fn serve(
         tokio::spawn(evict(Arc::clone(&app))),
         admin(config, &reloader, &watched)?,
     ];
+    let telling = Telling::start(&app);
     for listen in &config.listen {
         tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
     }
     let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
     server::serve(app, listeners, &edge, &telemetry, watched.clone()).await;
+    telling.stop().await;
     beside.iter().for_each(tokio::task::JoinHandle::abort);
     tracing::info!("drained");
     Ok(*watched.borrow())

@@ -14,6 +14,7 @@ mod crash;
 mod disk_errors;
 mod disk_full;
 mod edge;
+mod events;
 mod herd;
 mod immutable;
 mod mirror;

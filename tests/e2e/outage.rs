@@ -152,7 +152,7 @@ fn a_body_cut_at_any_of_fifty_places_is_whole_or_an_error() {
 
 #[test]
 fn a_broken_fill_goes_on_where_it_stopped() {
-    const LENGTH: usize = 8 << 20;
+    const LENGTH: usize = 16 << 20;
     let origin = Origin::start();
     let image = Image::random(LENGTH);
     origin.push("a/b", "latest", &image);
@@ -160,7 +160,7 @@ fn a_broken_fill_goes_on_where_it_stopped() {
     let wire = Wire::anonymous(gateway.port);
     wire.get("/v2/up/a/b/manifests/latest").expect(200);
     let digest = &image.layers[0].digest;
-    origin.break_paths(digest, Fault::TruncateAt(LENGTH / 4 + 1));
+    origin.break_paths(digest, Fault::TruncateAt(LENGTH / 2 + 1));
     let blob = wire.get(&format!("/v2/up/a/b/blobs/{digest}")).expect(200);
     assert_eq!(blob.body, image.layers[0].bytes);
     let sent = origin.sent(digest);
@@ -168,5 +168,5 @@ fn a_broken_fill_goes_on_where_it_stopped() {
         sent <= LENGTH + LENGTH / 10,
         "{sent} bytes were fetched of {LENGTH}"
     );
-    assert!(origin.count("GET", digest) >= 4, "every piece was cut");
+    assert!(origin.count("GET", digest) >= 2, "the body was cut");
 }

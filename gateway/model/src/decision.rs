@@ -5,6 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    event::Arrival,
     operation::Operation,
     principal::{Client, Principal},
     scope::Scope,
@@ -111,6 +112,8 @@ pub struct Requester {
     pub client: Arc<Client>,
     /// The identity.
     pub principal: Arc<Principal>,
+    /// How the request arrived; `None` for work that no request asked for.
+    pub arrival: Option<Arc<Arrival>>,
 }
 
 /// Proof that an operation was allowed. Consumed by the registry's one entry.
@@ -161,6 +164,7 @@ impl Permit {
             request_id,
             client,
             principal: Arc::new(Principal::system()),
+            arrival: None,
         };
         Self {
             operation,

@@ -6,7 +6,13 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{digest::Digest, name::RepositoryName, namespace::Repository, reference::Tag};
+use crate::{
+    decision::{Denial, Requester},
+    digest::Digest,
+    name::RepositoryName,
+    namespace::Repository,
+    reference::Tag,
+};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -154,6 +160,28 @@ pub struct Payload {
     pub source: Option<SourceFacts>,
 }
 
+impl Payload {
+    /// What every event of a request says: the request, and the node that took it.
+    #[must_use]
+    pub fn of(requester: &Requester) -> Self {
+        let Some(arrival) = &requester.arrival else {
+            return Self::default();
+        };
+        let client = &requester.client;
+        Self {
+            request: Some(RequestFacts {
+                id: requester.request_id.to_string(),
+                addr: client.address.to_string(),
+                host: arrival.host.clone(),
+                method: arrival.method.clone(),
+                useragent: client.user_agent.clone().unwrap_or_default(),
+            }),
+            source: Some(arrival.source.clone()),
+            ..Self::default()
+        }
+    }
+}
+
 /// Content that a manifest names.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ReferencedContent {
@@ -175,6 +203,16 @@ pub struct DenialReason {
     /// The plugin that refused, when one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin: Option<String>,
+}
+
+impl From<&Denial> for DenialReason {
+    fn from(denial: &Denial) -> Self {
+        Self {
+            code: denial.reason.code.clone(),
+            text: denial.reason.text.clone(),
+            plugin: denial.plugin.as_ref().map(ToString::to_string),
+        }
+    }
 }
 
 /// A request, as Distribution's notifications tell it.

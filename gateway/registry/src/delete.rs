@@ -3,12 +3,13 @@
 //! Owns the loop between admission and commit, as a push does. A manifest goes only with every tag that names it, and each of those
 //! tags is asked about: what protects a tag protects its manifest.
 
-use gantry_model::{Change, Digest, Page, Repository, Tag};
+use gantry_model::{Change, Digest, Event, EventKind, Page, Repository, Tag};
 use gantry_storage::{Commit, CommitError, ManifestRecord, TagRecord};
 
 use crate::{
     admit::{Content, Question, refuse_immutable},
     error::Error,
+    events::Told,
     outcome::Outcome,
     push::MAX_ROUNDS,
     registry::Call,
@@ -35,6 +36,12 @@ impl Call {
             };
             self.admit_tag_deletion(repository, &tagged, &record)
                 .await?;
+            let mut events = self.events(repository);
+            let content = Told {
+                tag: Some(tag),
+                ..Told::manifest(&record)
+            };
+            events.tell(EventKind::TagDeleted, content)?;
             let commit = Commit::DeleteTag {
                 repository: repository.name.clone(),
                 tag: tag.clone(),
@@ -42,7 +49,7 @@ impl Call {
                 at_ms: self.shared.ports.clock.now_ms(),
                 by: self.requester.principal.id.clone(),
             };
-            if self.deleted(commit).await? {
+            if self.deleted(commit, events.told()).await? {
                 return Ok(Outcome::Deleted);
             }
         }
@@ -69,6 +76,7 @@ impl Call {
             for tagged in &tags {
                 self.admit_tag_deletion(repository, tagged, &record).await?;
             }
+            let events = self.deletion_events(repository, &record, &tags)?;
             let commit = Commit::DeleteManifest {
                 repository: repository.name.clone(),
                 digest: digest.clone(),
@@ -76,7 +84,7 @@ impl Call {
                 at_ms: self.shared.ports.clock.now_ms(),
                 by: self.requester.principal.id.clone(),
             };
-            if self.deleted(commit).await? {
+            if self.deleted(commit, events).await? {
                 return Ok(Outcome::Deleted);
             }
         }
@@ -90,14 +98,33 @@ impl Call {
         digest: Digest,
     ) -> Result<Outcome, Error> {
         self.refuse_when_disabled()?;
+        let mut events = self.events(repository);
+        events.tell(EventKind::BlobDeleted, Told::blob(&digest, None))?;
         let commit = Commit::UnlinkBlob {
             repository: repository.name.clone(),
             digest: digest.clone(),
         };
-        match self.shared.ports.metadata.commit(commit).await {
+        match self.commit(commit, events.told()).await {
             Ok(()) => Ok(Outcome::Deleted),
             Err(error) => Err(Error::from_commit(error, Error::BlobUnknown { digest })),
         }
+    }
+
+    /// The tags go before the manifest they name.
+    fn deletion_events(
+        &self,
+        repository: &Repository,
+        record: &ManifestRecord,
+        tags: &[TagRecord],
+    ) -> Result<Vec<Event>, Error> {
+        let mut events = self.events(repository);
+        let content = Told::manifest(record);
+        for tagged in tags {
+            let tag = Some(&tagged.tag);
+            events.tell(EventKind::TagDeleted, Told { tag, ..content })?;
+        }
+        events.tell(EventKind::ManifestDeleted, content)?;
+        Ok(events.told())
     }
 
     fn refuse_when_disabled(&self) -> Result<(), Error> {
@@ -146,8 +173,8 @@ impl Call {
     }
 
     /// Commits a deletion; false when a tag moved and admission has to be asked again.
-    async fn deleted(&self, commit: Commit) -> Result<bool, Error> {
-        match self.shared.ports.metadata.commit(commit).await {
+    async fn deleted(&self, commit: Commit, events: Vec<Event>) -> Result<bool, Error> {
+        match self.commit(commit, events).await {
             Ok(()) => Ok(true),
             Err(CommitError::TagMoved { .. }) => Ok(false),
             Err(error) => Err(Error::from_commit(error, Error::ManifestUnknown)),

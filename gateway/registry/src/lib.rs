@@ -1,7 +1,7 @@
 //! The domain: push, pull, upload, mount, referrers, tags, delete, and the proxy cache. No HTTP, no wasm.
 //!
 //! Map: `registry` is the struct and the one entry [`Registry::perform`]; `pull` `push` `upload` `mount` `list` `referrers` `delete`
-//! hold one family of operations each; `admit` asks the hooks; `staging` knows which staging files are in use; `mirror` fills the
+//! hold one family of operations each; `admit` asks the hooks; `events` tells what happened; `staging` knows which staging files are in use; `mirror` fills the
 //! cache; `ports` is what the binary must bring; `outcome` and `error` are what comes out.
 //! Invariant: nothing here runs without a [`gantry_model::Permit`].
 
@@ -9,6 +9,7 @@ mod admit;
 pub mod body;
 mod delete;
 pub mod error;
+mod events;
 mod leases;
 mod list;
 mod mirror;
@@ -24,12 +25,14 @@ mod upload;
 
 pub use body::{Body, BodyError};
 pub use error::Error;
+pub use events::random_uuid;
 pub use leases::Leases;
 pub use mirror::{CacheUsage, Evicted};
 pub use outcome::{
     BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
 };
 pub use ports::{
-    Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Ports, Settings, TagRule,
+    Admission, Clock, EventSink, Freshness, Keep, MirrorSettings, Moves, NoEvents, Ports, Settings,
+    TagRule,
 };
 pub use registry::Registry;

@@ -9,6 +9,7 @@ use crate::{
     error::Error,
     outcome::Outcome,
     registry::Call,
+    upload::Came,
 };
 
 impl Call {
@@ -42,7 +43,8 @@ impl Call {
             },
         })
         .await?;
-        self.link(&repository, &digest, size, None).await
+        self.link(&repository, &digest, size, Came::From(&from))
+            .await
     }
 
     /// The length of a blob that the principal could pull from `from` right now.

@@ -4,7 +4,8 @@ use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use gantry_model::{
-    AdmissionRequest, Admitted, Change, Refusal, Repository, RepositoryName, Tag, glob::Glob,
+    AdmissionRequest, Admitted, Change, Event, EventKind, Refusal, Repository, RepositoryName, Tag,
+    glob::Glob,
 };
 use gantry_storage::{BlobStore, CacheIndex, MetadataStore, UploadSessions};
 use gantry_upstream::Upstream;
@@ -22,6 +23,32 @@ pub trait Admission: Debug + Send + Sync {
     /// # Errors
     /// The first [`Refusal`].
     async fn admit(&self, request: AdmissionRequest) -> Result<Admitted, Refusal>;
+}
+
+/// Who wants to know of events. Those of a change are written with its commit; the others are handed over here.
+pub trait EventSink: Debug + Send + Sync {
+    /// Whether anybody is to be told of this kind, this time: pulls may be sampled. A false answer saves making the event.
+    fn wants(&self, kind: EventKind) -> bool;
+
+    /// Takes a fact that has no commit. Never waits: what finds no place is lost, and counted.
+    fn record(&self, event: Event);
+
+    /// Says that a commit wrote events.
+    fn committed(&self);
+}
+
+/// Nobody wants to know.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoEvents;
+
+impl EventSink for NoEvents {
+    fn wants(&self, _kind: EventKind) -> bool {
+        false
+    }
+
+    fn record(&self, _event: Event) {}
+
+    fn committed(&self) {}
 }
 
 /// Wall-clock time.
@@ -161,6 +188,8 @@ pub struct Ports {
     pub leases: Leases,
     /// Admission hooks.
     pub admission: Arc<dyn Admission>,
+    /// Who is told of what happens.
+    pub events: Arc<dyn EventSink>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Mirrors by name.

@@ -8,13 +8,15 @@ use std::ops::RangeInclusive;
 
 use bytes::{Bytes, BytesMut};
 use gantry_model::{
-    ByteRange, Change, Digest, Reference, Repository, RepositoryName, Source, Tag, TagState,
+    ByteRange, Change, Digest, EventKind, Reference, Repository, RepositoryName, Source, Tag,
+    TagState,
 };
 use gantry_storage::{Blob, ManifestRecord, digest_of};
 
 use crate::{
     admit::{Content, Question},
     error::Error,
+    events::Told,
     mirror::{MirroredBlob, MirroredContent, MirroredManifest},
     outcome::{BlobContent, Outcome, ServedBlob, ServedManifest, Staleness},
     registry::{Call, Shared},
@@ -73,6 +75,14 @@ impl Call {
                 content: Content::Manifest(&found.record, Some(&found.bytes)),
             })
             .await?;
+        if wanted {
+            let tag = reference.tag();
+            let content = Told {
+                tag,
+                ..Told::manifest(&found.record)
+            };
+            self.tell_pull(&repository, EventKind::ManifestPulled, content)?;
+        }
         self.shared.mirrors.used(&repository, &found.record.digest);
         Ok(Outcome::Manifest(Box::new(ServedManifest {
             repository,
@@ -218,6 +228,10 @@ impl Call {
                 mirrored_part(blob.await?, range).await?
             }
         };
+        if wanted {
+            let content = Told::blob(&digest, part.size);
+            self.tell_pull(&repository, EventKind::BlobPulled, content)?;
+        }
         self.shared.mirrors.used(&repository, &digest);
         Ok(Outcome::Blob(Box::new(ServedBlob {
             repository,

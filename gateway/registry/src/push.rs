@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use gantry_model::{
-    Algorithm, Change, Descriptor, Digest, Manifest, ManifestError, MediaType, Reference,
-    Repository, RepositoryName, Tag,
+    Algorithm, Change, Descriptor, Digest, Event, EventKind, Manifest, ManifestError, MediaType,
+    Reference, Repository, RepositoryName, Tag,
 };
 use gantry_storage::{
     Commit, CommitError, ManifestRecord, PushManifest, ReferenceRecord, TagMove, digest_of,
@@ -19,6 +19,7 @@ use crate::{
     admit::{Content, Question, refuse_immutable},
     body::{Body, BodyError},
     error::Error,
+    events::Told,
     outcome::Outcome,
     registry::Call,
 };
@@ -153,6 +154,7 @@ impl Call {
     ) -> Result<Vec<String>, Error> {
         for _round in 0..MAX_ROUNDS {
             let (tags, warnings) = self.admit_push(repository, pushed).await?;
+            let events = self.push_events(repository, pushed, &tags)?;
             let commit = Commit::PushManifest(Box::new(PushManifest {
                 repository: repository.name.clone(),
                 manifest: pushed.record.clone(),
@@ -160,13 +162,47 @@ impl Call {
                 tags,
                 required: pushed.required.clone(),
             }));
-            match self.shared.ports.metadata.commit(commit).await {
+            match self.commit(commit, events).await {
                 Ok(()) => return Ok(warnings),
                 Err(CommitError::TagMoved { .. }) => {}
                 Err(error) => return Err(Error::from_commit(error, Error::ManifestUnknown)),
             }
         }
         Err(Error::Conflict)
+    }
+
+    /// One push per tag, as Distribution tells it, and a move for each tag that names something else now.
+    fn push_events(
+        &self,
+        repository: &Repository,
+        pushed: &Pushed,
+        tags: &[TagMove],
+    ) -> Result<Vec<Event>, Error> {
+        let mut events = self.events(repository);
+        let content = Told {
+            references: &pushed.references,
+            ..Told::manifest(&pushed.record)
+        };
+        if tags.is_empty() {
+            events.tell(EventKind::ManifestPushed, content)?;
+        }
+        for to in tags {
+            let content = Told {
+                tag: Some(&to.tag),
+                ..content
+            };
+            events.tell(EventKind::ManifestPushed, content)?;
+            if to.expected.as_ref() != Some(&pushed.record.digest) {
+                let previous = to.expected.as_ref();
+                let content = Told {
+                    previous,
+                    references: &[],
+                    ..content
+                };
+                events.tell(EventKind::TagMoved, content)?;
+            }
+        }
+        Ok(events.told())
     }
 
     /// Asks about every tag before anything is committed; the first refusal refuses all.

@@ -7,17 +7,29 @@
 pub(crate) mod session;
 mod sweep;
 
-use gantry_model::{Algorithm, ContentRange, Digest, Repository, UploadId};
+use gantry_model::{Algorithm, ContentRange, Digest, EventKind, Repository, UploadId};
 use gantry_storage::{BlobWriter, Commit, Kind, StorageError};
 
 use self::session::Turn;
 use crate::{
     body::{Body, BodyError},
     error::Error,
+    events::Told,
     outcome::{Outcome, UploadState},
     registry::Call,
     staging::publish_error,
 };
+
+/// How a blob came to a repository.
+#[derive(Clone, Copy)]
+pub(crate) enum Came<'a> {
+    /// In one request.
+    Whole,
+    /// By a session, which ends with the link.
+    InSession(UploadId),
+    /// From another repository.
+    From(&'a Repository),
+}
 
 /// A chunk that did not arrive as it should.
 enum ChunkError {
@@ -100,7 +112,9 @@ impl Call {
                 return Err(publish_error(error));
             }
         };
-        let linked = self.link(&repository, &digest, size, Some(upload)).await;
+        let linked = self
+            .link(&repository, &digest, size, Came::InSession(upload))
+            .await;
         match &linked {
             Ok(_) => self.shared.uploads.forget(upload),
             Err(_) => self.shared.drop_session(&turn).await,
@@ -129,7 +143,7 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let _lease = self.shared.ports.leases.take(&digest).await;
         let size = self.shared.publish(&digest, body).await?;
-        self.link(&repository, &digest, size, None).await
+        self.link(&repository, &digest, size, Came::Whole).await
     }
 
     /// Makes a published blob readable in a repository, and closes the session it came by.
@@ -138,15 +152,23 @@ impl Call {
         repository: &Repository,
         digest: &Digest,
         size: u64,
-        upload: Option<UploadId>,
+        came: Came<'_>,
     ) -> Result<Outcome, Error> {
+        let mut events = self.events(repository);
+        let content = Told::blob(digest, Some(size));
+        let (upload, kind, from) = match came {
+            Came::Whole => (None, EventKind::BlobPushed, None),
+            Came::InSession(upload) => (Some(upload), EventKind::BlobPushed, None),
+            Came::From(source) => (None, EventKind::BlobMounted, Some(&source.name)),
+        };
+        events.tell(kind, Told { from, ..content })?;
         let commit = Commit::LinkBlob {
             repository: repository.name.clone(),
             digest: digest.clone(),
             size,
             upload,
         };
-        match self.shared.ports.metadata.commit(commit).await {
+        match self.commit(commit, events.told()).await {
             Ok(()) => Ok(Outcome::BlobPushed {
                 repository: repository.clone(),
                 digest: digest.clone(),

@@ -15,6 +15,8 @@ mod harness;
 mod admission;
 #[path = "registry/delete.rs"]
 mod delete;
+#[path = "registry/events.rs"]
+mod events;
 #[path = "registry/faults.rs"]
 mod faults;
 #[path = "registry/list.rs"]

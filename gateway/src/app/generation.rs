@@ -15,7 +15,8 @@ use super::{EdgeSettings, Lasting};
 use crate::{
     auth::{Authentication, token::Tokens},
     config::{self, Config},
-    hooks::AdmissionChain,
+    events::{Events, Receiver},
+    hooks::{AdmissionChain, EventHook},
     policy::{Policy, binding::Binding},
     telemetry::Telemetry,
 };
@@ -37,6 +38,10 @@ pub struct Generation {
     pub policy: Arc<Policy>,
     /// Log, metrics, audit.
     pub telemetry: Arc<Telemetry>,
+    /// What is told to whom.
+    pub events: Arc<Events>,
+    /// Who is told of events.
+    pub receivers: Vec<Arc<dyn Receiver>>,
     /// What the edge enforces.
     pub edge: Arc<EdgeSettings>,
     /// Every plugin, in the order of the configuration.
@@ -102,6 +107,7 @@ impl Generation {
             Arc::clone(&lasting.serves),
             lasting.shadows.clone(),
         );
+        let receivers = taking_part(Hook::Observe).into_iter();
         let clients = clients(config, before)?;
         let registry = lasting.registry.reconfigured(
             Arc::new(admission),
@@ -115,6 +121,10 @@ impl Generation {
             authentication: Authentication::new(authenticators, verified, tokens),
             policy: Arc::new(policy),
             telemetry: Arc::clone(&lasting.telemetry),
+            events: Arc::clone(&lasting.events),
+            receivers: receivers
+                .map(|binding| Arc::new(EventHook(binding)) as _)
+                .collect(),
             edge: Arc::new(edge_settings(config)),
             config: config.clone(),
             bindings,

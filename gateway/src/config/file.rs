@@ -47,6 +47,8 @@ pub(crate) struct ConfigFile {
     pub(crate) tokens: Option<TokensFile>,
     /// What one client or request may use.
     pub(crate) limits: Option<LimitsFile>,
+    /// What plugins that take part in `events` are told, and how long it waits for them.
+    pub(crate) events: Option<EventsFile>,
     /// What is logged.
     pub(crate) log: Option<LogFile>,
 }
@@ -441,6 +443,55 @@ pub(crate) struct LimitsFile {
     pub(crate) decision_deadline: Option<DurationText>,
     /// How long a stop waits for requests in flight. Default: 30s.
     pub(crate) drain_timeout: Option<DurationText>,
+}
+
+/// What plugins that take part in `events` are told, and how long it waits for them. Changes and refusals are always told.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Events")]
+pub(crate) struct EventsFile {
+    /// Which pulls are told: `off`, `all`, or one of so many. Default: off.
+    pub(crate) pulls: Option<PullsEntry>,
+    /// Events kept at most, waiting and undeliverable. When it is full, pulls and refusals go first, then the oldest. Default: 100000.
+    #[schemars(range(min = 100, max = 10_000_000))]
+    pub(crate) max_events: Option<u32>,
+    /// Their size at most. Default: 256MiB.
+    pub(crate) max_size: Option<SizeEntry>,
+    /// Attempts before an event is set aside. Default: 50.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(crate) max_attempts: Option<u32>,
+    /// How old an event is at most when it is tried again. Default: 72h.
+    pub(crate) max_age: Option<DurationText>,
+}
+
+/// Which pulls are told.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub(crate) enum PullsEntry {
+    Word(PullsText),
+    Sampled(PullsSampled),
+}
+
+/// All pulls or none.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum PullsText {
+    /// None.
+    Off,
+    /// Every one.
+    All,
+}
+
+/// A random part of the pulls.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(crate) struct PullsSampled {
+    /// One pull of so many is told.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) one_of: u32,
 }
 
 /// A size with a unit, or bytes.

@@ -24,11 +24,15 @@ pub(crate) use self::listen::admin_address;
 use super::{
     BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat, MetadataStorage, Report,
     Storage, Tokens, check, environment,
-    file::{ConfigFile, LimitsFile, LogFormatText, SecretFile, SizeEntry, StorageFile, TokensFile},
+    file::{
+        ConfigFile, EventsFile, LimitsFile, LogFormatText, PullsEntry, PullsSampled, PullsText,
+        SecretFile, SizeEntry, StorageFile, TokensFile,
+    },
     report::{Finding, Place},
     text::DurationText,
     tree::{self, Node},
 };
+use crate::events::{EventSettings, Pulls};
 
 /// What a file that a plugin's configuration names, and that is not there, means.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -132,6 +136,7 @@ impl Context<'_> {
             plugins: self.plugins(file.plugins),
             tokens: self.tokens(file.tokens.unwrap_or_default(), storage.blobs.folder()),
             limits: self.limits(&file.limits.unwrap_or_default()),
+            events: self.events(&file.events.unwrap_or_default()),
             log: Log {
                 format: match log.format {
                     Some(LogFormatText::Json) => LogFormat::Json,
@@ -188,6 +193,35 @@ impl Context<'_> {
                 file.lifetime.as_ref(),
                 Duration::from_secs(300),
                 bounds,
+            ),
+        }
+    }
+
+    fn events(&mut self, file: &EventsFile) -> EventSettings {
+        let default = EventSettings::default();
+        let whole_day = Duration::from_secs(86_400);
+        EventSettings {
+            pulls: match file.pulls {
+                None | Some(PullsEntry::Word(PullsText::Off)) => Pulls::Off,
+                Some(PullsEntry::Word(PullsText::All)) => Pulls::All,
+                Some(PullsEntry::Sampled(PullsSampled { one_of })) => {
+                    Pulls::Sample(1.0 / f64::from(one_of.max(1)))
+                }
+            },
+            max_events: file.max_events.map_or(default.max_events, u64::from),
+            max_bytes: self
+                .size(
+                    &["events", "max_size"],
+                    file.max_size.as_ref(),
+                    1 << 20..=u64::MAX,
+                )
+                .unwrap_or(default.max_bytes),
+            max_attempts: file.max_attempts.unwrap_or(default.max_attempts),
+            max_age: self.duration(
+                &["events", "max_age"],
+                file.max_age.as_ref(),
+                default.max_age,
+                Duration::from_secs(60)..=whole_day * 365,
             ),
         }
     }

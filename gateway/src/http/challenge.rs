@@ -36,6 +36,13 @@ impl Challenge {
         }
     }
 
+    /// `scheme://host[:port]` that the client reaches us by.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        let scheme = self.realm.split("://").next().unwrap_or("http");
+        format!("{scheme}://{}", self.service)
+    }
+
     /// Binds the realm to a `?ns=` value, so that names in a token's scopes mean that namespace's repositories.
     #[must_use]
     pub fn in_namespace(mut self, namespace: &str) -> Self {

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use gantry_model::{Client, Denial, Operation, Permit, Principal, Requester};
+use gantry_model::{Arrival, Client, Denial, Operation, Permit, Principal, Requester};
 use gantry_registry::Error as RegistryError;
 use http::request::Parts;
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     app::Generation,
+    events::Events,
     server::Peer,
     telemetry::{AccessLine, AuditLine, Telemetry},
 };
@@ -37,6 +38,8 @@ pub struct Exchange {
     client: Arc<Client>,
     frame: Frame,
     received: Arc<AtomicU64>,
+    events: Arc<Events>,
+    principal: Option<Arc<Principal>>,
     /// `None` once it was handed to the response's body.
     access: Option<AccessLine>,
     audit: Option<AuditLine>,
@@ -101,6 +104,8 @@ impl Exchange {
             },
             origin,
             received,
+            events: Arc::clone(&generation.events),
+            principal: None,
             audit: None,
         }
     }
@@ -193,7 +198,8 @@ impl Exchange {
     }
 
     /// Notes who asks.
-    pub fn identified(&mut self, principal: &Principal) {
+    pub fn identified(&mut self, principal: &Arc<Principal>) {
+        self.principal = Some(Arc::clone(principal));
         if let Some(access) = &mut self.access {
             access.principal = Some(principal.id.clone());
         }
@@ -206,6 +212,7 @@ impl Exchange {
     #[must_use]
     pub fn requester(&self, principal: Arc<Principal>) -> Requester {
         Requester {
+            arrival: self.arrival(),
             request_id: Arc::clone(&self.frame.request_id),
             client: Arc::clone(&self.client),
             principal,
@@ -224,12 +231,40 @@ impl Exchange {
     }
 
     fn denied(&mut self, denial: &Denial) {
+        self.tell_denial(denial);
         self.decided(
             "deny",
             &denial.reason.code,
             &denial.reason.text,
             denial.plugin.clone(),
         );
+    }
+
+    /// How the request arrived, when events will say it.
+    fn arrival(&self) -> Option<Arc<Arrival>> {
+        if !self.events.listening() {
+            return None;
+        }
+        Some(Arc::new(Arrival {
+            method: self.access.as_ref()?.method.to_string(),
+            host: self.origin.host.clone().unwrap_or_default(),
+            url: self.frame.challenge.origin(),
+            source: self.events.source().clone(),
+        }))
+    }
+
+    /// Tells receivers of events, when the principal and the repository are known.
+    fn tell_denial(&self, denial: &Denial) {
+        let (Some(principal), Some(access)) = (&self.principal, &self.access) else {
+            return;
+        };
+        let name = access.repository.as_deref();
+        let Some(name) = name.and_then(|name| name.parse().ok()) else {
+            return;
+        };
+        let requester = self.requester(Arc::clone(principal));
+        self.events
+            .denied(&requester, &name, access.operation, denial);
     }
 
     fn decided(

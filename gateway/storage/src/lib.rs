@@ -1,9 +1,8 @@
-//! Where bytes and facts are kept: three ports and their backends.
+//! Where bytes and facts are kept: the ports and their backends.
 //!
-//! Map: `blob` is the port for content by digest, `metadata` the port for what repositories hold, `cache` the one for eviction, `kv` the
-//! port for plugins' own data; `cached` keeps metadata's answers in memory; `hash` hashes while bytes
-//! pass; `adopt` takes over another registry's folder. Backends: `fs`
-//! (Distribution's layout), `sqlite`, `memory`. `suite` is what every
+//! Map: `blob` is the port for content by digest, `metadata` the port for what repositories hold, `outbox` the one for events that
+//! wait, `cache` the one for eviction, `kv` the port for plugins' own data; `cached` keeps metadata's answers in memory; `hash` hashes
+//! while bytes pass; `adopt` takes over another registry's folder. Backends: `fs` (Distribution's layout), `sqlite`, `memory`. `suite` is what every
 //! backend must pass and `faulty` the store that fails on purpose (feature `testing`).
 //! Knows nothing of policy, HTTP or upstreams.
 
@@ -21,6 +20,7 @@ pub mod hash;
 pub mod kv;
 pub mod memory;
 pub mod metadata;
+pub mod outbox;
 pub mod sqlite;
 #[cfg(feature = "testing")]
 pub mod suite;
@@ -37,5 +37,8 @@ pub use memory::{MemoryBlobStore, MemoryKv, MemoryMetadata};
 pub use metadata::{
     Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
     ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord, UploadSessions,
+};
+pub use outbox::{
+    Depth, EventFilter, EventOutbox, OutboxSettings, Settled, Settlement, Take, Taken,
 };
 pub use sqlite::{SqliteKv, SqliteStore};

@@ -4,6 +4,7 @@ mod blob;
 mod cache;
 mod kv;
 mod metadata;
+mod outbox;
 
 pub use blob::MemoryBlobStore;
 pub use kv::MemoryKv;

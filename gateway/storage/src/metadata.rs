@@ -5,7 +5,9 @@
 use std::fmt::Debug;
 
 use async_trait::async_trait;
-use gantry_model::{Algorithm, Digest, MediaType, Page, RepositoryName, Tag, TagState, UploadId};
+use gantry_model::{
+    Algorithm, Digest, Event, MediaType, Page, RepositoryName, Tag, TagState, UploadId,
+};
 
 use crate::error::StorageError;
 
@@ -156,6 +158,13 @@ pub struct PushManifest {
 /// One transaction.
 #[derive(Clone, Debug)]
 pub enum Commit {
+    /// A commit, and the events that tell of it: both or neither. See [`crate::EventOutbox`].
+    Telling {
+        /// What changes.
+        commit: Box<Self>,
+        /// In the order in which it happened.
+        events: Vec<Event>,
+    },
     /// See [`PushManifest`].
     PushManifest(Box<PushManifest>),
     /// A blob becomes readable in a repository (made when it does not exist); closes the upload session it came by.
@@ -227,6 +236,19 @@ impl Commit {
             | Self::DeleteTag { repository, .. }
             | Self::UnlinkBlob { repository, .. }
             | Self::ConfirmTag { repository, .. } => repository,
+            Self::Telling { commit, .. } => commit.repository(),
+        }
+    }
+
+    /// The same, telling of it.
+    #[must_use]
+    pub fn telling(self, events: Vec<Event>) -> Self {
+        if events.is_empty() {
+            return self;
+        }
+        Self::Telling {
+            commit: Box::new(self),
+            events,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Metadata in an SQLite file (WAL, `synchronous=FULL`): one thread writes, several connections read.
 //!
 //! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
-//! `kv` is the second file, for plugins' own data.
+//! `outbox` the events that wait, `kv` is the second file, for plugins' own data.
 
 use std::{path::Path, sync::Arc};
 
@@ -12,6 +12,7 @@ use self::{
     connect::{Readers, open_writer},
     failure::Stop,
     migrations::METADATA,
+    outbox::Bounds,
     row::int,
     versions::Versions,
     writer::Writer,
@@ -30,6 +31,7 @@ mod connect;
 mod failure;
 mod kv;
 mod migrations;
+mod outbox;
 mod read;
 mod row;
 mod versions;
@@ -43,6 +45,7 @@ pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
     versions: Arc<Versions>,
+    outbox: Bounds,
 }
 
 impl SqliteStore {
@@ -57,6 +60,7 @@ impl SqliteStore {
             writer: Writer::start(connection)?,
             readers: Readers::new(path, &METADATA),
             versions: Arc::default(),
+            outbox: Bounds::default(),
         })
     }
 
@@ -65,17 +69,21 @@ impl SqliteStore {
         &self,
         commits: impl Iterator<Item = Result<Commit, StorageError>> + Send + 'static,
     ) -> Result<bool, CommitError> {
+        let (bounds, versions) = (self.outbox.clone(), Arc::clone(&self.versions));
         let import = move |connection: &_| {
             if read::has_repositories(connection)? {
                 return Ok(false);
             }
             for commit in commits {
                 let commit = commit.map_err(|error| Stop::Refused(error.into()))?;
-                commit::apply(connection, &commit)?;
+                commit::apply(connection, &bounds, &commit)?;
             }
             Ok(true)
         };
-        self.writer.run("import repositories", import).await
+        let imported = move || versions.all_moved();
+        self.writer
+            .run_then("import repositories", import, imported)
+            .await
     }
 }
 
@@ -162,7 +170,8 @@ impl MetadataStore for SqliteStore {
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
         let (versions, repository) = (Arc::clone(&self.versions), commit.repository().clone());
-        let apply = move |connection: &_| commit::apply(connection, &commit);
+        let bounds = self.outbox.clone();
+        let apply = move |connection: &_| commit::apply(connection, &bounds, &commit);
         // By the thread that commits: whoever waits here may go away before that.
         let committed = move || versions.moved(&repository);
         self.writer.run_then("commit", apply, committed).await

@@ -18,6 +18,7 @@ fn requester() -> Requester {
         request_id: "r".into(),
         client: Arc::new(client),
         principal: Arc::new(Principal::anonymous()),
+        arrival: None,
     }
 }
 

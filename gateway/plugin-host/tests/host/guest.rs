@@ -121,6 +121,7 @@ pub(crate) fn grants() -> Grants {
 pub(crate) fn requester() -> Requester {
     Requester {
         request_id: "request-1".into(),
+        arrival: None,
         client: client(),
         principal: Arc::new(Principal {
             id: "user:alice".to_owned(),

@@ -232,5 +232,6 @@ pub(super) fn system() -> Requester {
             tls_subject: None,
         }),
         principal: Arc::new(Principal::system()),
+        arrival: None,
     }
 }

@@ -115,6 +115,7 @@ pub(crate) fn stores<M: CacheIndex + MetadataStore + UploadSessions + 'static>(
         cache: Arc::clone(metadata) as _,
         leases: Leases::default(),
         admission: Arc::new(Hooks::none()),
+        events: Arc::new(gantry_registry::NoEvents),
         clock: Arc::new(TestClock::default()),
         mirrors: HashMap::new(),
     }

@@ -8,6 +8,7 @@ use std::{
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 
+use super::outbox::Outbox;
 use crate::{
     blocking::lock,
     error::{Kind, StorageError},
@@ -25,6 +26,7 @@ pub struct MemoryMetadata {
 
 #[derive(Debug, Default)]
 pub(super) struct Facts {
+    pub(super) outbox: Outbox,
     pub(super) repositories: BTreeMap<RepositoryName, Repository>,
     uploads: BTreeMap<UploadId, UploadRecord>,
 }
@@ -183,6 +185,11 @@ impl MetadataStore for MemoryMetadata {
 impl Facts {
     fn apply(&mut self, commit: Commit) -> Result<(), CommitError> {
         match commit {
+            Commit::Telling { commit, events } => {
+                self.apply(*commit)?;
+                self.outbox.insert(events);
+                Ok(())
+            }
             Commit::PushManifest(push) => self.push_manifest(*push),
             Commit::LinkBlob {
                 repository,

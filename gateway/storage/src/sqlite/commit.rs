@@ -7,6 +7,7 @@ use rusqlite::{Connection, Params};
 
 use super::{
     failure::Stop,
+    outbox::{self, Bounds},
     read::{self, one},
     row::int,
 };
@@ -15,8 +16,12 @@ use crate::metadata::{Commit, CommitError, PushManifest, TagMove, TagRecord};
 type Changed = Result<(), Stop<CommitError>>;
 
 /// Performs one commit.
-pub(super) fn apply(connection: &Connection, commit: &Commit) -> Changed {
+pub(super) fn apply(connection: &Connection, bounds: &Bounds, commit: &Commit) -> Changed {
     match commit {
+        Commit::Telling { commit, events } => {
+            apply(connection, bounds, commit)?;
+            Ok(outbox::insert(connection, bounds, events)?)
+        }
         Commit::PushManifest(push) => push_manifest(connection, push),
         Commit::LinkBlob {
             repository,

@@ -24,6 +24,7 @@ pub(super) const METADATA: Schema = Schema {
     steps: &[
         include_str!("migrations/metadata_1.sql"),
         include_str!("migrations/metadata_2.sql"),
+        include_str!("migrations/metadata_3.sql"),
     ],
     synchronous: "FULL",
 };

@@ -29,6 +29,13 @@ impl Versions {
         self.counter(repository).fetch_add(1, Ordering::AcqRel);
     }
 
+    /// As [`Versions::moved`], of every repository.
+    pub(super) fn all_moved(&self) {
+        for counter in &self.0 {
+            counter.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     fn counter(&self, repository: &RepositoryName) -> &AtomicU64 {
         let mut hasher = DefaultHasher::new();
         repository.hash(&mut hasher);

@@ -26,6 +26,16 @@ mod metadata {
     }
 }
 
+mod outbox {
+    use super::{Arc, MemoryMetadata};
+
+    gantry_storage::outbox_suite! { make }
+
+    fn make() -> ((), Arc<MemoryMetadata>) {
+        ((), Arc::new(MemoryMetadata::new()))
+    }
+}
+
 mod kv {
     use super::{Arc, KeyValueStore, MemoryKv};
 

@@ -27,6 +27,18 @@ mod metadata {
     }
 }
 
+mod outbox {
+    use super::{Arc, SqliteStore, TempDir};
+
+    gantry_storage::outbox_suite! { make }
+
+    fn make() -> (TempDir, Arc<SqliteStore>) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap();
+        (folder, Arc::new(store))
+    }
+}
+
 mod kv {
     use super::{Arc, KeyValueStore, SqliteKv, TempDir};
 

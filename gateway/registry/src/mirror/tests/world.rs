@@ -155,6 +155,7 @@ impl World {
             cache,
             leases: Leases::default(),
             admission: Arc::clone(&admission) as _,
+            events: Arc::new(crate::NoEvents),
             clock: Arc::clone(&clock) as _,
             mirrors: HashMap::from([("hub".into(), settings)]),
         };

@@ -357,6 +357,7 @@ pub(crate) fn requester(id: &str) -> Requester {
         request_id: "request".into(),
         client: Arc::new(machine),
         principal: Arc::new(principal),
+        arrival: None,
     }
 }
 

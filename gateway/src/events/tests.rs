@@ -1,0 +1,369 @@
+//! Receivers are told of everything, in order, until they took it or it died.
+
+use std::collections::VecDeque;
+
+use gantry_storage::{EventFilter, MemoryMetadata, outbox::EventCursor};
+use tokio::{sync::Notify, time::Instant};
+
+use super::*;
+
+const START_MS: u64 = 1_700_000_000_000;
+
+/// Moves with tokio's paused clock.
+#[derive(Debug)]
+struct PausedClock(Instant);
+
+impl Clock for PausedClock {
+    fn now_ms(&self) -> u64 {
+        START_MS + u64::try_from(self.0.elapsed().as_millis()).unwrap()
+    }
+}
+
+type Answer = Result<Vec<Delivery>, String>;
+
+/// Answers as it was told to, else takes everything.
+#[derive(Debug, Default)]
+struct Scripted {
+    script: Mutex<VecDeque<Answer>>,
+    down: AtomicBool,
+    calls: Mutex<Vec<Vec<String>>>,
+    called: Notify,
+}
+
+impl Scripted {
+    fn calls(&self) -> Vec<Vec<String>> {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.clone()
+    }
+
+    async fn called(&self, times: usize) -> Vec<Vec<String>> {
+        loop {
+            let called = self.called.notified();
+            let calls = self.calls();
+            if calls.len() >= times {
+                return calls;
+            }
+            called.await;
+        }
+    }
+
+    fn answer(&self, count: usize) -> Answer {
+        if self.down.load(Ordering::Relaxed) {
+            return Ok(vec![Delivery::Retry(Duration::ZERO); count]);
+        }
+        let scripted = self.script.lock().unwrap().pop_front();
+        scripted.unwrap_or_else(|| Ok(vec![Delivery::Delivered; count]))
+    }
+}
+
+#[derive(Debug)]
+struct Hook(Arc<Scripted>);
+
+#[async_trait]
+impl Receiver for Hook {
+    fn name(&self) -> &'static str {
+        "hook"
+    }
+
+    fn covers(&self, repository: &RepositoryName) -> bool {
+        repository.as_str() != "private"
+    }
+
+    async fn observe(&self, events: &[Event]) -> Answer {
+        let answer = self.0.answer(events.len());
+        let ids = events.iter().map(|event| event.id.clone()).collect();
+        self.0.calls.lock().unwrap().push(ids);
+        self.0.called.notify_waiters();
+        answer
+    }
+}
+
+struct World {
+    store: Arc<MemoryMetadata>,
+    events: Arc<Events>,
+    hook: Arc<Scripted>,
+}
+
+impl World {
+    fn new(script: impl IntoIterator<Item = Answer>) -> Self {
+        let store = Arc::new(MemoryMetadata::new());
+        let clock = Arc::new(PausedClock(Instant::now()));
+        let events = Events::new(Arc::clone(&store) as _, clock, SourceFacts::default());
+        let hook = Scripted {
+            script: Mutex::new(script.into_iter().collect()),
+            ..Scripted::default()
+        };
+        Self {
+            store,
+            events,
+            hook: Arc::new(hook),
+        }
+    }
+
+    async fn start(&self, settings: EventSettings) -> Dispatchers {
+        let hook: Arc<dyn Receiver> = Arc::new(Hook(Arc::clone(&self.hook)));
+        self.events.start(vec![hook], &settings).await.unwrap()
+    }
+
+    async fn tell(&self, events: impl IntoIterator<Item = (&str, &str)>) {
+        let events = events.into_iter().map(|(id, repository)| Event {
+            id: id.to_owned(),
+            kind: EventKind::ManifestPushed,
+            at_ms: START_MS,
+            repository: repository.parse().unwrap(),
+            digest: None,
+            tag: None,
+            actor: "user:alice".to_owned(),
+            payload: Payload::default(),
+        });
+        self.store.append(events.collect()).await.unwrap();
+        self.events.committed();
+    }
+
+    /// Waits until nothing waits any more, and returns the dead.
+    async fn settled(&self) -> Vec<(String, u32, String)> {
+        loop {
+            let depth = self.store.depth().await.unwrap();
+            if depth.sinks.iter().all(|sink| sink.waiting == 0) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let all = EventFilter::default();
+        let dead = self.store.list(&all, &EventCursor::default(), 100).await;
+        let dead = dead.unwrap().into_iter().map(|entry| {
+            let error = entry.error.unwrap_or_default();
+            (entry.waiting.event.id, entry.waiting.attempts, error)
+        });
+        dead.collect()
+    }
+}
+
+fn retry() -> Answer {
+    Ok(vec![Delivery::Retry(Duration::ZERO)])
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_are_handed_over_in_order_and_forgotten() {
+    let world = World::new([]);
+    let dispatchers = world.start(EventSettings::default()).await;
+    world.tell([("a1", "a"), ("b1", "b"), ("a2", "a")]).await;
+    assert_eq!(world.settled().await, []);
+    assert_eq!(world.hook.calls(), [vec!["a1", "b1"], vec!["a2"]]);
+    dispatchers.stop().await;
+    assert_eq!(
+        world.store.depth().await.unwrap(),
+        gantry_storage::Depth::default()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_failed_comes_again_before_what_is_younger() {
+    let world = World::new([retry(), retry()]);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    let before = Instant::now();
+    world.tell([("a1", "a"), ("a2", "a")]).await;
+    assert_eq!(world.settled().await, []);
+    assert_eq!(world.hook.calls(), [["a1"], ["a1"], ["a1"], ["a2"]]);
+    assert!(
+        before.elapsed() <= Duration::from_secs(4),
+        "{:?}",
+        before.elapsed()
+    );
+    assert!(before.elapsed() >= MIN_TOTAL, "{:?}", before.elapsed());
+}
+
+/// Two waits of the least length.
+const MIN_TOTAL: Duration = Duration::from_millis(200);
+
+#[tokio::test(start_paused = true)]
+async fn the_receivers_own_wait_is_kept() {
+    let asked = Duration::from_secs(120);
+    let world = World::new([Ok(vec![Delivery::Retry(asked)])]);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    let before = Instant::now();
+    world.tell([("a1", "a")]).await;
+    world.hook.called(2).await;
+    let waited = before.elapsed();
+    assert!(
+        (asked..asked + Duration::from_secs(1)).contains(&waited),
+        "{waited:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_attempt_makes_a_dead_letter_and_the_repository_goes_on() {
+    let settings = EventSettings {
+        max_attempts: 3,
+        ..EventSettings::default()
+    };
+    let world = World::new([retry(), retry(), retry()]);
+    let _dispatchers = world.start(settings).await;
+    world.tell([("a1", "a"), ("a2", "a")]).await;
+    let [(id, attempts, error)] = world.settled().await.try_into().unwrap();
+    assert_eq!((id.as_str(), attempts), ("a1", 3));
+    assert!(error.starts_with("the last attempt failed"), "{error}");
+    assert_eq!(world.hook.calls(), [["a1"], ["a1"], ["a1"], ["a2"]]);
+    assert_eq!(
+        world.store.replay(&EventFilter::default()).await.unwrap(),
+        1
+    );
+    world.events.wake();
+    assert_eq!(world.settled().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_too_old_dies() {
+    let settings = EventSettings {
+        max_age: Duration::from_secs(30),
+        ..EventSettings::default()
+    };
+    let world = World::new([]);
+    world.hook.down.store(true, Ordering::Relaxed);
+    let _dispatchers = world.start(settings).await;
+    let before = Instant::now();
+    world.tell([("a1", "a")]).await;
+    let [(_id, attempts, error)] = world.settled().await.try_into().unwrap();
+    assert!(attempts >= 2, "{attempts}");
+    assert!(error.starts_with("too old"), "{error}");
+    assert!(
+        before.elapsed() < Duration::from_secs(120),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_receiver_drops_is_kept_with_its_reason() {
+    let world = World::new([Ok(vec![Delivery::Drop("410".to_owned())])]);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    world.tell([("a1", "a")]).await;
+    let dead = world.settled().await;
+    assert_eq!(dead, [("a1".to_owned(), 1, "dropped: 410".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_batch_that_failed_whole_each_event_comes_alone() {
+    let world = World::new([Err("trapped".to_owned()), Ok(Vec::new())]);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    world.tell([("a1", "a"), ("b1", "b")]).await;
+    assert_eq!(world.settled().await, []);
+    let calls = world.hook.calls();
+    assert_eq!(calls[0], ["a1", "b1"]);
+    assert!(calls[1..].iter().all(|ids| ids.len() == 1), "{calls:?}");
+    assert_eq!(
+        calls.len(),
+        4,
+        "a batch, a wrong answer, and both: {calls:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_receiver_does_not_cover_is_not_shown_to_it() {
+    let world = World::new([]);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    world.tell([("p1", "private"), ("a1", "a")]).await;
+    assert_eq!(world.settled().await, []);
+    assert_eq!(world.hook.calls(), [["a1"]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_dispatcher_writes_down_its_last_outcome_and_another_goes_on() {
+    let world = World::new([]);
+    let dispatchers = world.start(EventSettings::default()).await;
+    world.tell([("a1", "a"), ("a2", "a")]).await;
+    world.hook.called(1).await;
+    dispatchers.stop().await;
+    let told = world.hook.calls().len();
+    let waiting = world.store.depth().await.unwrap();
+    let waiting: u64 = waiting.sinks.iter().map(|sink| sink.waiting).sum();
+    assert_eq!(told as u64 + waiting, 2);
+    let _again = world.start(EventSettings::default()).await;
+    assert_eq!(world.settled().await, []);
+    assert_eq!(world.hook.calls(), [["a1"], ["a2"]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_whose_process_died_is_counted() {
+    let world = World::new([]);
+    let settings = EventSettings::default();
+    drop(world.start(settings).await);
+    world.tell([("a1", "a")]).await;
+    let died = gantry_storage::Take {
+        sink: "hook".to_owned(),
+        settled: Vec::new(),
+        limit: 16,
+        now_ms: START_MS,
+    };
+    assert_eq!(world.store.take(died).await.unwrap().batch.len(), 1);
+    world
+        .hook
+        .script
+        .lock()
+        .unwrap()
+        .push_back(Ok(vec![Delivery::Drop("seen".to_owned())]));
+    let _dispatchers = world.start(settings).await;
+    let dead = world.settled().await;
+    assert_eq!(dead, [("a1".to_owned(), 2, "dropped: seen".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pulls_are_told_as_configured() {
+    let world = World::new([]);
+    assert!(
+        !world.events.wants(EventKind::ManifestPushed),
+        "nobody listens"
+    );
+    for (pulls, least, most) in [
+        (Pulls::Off, 0, 0),
+        (Pulls::All, 10_000, 10_000),
+        (Pulls::Sample(0.5), 4_500, 5_500),
+        (Pulls::Sample(1.0), 10_000, 10_000),
+    ] {
+        let settings = EventSettings {
+            pulls,
+            ..EventSettings::default()
+        };
+        let _dispatchers = world.start(settings).await;
+        let told = (0..10_000).filter(|_| world.events.wants(EventKind::BlobPulled));
+        let told = told.count();
+        assert!((least..=most).contains(&told), "{pulls:?}: {told}");
+        assert!(world.events.wants(EventKind::TagMoved));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn facts_without_a_commit_are_written_together_and_the_last_before_the_end() {
+    let world = World::new([]);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    let stop = watch::Sender::new(false);
+    let gather = Arc::clone(&world.events).gather(stop.subscribe());
+    let gather = tokio::spawn(gather);
+    let pull = |id: &str| Event {
+        id: id.to_owned(),
+        kind: EventKind::BlobPulled,
+        at_ms: START_MS,
+        repository: "a".parse().unwrap(),
+        digest: None,
+        tag: None,
+        actor: "anonymous".to_owned(),
+        payload: Payload::default(),
+    };
+    world.events.record(pull("p1"));
+    world.hook.called(1).await;
+    world.events.record(pull("p2"));
+    stop.send_replace(true);
+    gather.await.unwrap();
+    assert_eq!(world.settled().await, []);
+    assert_eq!(world.hook.calls(), [["p1"], ["p2"]]);
+    world.events.record(pull("p3"));
+    assert_eq!(world.events.lost(), 1);
+}
+
+#[test]
+fn waits_grow_twofold_up_to_five_minutes_with_full_jitter() {
+    let most = u64::from(u32::MAX);
+    let waits = [1, 2, 3, 9, 10, 60].map(|attempts| dispatch::backoff(attempts, most).as_millis());
+    assert_eq!(waits, [999, 1_999, 3_999, 255_999, 299_999, 299_999]);
+    assert_eq!(dispatch::backoff(9, 0), Duration::ZERO);
+}
