@@ -27,6 +27,7 @@ use crate::{
     clock::SystemClock,
     config::{self, BlobStorage, Config, MetadataStorage},
     hooks::{PluginValues, StoredContent},
+    outbound::{Names, Requests, SystemNames},
     policy::{
         Policy,
         binding::{Binding, Trip},
@@ -244,6 +245,7 @@ impl Stores {
         let host = PluginHost::new(HostPorts {
             kv: Arc::new(PluginValues(Arc::<SqliteKv>::clone(&self.values))),
             registry: Arc::new(stored),
+            outbound: Arc::new(Requests::new(&(Arc::new(SystemNames) as Arc<dyn Names>))),
             now_ms: Arc::new(|| SystemClock.now_ms()),
             cache_directory: Some(self.state.join("compiled")),
             password_checks: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),

@@ -25,8 +25,9 @@ use std::{
 };
 
 use gantry_model::{Change, Namespaces, glob::Glob, namespace::MirrorNames};
-use gantry_plugin_host::{Grants, Limits as PluginLimits, Secret};
+use gantry_plugin_host::{Grants, Limits as PluginLimits};
 use gantry_registry::{Freshness, Keep, TagRule};
+use gantry_upstream::ClientSettings;
 use url::Url;
 
 pub use self::{
@@ -155,14 +156,10 @@ pub struct Mirror {
     pub name: Arc<str>,
     /// How clients address it.
     pub names: MirrorNames,
-    /// Where it is; http or https, no user name, no query.
-    pub url: Url,
-    /// Servers with the same content, tried in order.
-    pub alternatives: Vec<Url>,
+    /// How its upstream is reached: where, as whom, through what.
+    pub upstream: ClientSettings,
     /// Whether it answers names that nothing else covers; at most one does.
     pub default: bool,
-    /// The account there; `None` = anonymous.
-    pub credentials: Option<Credentials>,
     /// What stays in its cache.
     pub keep: Keep,
     /// What is believed of its tags.
@@ -171,15 +168,6 @@ pub struct Mirror {
     pub tag_rules: Vec<TagRule>,
     /// How long "not found" is believed.
     pub not_found_for: Duration,
-}
-
-/// An account at an upstream. `Debug` shows the user name only.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The user name.
-    pub username: String,
-    /// The password or access token.
-    pub password: Secret,
 }
 
 /// A plugin, what it sees and what it may do. `Debug` leaves its configuration out: secrets' files are part of it.

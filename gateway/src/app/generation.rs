@@ -8,10 +8,10 @@ use anyhow::Context as _;
 use gantry_model::Namespaces;
 use gantry_plugin_host::Hook;
 use gantry_registry::{MirrorSettings, Registry, Settings};
-use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
+use gantry_upstream::RegistryClient;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{EdgeSettings, Lasting, plugins};
+use super::{EdgeSettings, Lasting};
 use crate::{
     auth::{Authentication, token::Tokens},
     config::{self, Config},
@@ -45,9 +45,8 @@ pub struct Generation {
     _counted: Counted,
 }
 
-/// Upstream clients by mirror, each with the digest of what it was made from: an unchanged mirror keeps its connections, tokens and
-/// breaker.
-type Clients = HashMap<Arc<str>, (Arc<str>, Arc<RegistryClient>)>;
+/// Upstream clients by mirror.
+type Clients = HashMap<Arc<str>, Arc<RegistryClient>>;
 
 /// A generation in the gauge, until it is freed.
 struct Counted(Gauge);
@@ -125,39 +124,42 @@ impl Generation {
     }
 }
 
+/// An unchanged mirror keeps its client; one with other credentials too, so that what it fetches goes on.
 fn clients(config: &Config, before: Option<&Generation>) -> anyhow::Result<Clients> {
     let mut clients = HashMap::new();
     for mirror in &config.mirrors {
-        let made_from = made_from(mirror);
-        let kept = before
-            .and_then(|before| before.clients.get(&mirror.name))
-            .filter(|(digest, _)| *digest == made_from);
+        let kept = before.and_then(|before| before.client_of(mirror));
         let client = match kept {
-            Some((_, client)) => Arc::clone(client),
+            Some(client) => client,
             None => Arc::new(
-                RegistryClient::new(client_settings(mirror))
+                RegistryClient::new(mirror.upstream.clone())
                     .with_context(|| format!("mirror {}", mirror.name))?,
             ),
         };
-        clients.insert(Arc::clone(&mirror.name), (made_from, client));
+        clients.insert(Arc::clone(&mirror.name), client);
     }
     Ok(clients)
 }
 
-/// Digest of what a client is made from; the password is in it and cannot be read out of it.
-fn made_from(mirror: &config::Mirror) -> Arc<str> {
-    let credentials = mirror.credentials.as_ref();
-    plugins::digest_of_parts([
-        mirror.url.as_str().as_bytes(),
-        format!("{:?}", mirror.alternatives).as_bytes(),
-        credentials.map_or(b"", |credentials| credentials.username.as_bytes()),
-        credentials.map_or(b"", |credentials| &credentials.password.0),
-    ])
+impl Generation {
+    /// The client of the same upstream, with the mirror's credentials from now on.
+    fn client_of(&self, mirror: &config::Mirror) -> Option<Arc<RegistryClient>> {
+        let mut mirrors = self.config.mirrors.iter();
+        let known = mirrors.find(|known| known.name == mirror.name)?;
+        if !known.upstream.same_but_for_credentials(&mirror.upstream) {
+            return None;
+        }
+        let client = self.clients.get(&mirror.name)?;
+        if known.upstream.credentials != mirror.upstream.credentials {
+            client.replace_credentials(mirror.upstream.credentials.as_ref());
+        }
+        Some(Arc::clone(client))
+    }
 }
 
 fn mirrors(config: &Config, clients: &Clients) -> HashMap<Arc<str>, MirrorSettings> {
     let settings = |mirror: &config::Mirror| {
-        let (_, client) = clients.get(&mirror.name)?;
+        let client = clients.get(&mirror.name)?;
         let settings = MirrorSettings {
             upstream: Arc::<RegistryClient>::clone(client),
             prefix: mirror.names.prefix.clone(),
@@ -169,28 +171,6 @@ fn mirrors(config: &Config, clients: &Clients) -> HashMap<Arc<str>, MirrorSettin
         Some((Arc::clone(&mirror.name), settings))
     };
     config.mirrors.iter().filter_map(settings).collect()
-}
-
-fn client_settings(mirror: &config::Mirror) -> ClientSettings {
-    let credentials = mirror.credentials.as_ref().map(|credentials| {
-        let password = String::from_utf8_lossy(&credentials.password.0).into_owned();
-        Credentials {
-            username: credentials.username.clone(),
-            password: password.into(),
-        }
-    });
-    ClientSettings {
-        name: mirror.name.to_string(),
-        url: mirror.url.clone(),
-        alternatives: mirror.alternatives.clone(),
-        credentials,
-        connect_timeout: Duration::from_secs(10),
-        idle_timeout: Duration::from_secs(30),
-        minimum_rate: 1024,
-        max_concurrency: 64,
-        root_certificates: None,
-        user_agent: concat!("gantry/", env!("CARGO_PKG_VERSION")).to_owned(),
-    }
 }
 
 pub(super) fn registry_settings(config: &Config) -> Settings {

@@ -1,11 +1,12 @@
 //! The written configuration → the valid one: defaults, paths, files, secrets, and every mistake of meaning.
 //!
-//! Owns the sections that are small; `resolve/mirrors.rs` and `resolve/plugins.rs` own the two that are not. A section with a
+//! Owns the sections that are small; `resolve/mirrors.rs`, `resolve/upstream.rs` and `resolve/plugins.rs` own those that are not. A section with a
 //! mistake still yields a value, so that the others are checked too; the value is thrown away with the report.
 
 mod listen;
 mod mirrors;
 mod plugins;
+mod upstream;
 
 use std::{
     fs::File,

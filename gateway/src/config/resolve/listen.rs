@@ -89,7 +89,7 @@ impl Context<'_> {
     }
 
     /// A PEM file that holds at least one `kind`.
-    fn pem(
+    pub(super) fn pem(
         &mut self,
         keys: &[&str],
         key: &str,

@@ -175,6 +175,7 @@ impl Context<'_> {
     }
 
     fn grants(&mut self, keys: &[&str; 2], file: GrantsFile) -> Grants {
+        let private = file.http_private.unwrap_or(false);
         let mut grants = Grants {
             kv: file
                 .kv
@@ -187,6 +188,12 @@ impl Context<'_> {
                 .unwrap_or_default()
                 .into_iter()
                 .map(|pattern| pattern.0)
+                .collect(),
+            http: file
+                .http
+                .unwrap_or_default()
+                .into_iter()
+                .map(|address| address.0.private(private))
                 .collect(),
             secret_reveal: file.reveal_secrets.unwrap_or(false),
             ..Grants::default()
@@ -233,6 +240,12 @@ impl Context<'_> {
         Limits {
             deadline,
             cpu,
+            // What is written holds for every call; only the defaults differ.
+            batch_deadline: file
+                .deadline
+                .as_ref()
+                .map_or(default.batch_deadline, |_| deadline),
+            batch_cpu: file.cpu.as_ref().map_or(default.batch_cpu, |_| cpu),
             memory_bytes: memory
                 .and_then(|bytes| usize::try_from(bytes).ok())
                 .unwrap_or(default.memory_bytes),
