@@ -42,7 +42,8 @@ fn plugin(gateway: &Gateway, name: &str) -> Value {
         .unwrap()
         .iter()
         .find(|plugin| plugin["name"] == name);
-    found.unwrap_or_else(|| panic!("{name} in {all}")).clone()
+    assert!(found.is_some(), "{name} in {all}");
+    found.unwrap().clone()
 }
 
 fn wait_generation(gateway: &Gateway, least: u64) {
