@@ -30,7 +30,7 @@ use crate::{
         Policy,
         binding::{Binding, default_changes},
     },
-    telemetry::Telemetry,
+    telemetry::{MeasuredUpstream, Reading, Telemetry},
 };
 
 /// Everything a request needs. Shared behind one `Arc`.
@@ -85,7 +85,8 @@ impl App {
         let stores = Stores::open(config).await?;
         let policy_to_come = Arc::new(OnceLock::new());
         let host = stores.plugin_host(&policy_to_come)?;
-        let bindings = load_plugins(&host, config).await?;
+        watch(&telemetry, &host, &stores.metadata);
+        let bindings = load_plugins(&host, config, &telemetry).await?;
         let taking_part = |hook| {
             bindings
                 .iter()
@@ -103,9 +104,10 @@ impl App {
         let authentication = Authentication::new(taking_part(Hook::Authenticate), tokens)?;
         let admission = AdmissionChain::new(taking_part(Hook::Admit));
         let registry = Registry::new(
-            stores.registry_ports(admission, mirrors(config)?),
+            stores.registry_ports(admission, mirrors(config, &telemetry)?),
             registry_settings(config),
         );
+        watch_registry(&telemetry, &registry);
         Ok(Arc::new(Self {
             namespaces: config.namespaces(),
             registry,
@@ -186,16 +188,49 @@ impl Stores {
     }
 }
 
+/// Numbers of what lives as long as the process.
+fn watch(telemetry: &Arc<Telemetry>, host: &PluginHost, metadata: &SqliteStore) {
+    let uses = |host: &PluginHost| {
+        let host = host.clone();
+        move || host.usage()
+    };
+    let (instances, most, checks) = (uses(host), uses(host), uses(host));
+    telemetry.read(Reading::PoolInUse, move || instances().instances);
+    telemetry.read(Reading::PoolSize, move || most().max_instances);
+    telemetry.read(Reading::PasswordChecks, move || checks().password_checks);
+    let commits = Arc::clone(telemetry);
+    metadata.on_commit(move |jobs, took| commits.count_commit(jobs, took));
+}
+
+fn watch_registry(telemetry: &Telemetry, registry: &Registry) {
+    let stats = |registry: &Registry| {
+        let registry = registry.clone();
+        move || registry.stats()
+    };
+    let (uploads, fills, bytes) = (stats(registry), stats(registry), stats(registry));
+    telemetry.read(Reading::Uploads, move || uploads().uploads_open);
+    telemetry.read(Reading::Fills, move || fills().fills_running);
+    telemetry.read(Reading::BlobBytes, move || bytes().blob_bytes_written);
+}
+
 /// Loads every plugin, in the order of the configuration.
-async fn load_plugins(host: &PluginHost, config: &Config) -> anyhow::Result<Vec<Arc<Binding>>> {
+async fn load_plugins(
+    host: &PluginHost,
+    config: &Config,
+    telemetry: &Telemetry,
+) -> anyhow::Result<Vec<Arc<Binding>>> {
     let mut bindings = Vec::with_capacity(config.plugins.len());
     for binding in &config.plugins {
-        bindings.push(Arc::new(bind(host, binding).await?));
+        bindings.push(Arc::new(bind(host, binding, telemetry).await?));
     }
     Ok(bindings)
 }
 
-async fn bind(host: &PluginHost, binding: &config::Binding) -> anyhow::Result<Binding> {
+async fn bind(
+    host: &PluginHost,
+    binding: &config::Binding,
+    telemetry: &Telemetry,
+) -> anyhow::Result<Binding> {
     let source = PluginSource {
         name: Arc::clone(&binding.name),
         component: component(&binding.from).await?,
@@ -220,6 +255,7 @@ async fn bind(host: &PluginHost, binding: &config::Binding) -> anyhow::Result<Bi
     tracing::info!(plugin.name = %name, plugin.digest = %plugin.digest(), "plugin loaded");
     Ok(Binding {
         fingerprint: fingerprint(&plugin, binding),
+        meter: telemetry.plugin(name),
         plugin,
         repositories: binding.repositories.clone(),
         changes: binding.changes.clone().unwrap_or_else(default_changes),
@@ -258,13 +294,17 @@ fn fingerprint(plugin: &Plugin, binding: &config::Binding) -> Arc<str> {
         .into()
 }
 
-fn mirrors(config: &Config) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>> {
+fn mirrors(
+    config: &Config,
+    telemetry: &Telemetry,
+) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>> {
     let mut mirrors = HashMap::new();
     for mirror in &config.mirrors {
         let client = RegistryClient::new(client_settings(mirror))
             .with_context(|| format!("mirror {}", mirror.name))?;
         let settings = MirrorSettings {
-            upstream: Arc::new(client),
+            upstream: Arc::new(MeasuredUpstream::new(telemetry, &mirror.name, client)),
+            counts: telemetry.mirror_cache(&mirror.name),
             fresh_for: mirror.fresh_for,
             stale_if_error: mirror.stale_if_error,
             not_found_for: mirror.not_found_for,

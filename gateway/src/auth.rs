@@ -67,7 +67,7 @@ impl Authentication {
     /// Asks the chain about a credential, in order, until one claims it.
     async fn ask(&self, request: &AuthenticateRequest) -> Result<Option<Identity>, Error> {
         for binding in &self.authenticators {
-            match binding.plugin.authenticate(request).await {
+            match binding.authenticate(request).await {
                 Ok(AuthenticateAnswer::Authenticated(identity)) => return Ok(Some(identity)),
                 Ok(AuthenticateAnswer::NotMine) => {}
                 Ok(AuthenticateAnswer::Rejected(denial))
@@ -79,10 +79,7 @@ impl Authentication {
                     telemetry::audit_rejected(binding.name(), &denial);
                     return Err(bad_credential());
                 }
-                Err(error) => {
-                    tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), detail = %error.detail, "authenticator failed");
-                    return Err(error.into());
-                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(None)

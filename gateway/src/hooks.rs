@@ -16,6 +16,7 @@ use gantry_plugin_host::{
 };
 use gantry_registry::Admission;
 use gantry_storage::{BlobStore, KeyValueStore, MetadataStore, StorageError, kv::KvPut};
+use tracing::Instrument as _;
 
 use crate::{
     config::{Mode, OnError},
@@ -50,13 +51,14 @@ impl AdmissionChain {
         request: &AdmissionRequest,
     ) -> Result<AdmitAnswer, CallError> {
         let Some(key) = self.serve_key(binding, request) else {
-            return binding.plugin.admit(request).await;
+            return binding.admit(request).await;
         };
         let kept = self.serves.get(&key);
         if let Some(Cached::Fresh(answer)) = kept {
+            binding.admitted_by_cache(&answer);
             return Ok(answer);
         }
-        match (binding.plugin.admit(request).await, kept) {
+        match (binding.admit(request).await, kept) {
             (Ok(answer), _) => {
                 if let AdmitAnswer::Accept { cache, .. } = &answer {
                     self.serves
@@ -66,6 +68,7 @@ impl AdmissionChain {
             }
             (Err(error), Some(Cached::Stale(answer))) if binding.on_error == OnError::LastKnown => {
                 tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), "plugin failed; its last answer counts");
+                binding.admitted_by_cache(&answer);
                 Ok(answer)
             }
             (Err(error), _) => Err(error),
@@ -107,9 +110,10 @@ impl Admission for AdmissionChain {
             .iter()
             .filter(|binding| binding.asks(request.repository.name.as_str(), request.change));
         for binding in asked {
-            let answer = match self.ask(binding, &request).await {
+            let span = tracing::debug_span!("admit", change = request.change.as_str());
+            let answer = match self.ask(binding, &request).instrument(span).await {
                 Ok(answer) => answer,
-                Err(error) if binding.failure_denies(&error) => {
+                Err(error) if binding.failure_denies() => {
                     return Err(Refusal::Failed {
                         plugin: error.plugin,
                         failure: format!("{}: {}", error.failure.as_str(), error.detail),

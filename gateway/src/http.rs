@@ -77,14 +77,17 @@ async fn operate(
     let client = Arc::clone(exchange.client());
     let identified = exchange
         .deadline(Box::pin(auth::authenticate(app, &client, credential)))
+        .instrument(tracing::debug_span!("authenticate"))
         .await?;
     exchange.identified(&identified.principal);
     let requester = exchange.requester(Arc::clone(&identified.principal));
     let permit = exchange
         .deadline(policy::authorize(app, requester, &identified, operation))
+        .instrument(tracing::debug_span!("authorize"))
         .await?;
     exchange.permitted(&permit);
-    let outcome = app.registry.perform(permit, body).await?;
+    let perform = app.registry.perform(permit, body);
+    let outcome = perform.instrument(tracing::debug_span!("perform")).await?;
     Ok(Done::Outcome(outcome))
 }
 

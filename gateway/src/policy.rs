@@ -76,7 +76,7 @@ impl Policy {
         {
             let answer = match self.ask(binding, request).await {
                 Ok(answer) => answer,
-                Err(error) if binding.failure_denies(&error) => return Err(error),
+                Err(error) if binding.failure_denies() => return Err(error),
                 Err(_skipped) => continue,
             };
             if binding.mode == Mode::Audit {
@@ -124,6 +124,7 @@ impl Policy {
             question,
         );
         if let Some(Cached::Fresh(answer)) = self.decisions.get(&key) {
+            binding.authorized_by_cache(&answer);
             return Ok(answer);
         }
         let mirror = request.repository.and_then(Repository::mirror);
@@ -137,9 +138,7 @@ impl Policy {
                 .into_iter()
                 .collect(),
         };
-        let answer = AUTHORIZING
-            .scope((), binding.plugin.authorize(&asked))
-            .await?;
+        let answer = AUTHORIZING.scope((), binding.authorize(&asked)).await?;
         if let AuthorizeAnswer::Allow(_, hint) | AuthorizeAnswer::Deny(_, hint) = &answer {
             let hint = within_identity(*hint, requester);
             self.decisions

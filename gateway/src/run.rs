@@ -11,10 +11,10 @@ use tokio::{
 
 use crate::{
     app::App,
-    config::{Config, ListenAddress, LogFormat, TlsVersion},
+    config::{AuditTo, Config, ListenAddress, LogFormat, TlsVersion},
     http::admin::{Admin, Readiness},
     server::{self, Listener, Stage, tls::TlsFiles},
-    telemetry,
+    telemetry::{self, AuditSink, Logging, OtlpSettings, Traces},
 };
 
 /// Threads that wait for disks and password hashes. Each keeps buffers of its own: two hundred readers on the default of 512 threads held
@@ -33,13 +33,40 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         LogFormat::Human => telemetry::LogFormat::Human,
         LogFormat::Json => telemetry::LogFormat::Json,
     };
-    telemetry::init(format, &config.log.level)?;
+    let traces = config.otlp.as_ref().map(|otlp| {
+        Traces::start(&OtlpSettings {
+            endpoint: otlp.endpoint.clone(),
+            one_in: otlp.one_in,
+        })
+    });
+    let traces = traces.transpose()?;
+    telemetry::init(Logging {
+        format,
+        level: &config.log.level,
+        audit: audit_sink(config.audit.as_ref())?,
+        traces: traces.as_ref(),
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config))
+    let served = runtime.block_on(serve(config));
+    if let Some(traces) = traces {
+        traces.finish();
+    }
+    served
+}
+
+fn audit_sink(to: Option<&AuditTo>) -> anyhow::Result<Option<AuditSink>> {
+    Ok(match to {
+        None => None,
+        Some(AuditTo::Stdout) => Some(AuditSink::Stdout),
+        Some(AuditTo::File(path)) => {
+            let sink = AuditSink::open(path);
+            Some(sink.with_context(|| format!("cannot open the audit file {}", path.display()))?)
+        }
+    })
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {

@@ -8,16 +8,19 @@
 )]
 
 mod bad_requests;
+mod canary;
 mod clients;
 mod crash;
 mod edge;
 mod herd;
+mod hostile;
 mod immutable;
 mod mirror;
 mod plugins_fail;
 mod policy;
 mod quickstart;
 mod replaced;
+mod seen;
 mod structure;
 mod tokens;
 mod wire;

@@ -93,7 +93,7 @@ fn heavy_crates_are_named_only_where_they_belong() {
         ("wasmtime-wasi", &["gantry-plugin-host"]),
         ("hyper", &["gantry", "tests"]),
         ("tokio-rustls", &["gantry", "tests"]),
-        ("reqwest", &["gantry-upstream", "tests"]),
+        ("reqwest", &["gantry", "gantry-upstream", "tests"]),
         ("rusqlite", &["gantry-storage"]),
         ("jsonwebtoken", &["gantry", "gantry-plugin-host", "tests"]),
     ]);

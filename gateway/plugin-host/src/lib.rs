@@ -27,6 +27,6 @@ pub use hook::{
     CacheHint, Credential, Hook, Hooks, Identity, Varies,
 };
 pub use inspect::{Capability, Inspection};
-pub use load::PluginHost;
+pub use load::{HostUsage, PluginHost};
 pub use ports::{Grants, HostPorts, KeyValue, Limits, PluginSource, RegistryReads, Secret};
 pub use stats::Stats;

@@ -2,11 +2,13 @@
 //!
 //! Map: `registry` is the struct and the one entry [`Registry::perform`]; `pull` `push` `upload` `mount` `list` `referrers` `delete`
 //! hold one family of operations each; `admit` asks the hooks; `staging` knows which staging files are in use; `mirror` fills the
-//! cache; `ports` is what the binary must bring; `outcome` and `error` are what comes out.
+//! cache; `ports` is what the binary must bring; `cache_counts` counts what the mirrors did;
+//! `outcome` and `error` are what comes out.
 //! Invariant: nothing here runs without a [`gantry_model::Permit`].
 
 mod admit;
 pub mod body;
+pub mod cache_counts;
 mod delete;
 pub mod error;
 mod list;
@@ -22,7 +24,8 @@ mod staging;
 mod upload;
 
 pub use body::{Body, BodyError};
+pub use cache_counts::{CacheContent, CacheCounts, CacheOutcome};
 pub use error::Error;
 pub use outcome::{BlobContent, Outcome, ServedBlob, ServedManifest, Staleness, UploadState};
 pub use ports::{Admission, Clock, MirrorSettings, Ports, Settings};
-pub use registry::Registry;
+pub use registry::{Registry, RegistryStats};

@@ -33,6 +33,7 @@ use tokio::sync::Semaphore;
 pub(crate) use self::fill::Fill;
 use self::{failure::Failure, flight::Flights, flight::lock};
 use crate::{
+    cache_counts::{CacheContent, CacheOutcome},
     error::Error,
     outcome::Staleness,
     ports::{Admission, Clock, MirrorSettings, Ports, Settings},
@@ -49,6 +50,8 @@ pub(crate) struct MirroredManifest {
     pub(crate) stale: Option<Staleness>,
     /// What the tag names, when a tag was asked for.
     pub(crate) tag: Option<TagState>,
+    /// How it was come by.
+    via: CacheOutcome,
 }
 
 /// A blob of a mirrored repository.
@@ -106,6 +109,11 @@ impl Mirrors {
         Self {
             engine: Arc::new(engine),
         }
+    }
+
+    /// Fills under way.
+    pub(crate) fn fill_count(&self) -> usize {
+        lock(&self.engine.fills).len()
     }
 
     /// The manifest, from here when it may be, else from the upstream; stored before it is returned.
@@ -250,5 +258,9 @@ impl Origin {
 
     fn name(&self) -> &RepositoryName {
         &self.repository.name
+    }
+
+    fn count(&self, content: CacheContent, outcome: CacheOutcome) {
+        self.settings.counts.count(content, outcome);
     }
 }

@@ -7,6 +7,8 @@ use gantry_model::{AdmissionRequest, Admitted, Change, Refusal, Repository};
 use gantry_storage::{BlobStore, MetadataStore, UploadSessions};
 use gantry_upstream::Upstream;
 
+use crate::cache_counts::CacheCounts;
+
 /// The admission hooks. Asked after a digest is verified and before anything is visible, and before a served byte leaves.
 #[async_trait]
 pub trait Admission: Debug + Send + Sync {
@@ -37,6 +39,8 @@ pub struct MirrorSettings {
     pub stale_if_error: Duration,
     /// How long the upstream's own 404 is remembered.
     pub not_found_for: Duration,
+    /// Where its answers are counted.
+    pub counts: Arc<CacheCounts>,
 }
 
 /// The registry's own limits.

@@ -43,6 +43,10 @@ pub(crate) struct ConfigFile {
     pub(crate) limits: Option<LimitsFile>,
     /// What is logged.
     pub(crate) log: Option<LogFile>,
+    /// A file of every decision, besides the log.
+    pub(crate) audit: Option<AuditFile>,
+    /// What is told to other systems.
+    pub(crate) telemetry: Option<TelemetryFile>,
 }
 
 /// One or many.
@@ -417,6 +421,38 @@ pub(crate) struct LogFile {
     pub(crate) format: Option<LogFormatText>,
     /// How much. Default: info.
     pub(crate) level: Option<LevelText>,
+}
+
+/// A file of every decision, as JSON lines, whatever the log's level is.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Audit")]
+pub(crate) struct AuditFile {
+    /// A file that lines are appended to, or `stdout`. A file that is moved away is made anew within a second.
+    #[schemars(required)]
+    pub(crate) file: Option<String>,
+}
+
+/// What is told to other systems.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Telemetry")]
+pub(crate) struct TelemetryFile {
+    /// Traces for a collector of OpenTelemetry. Default: none.
+    pub(crate) otlp: Option<OtlpFile>,
+}
+
+/// Traces for a collector of OpenTelemetry, as protobuf over HTTP.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Otlp")]
+pub(crate) struct OtlpFile {
+    /// The collector's base URL, such as `http://127.0.0.1:4318`; /v1/traces is added.
+    #[schemars(required)]
+    pub(crate) endpoint: Option<UrlText>,
+    /// Traces one request in so many, unless its `traceparent` decides. Default: 1.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) one_in: Option<u32>,
 }
 
 /// The form of a log line.

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     app::App,
     server::Peer,
-    telemetry::{AccessLine, AuditLine, Telemetry},
+    telemetry::{self, AccessLine, AuditLine, Telemetry},
 };
 
 /// One request and its answer.
@@ -40,6 +40,7 @@ pub struct Exchange {
     /// `None` once it was handed to the response's body.
     access: Option<AccessLine>,
     audit: Option<AuditLine>,
+    span: tracing::Span,
 }
 
 impl Exchange {
@@ -54,7 +55,11 @@ impl Exchange {
         let request_id: Arc<str> = request_id().into();
         let challenge = Challenge::new(app.edge.external_url.as_ref(), &origin, &app.namespaces);
         let started = Instant::now();
+        // An error's level: whatever the log shows, its lines say which request they belong to.
+        let span = tracing::error_span!("request", request.id = &*request_id);
+        telemetry::adopt_parent(&span, &parts.headers);
         Self {
+            span,
             telemetry: Arc::clone(&app.telemetry),
             started,
             deadline: started + app.edge.decision_deadline,
@@ -118,7 +123,7 @@ impl Exchange {
     /// The span of everything done for this request.
     #[must_use]
     pub fn span(&self) -> tracing::Span {
-        tracing::info_span!("request", request.id = &*self.frame.request_id)
+        self.span.clone()
     }
 
     /// Names what is asked when it is no [`Operation`].
@@ -252,10 +257,16 @@ impl Exchange {
             return reply;
         };
         access.status = reply.status().as_u16();
-        self.telemetry
-            .count_request(access.operation, access.status, self.started.elapsed());
+        self.telemetry.count_request(
+            access.operation,
+            &access.method,
+            access.status,
+            self.started.elapsed(),
+        );
         let (telemetry, started) = (Arc::clone(&self.telemetry), self.started);
         let received = Arc::clone(&self.received);
+        telemetry::describe(&self.span, &access);
+        let span = self.span.clone();
         reply.map(|body| {
             body.ending(Box::new(move |sent, complete| {
                 access.received = received.load(Ordering::Relaxed);
@@ -264,6 +275,8 @@ impl Exchange {
                 access.duration = started.elapsed();
                 telemetry.count_bytes(access.received, sent);
                 access.log();
+                // Until here the body was part of the request.
+                drop(span);
             }))
         })
     }
@@ -301,8 +314,13 @@ impl Drop for Exchange {
         if let Some(mut access) = self.access.take() {
             access.received = self.received.load(Ordering::Relaxed);
             access.duration = self.started.elapsed();
-            self.telemetry
-                .count_request(access.operation, access.status, access.duration);
+            self.telemetry.count_request(
+                access.operation,
+                &access.method,
+                access.status,
+                access.duration,
+            );
+            telemetry::describe(&self.span, &access);
             self.telemetry.count_bytes(access.received, 0);
             access.log();
         }

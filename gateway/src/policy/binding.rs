@@ -2,10 +2,17 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use gantry_model::{Change, glob::Glob};
-use gantry_plugin_host::{CallError, Plugin};
+use gantry_model::{AdmissionRequest, Change, Requester, glob::Glob};
+use gantry_plugin_host::{
+    AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest,
+    CallError, Hook, Plugin,
+};
+use tracing::Instrument as _;
 
-use crate::config::{Mode, OnError};
+use crate::{
+    config::{Mode, OnError},
+    telemetry::{self, Asked, PluginMeter},
+};
 
 /// A plugin in its place in the chain.
 #[derive(Debug)]
@@ -22,6 +29,8 @@ pub struct Binding {
     pub on_error: OnError,
     /// Digest of component and configuration: part of every cache key, so that a reload empties what it must.
     pub fingerprint: Arc<str>,
+    /// Counts its calls.
+    pub meter: PluginMeter,
 }
 
 impl Binding {
@@ -45,11 +54,85 @@ impl Binding {
         self.changes.contains(&change) && self.sees(repository)
     }
 
-    /// Whether the failure ends the chain; records it either way.
-    pub(crate) fn failure_denies(&self, error: &CallError) -> bool {
-        let denies = self.mode == Mode::Enforce && self.on_error != OnError::Skip;
-        tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), detail = %error.detail, denies, "plugin failed");
-        denies
+    /// Whether a failure ends the chain.
+    pub(crate) fn failure_denies(&self) -> bool {
+        self.mode == Mode::Enforce && self.on_error != OnError::Skip
+    }
+
+    /// Asks the plugin; the call is counted, and a failure is in the audit.
+    pub(crate) async fn authenticate(
+        &self,
+        request: &AuthenticateRequest,
+    ) -> Result<AuthenticateAnswer, CallError> {
+        let call = self.plugin.authenticate(request);
+        self.ask(Hook::Authenticate, None, call, |answer| match answer {
+            AuthenticateAnswer::Authenticated(_) => Asked::Authenticated,
+            AuthenticateAnswer::NotMine => Asked::NotMine,
+            AuthenticateAnswer::Rejected(_) => Asked::Rejected,
+        })
+        .await
+    }
+
+    /// Asks the plugin; the call is counted, and a failure is in the audit.
+    pub(crate) async fn authorize(
+        &self,
+        request: &AuthorizeRequest,
+    ) -> Result<AuthorizeAnswer, CallError> {
+        let requester = Some(&request.requester);
+        let call = self.plugin.authorize(request);
+        self.ask(Hook::Authorize, requester, call, authorized).await
+    }
+
+    /// An authorizer's answer was in the cache.
+    pub(crate) fn authorized_by_cache(&self, answer: &AuthorizeAnswer) {
+        self.meter.cached(Hook::Authorize, authorized(answer));
+    }
+
+    /// Asks the plugin; the call is counted, and a failure is in the audit.
+    pub(crate) async fn admit(&self, request: &AdmissionRequest) -> Result<AdmitAnswer, CallError> {
+        let requester = Some(&request.requester);
+        let call = self.plugin.admit(request);
+        self.ask(Hook::Admit, requester, call, admitted).await
+    }
+
+    /// An admission's answer was in the cache.
+    pub(crate) fn admitted_by_cache(&self, answer: &AdmitAnswer) {
+        self.meter.cached(Hook::Admit, admitted(answer));
+    }
+
+    async fn ask<A>(
+        &self,
+        hook: Hook,
+        requester: Option<&Requester>,
+        call: impl Future<Output = Result<A, CallError>>,
+        outcome: impl FnOnce(&A) -> Asked,
+    ) -> Result<A, CallError> {
+        let span = tracing::debug_span!("plugin", plugin.name = &**self.name(), hook = ?hook);
+        let answer = self
+            .meter
+            .measured(hook, call.instrument(span), outcome)
+            .await;
+        if let Err(error) = &answer {
+            telemetry::audit_failure(error, hook, requester, self.failure_denies());
+        }
+        answer
+    }
+}
+
+fn authorized(answer: &AuthorizeAnswer) -> Asked {
+    match answer {
+        AuthorizeAnswer::Allow(..) => Asked::Allowed,
+        AuthorizeAnswer::Deny(..) => Asked::Denied,
+        AuthorizeAnswer::Abstain(_) => Asked::Abstained,
+    }
+}
+
+fn admitted(answer: &AdmitAnswer) -> Asked {
+    match answer {
+        AdmitAnswer::Accept { .. } => Asked::Allowed,
+        AdmitAnswer::Reject(_) => Asked::Rejected,
+        AdmitAnswer::Hold { .. } => Asked::Held,
+        AdmitAnswer::Abstain => Asked::Abstained,
     }
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use gantry_model::{AdmissionRequest, Denial, Requester};
-use gantry_plugin_host::AdmitAnswer;
+use gantry_plugin_host::{AdmitAnswer, CallError, Hook};
 
+use super::plugins::hook_label;
 use crate::{config::Mode, policy::binding::Binding};
 
 /// An authorizer in audit mode answered; its answer does not count.
@@ -17,6 +18,22 @@ pub fn audit_ignored(plugin: &Arc<str>, requester: &Requester, answer: &str) {
         mode = "audit",
         decision = answer },
         "authorization not enforced"
+    );
+}
+
+/// A plugin gave no answer. `enforced` says whether that refuses the request.
+pub fn audit_failure(error: &CallError, hook: Hook, requester: Option<&Requester>, enforced: bool) {
+    tracing::warn!(
+        target: "audit",
+        { request.id = requester.map(|requester| &*requester.request_id),
+        principal.subject = requester.map(|requester| requester.principal.id.as_str()),
+        plugin.name = &*error.plugin,
+        hook = hook_label(hook),
+        decision = "fail",
+        failure = error.failure.as_str(),
+        reason.text = error.detail.as_str(),
+        enforced },
+        "plugin failed"
     );
 }
 

@@ -3,10 +3,11 @@
 //! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
 //! `kv` is the second file, for plugins' own data.
 
-use std::path::Path;
+use std::{fmt, path::Path, time::Duration};
 
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
+use tracing::Instrument as _;
 
 use self::{
     connect::{Readers, open_writer},
@@ -52,6 +53,23 @@ impl SqliteStore {
             writer: Writer::start(connection)?,
             readers: Readers::new(path, &METADATA),
         })
+    }
+}
+
+impl SqliteStore {
+    /// Tells `observer` how many writes each transaction served and how long it took; the first observer stays. It runs on the
+    /// writer's thread.
+    pub fn on_commit(&self, observer: impl Fn(usize, Duration) + Send + Sync + 'static) {
+        self.writer.observe(OnCommit(Box::new(observer)));
+    }
+}
+
+/// Who is told of transactions.
+struct OnCommit(Box<dyn Fn(usize, Duration) + Send + Sync>);
+
+impl fmt::Debug for OnCommit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("OnCommit")
     }
 }
 
@@ -138,7 +156,8 @@ impl MetadataStore for SqliteStore {
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
         let apply = move |connection: &_| commit::apply(connection, &commit);
-        self.writer.run("commit", apply).await
+        let committed = self.writer.run("commit", apply);
+        committed.instrument(tracing::debug_span!("commit")).await
     }
 }
 

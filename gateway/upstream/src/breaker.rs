@@ -55,6 +55,11 @@ impl Breaker {
         })
     }
 
+    /// Whether it is open: its base URL failed too often and has not answered since.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state().open_until.is_some()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -55,6 +55,15 @@ impl RegistryClient {
         })
     }
 
+    /// How many of the base URLs are left alone because they failed too often.
+    #[must_use]
+    pub fn resting_count(&self) -> usize {
+        self.endpoints
+            .iter()
+            .filter(|endpoint| endpoint.is_resting())
+            .count()
+    }
+
     fn ask<'a>(
         &self,
         verb: &'static str,

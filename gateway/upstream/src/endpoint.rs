@@ -110,6 +110,11 @@ impl Endpoint {
         })
     }
 
+    /// Whether its breaker is open.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.breaker.is_open()
+    }
+
     /// Runs `attempt` unless the breaker is open, and tells the breaker how it went.
     pub(crate) async fn guarded<T>(
         &self,

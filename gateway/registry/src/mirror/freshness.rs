@@ -11,7 +11,7 @@ use super::{
     failure::Failure,
     manifest::{StoreError, Verified, millis},
 };
-use crate::outcome::Staleness;
+use crate::{cache_counts::CacheOutcome, outcome::Staleness};
 
 /// How often a tag is moved again when somebody else keeps deleting it meanwhile.
 const MAX_MOVES: usize = 3;
@@ -58,7 +58,7 @@ impl Engine {
         if self.age_ms(&record) >= millis(origin.settings.fresh_for) {
             return Ok(None);
         }
-        self.tagged(origin, record, None).await
+        self.tagged(origin, record, None, CacheOutcome::Hit).await
     }
 
     /// Asks the upstream about a tag that is not fresh.
@@ -185,7 +185,10 @@ impl Engine {
     async fn winner(&self, origin: &Origin, tag: &Tag) -> Result<MirroredManifest, Failure> {
         let record = self.metadata.tag(origin.name(), tag).await?;
         let tagged = match record {
-            Some(record) => self.tagged(origin, record, None).await?,
+            Some(record) => {
+                self.tagged(origin, record, None, CacheOutcome::Filled)
+                    .await?
+            }
             None => None,
         };
         tagged.ok_or(Failure::Conflict)
@@ -204,7 +207,8 @@ impl Engine {
             digest: seen.state.digest.clone(),
             checked_at_ms,
         };
-        let Some(tagged) = self.tagged(origin, seen.clone(), None).await? else {
+        let via = CacheOutcome::Revalidated;
+        let Some(tagged) = self.tagged(origin, seen.clone(), None, via).await? else {
             return Ok(None);
         };
         self.metadata.commit(confirm).await?;
@@ -223,7 +227,8 @@ impl Engine {
             return Err(failure);
         }
         let age = std::time::Duration::from_millis(age_ms);
-        match self.tagged(origin, seen, Some(Staleness { age })).await? {
+        let (stale, via) = (Some(Staleness { age }), CacheOutcome::Stale);
+        match self.tagged(origin, seen, stale, via).await? {
             Some(stale) => {
                 tracing::warn!(
                     error = &failure as &dyn std::error::Error,
@@ -256,6 +261,7 @@ impl Engine {
         origin: &Origin,
         record: TagRecord,
         stale: Option<Staleness>,
+        via: CacheOutcome,
     ) -> Result<Option<MirroredManifest>, Failure> {
         let local = self.local_manifest(origin, &record.state.digest).await?;
         Ok(local.map(|(manifest, bytes)| MirroredManifest {
@@ -263,6 +269,7 @@ impl Engine {
             bytes,
             stale,
             tag: Some(record.state),
+            via,
         }))
     }
 

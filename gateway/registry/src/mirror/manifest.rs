@@ -17,7 +17,10 @@ use gantry_storage::{
 use gantry_upstream::FetchedManifest;
 
 use super::{Engine, MirroredManifest, Origin, failure::Failure, flight::contained};
-use crate::staging::new_upload_id;
+use crate::{
+    cache_counts::{CacheContent, CacheOutcome},
+    staging::new_upload_id,
+};
 
 /// A manifest whose bytes hash to its digest and parse as its media type.
 #[derive(Debug)]
@@ -35,6 +38,28 @@ impl Engine {
         reference: &Reference,
         requester: &Requester,
     ) -> Result<MirroredManifest, Failure> {
+        let mut joined = true;
+        let result = self
+            .manifest_or_flight(origin, reference, requester, &mut joined)
+            .await;
+        let outcome = match &result {
+            Ok(manifest) if joined && manifest.via != CacheOutcome::Hit => CacheOutcome::Joined,
+            Ok(manifest) => manifest.via,
+            Err(Failure::NotFound) => CacheOutcome::NotFound,
+            Err(_) => CacheOutcome::Failed,
+        };
+        origin.count(CacheContent::Manifest, outcome);
+        result
+    }
+
+    /// Clears `joined` when this call starts the flight.
+    async fn manifest_or_flight(
+        self: &Arc<Self>,
+        origin: &Origin,
+        reference: &Reference,
+        requester: &Requester,
+        joined: &mut bool,
+    ) -> Result<MirroredManifest, Failure> {
         if let Some(known) = self.known(origin, reference).await? {
             return Ok(known);
         }
@@ -51,8 +76,9 @@ impl Engine {
         );
         let engine = Arc::clone(self);
         let (origin, reference, requester) = (origin.clone(), reference.clone(), requester.clone());
-        let flight = self.manifests.run(key, span, || async move {
-            engine.land(&origin, &reference, &requester).await
+        let flight = self.manifests.run(key, span, || {
+            *joined = false;
+            async move { engine.land(&origin, &reference, &requester).await }
         });
         flight.await
     }
@@ -102,6 +128,7 @@ impl Engine {
                     bytes,
                     stale: None,
                     tag: None,
+                    via: CacheOutcome::Hit,
                 }))
             }
             Reference::Tag(tag) => self.fresh_tag(origin, tag).await,
@@ -125,6 +152,7 @@ impl Engine {
             bytes,
             stale: None,
             tag: None,
+            via: CacheOutcome::Filled,
         })
     }
 

@@ -176,6 +176,7 @@ impl Upstream for Static {
 fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
     let upstream = Arc::new(Static::new());
     let mirror = MirrorSettings {
+        counts: Arc::default(),
         upstream: Arc::clone(&upstream) as _,
         fresh_for: Duration::from_secs(60),
         stale_if_error: Duration::from_secs(3600),

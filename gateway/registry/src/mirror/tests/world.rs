@@ -123,6 +123,7 @@ impl World {
         let clock = Arc::new(ManualClock(AtomicU64::new(START_MS)));
         let admission = Arc::new(ScriptedAdmission::default());
         let settings = MirrorSettings {
+            counts: Arc::default(),
             upstream: Arc::clone(&upstream) as _,
             fresh_for: FRESH_FOR,
             stale_if_error: STALE_IF_ERROR,
