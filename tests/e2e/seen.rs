@@ -163,7 +163,7 @@ fn the_audit_file_has_every_decision_whatever_the_log_shows() {
         Image::random(11).manifest.bytes,
     );
     assert!(moved.status.is_client_error(), "{moved:?}");
-    let stranger = Wire::basic(gateway.port, ("mallory", "wrong"));
+    let stranger = Wire::basic(gateway.port, (USER.0, "wrong"));
     let refused = stranger.get("/v2/apps/web/tags/list").expect(401);
     let anonymous = Wire::anonymous(gateway.port)
         .get("/v2/team/x/tags/list")
@@ -234,7 +234,7 @@ fn the_audit_file_has_every_decision_whatever_the_log_shows() {
 fn every_json_line_of_a_request_carries_its_id() {
     let config = usual_config("", "") + "log: { format: json, level: debug }\n";
     let gateway = Gateway::start(&config);
-    let answer = Wire::basic(gateway.port, ("mallory", "wrong"))
+    let answer = Wire::basic(gateway.port, (USER.0, "wrong"))
         .get("/v2/")
         .expect(401);
     let id = answer.header("x-request-id");

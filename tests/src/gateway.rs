@@ -161,7 +161,8 @@ impl Gateway {
         let mut ended = None;
         wait_until(
             &format!("the gateway; its log:\n{}", self.log()),
-            Duration::from_secs(60),
+            // A busy machine compiles every plugin first.
+            Duration::from_secs(180),
             || {
                 ended = self
                     .child

@@ -241,6 +241,8 @@ impl Exchange {
     /// Renders the result; the lines follow when the last byte has left.
     #[must_use]
     pub fn finish(mut self, result: Result<Done, Error>) -> Reply {
+        let span = self.span.clone();
+        let _entered = span.enter();
         let reply = match result {
             Ok(Done::Outcome(outcome)) => respond::outcome(&self.frame, outcome),
             Ok(Done::Options(allow)) => respond::options(&self.frame, allow),
@@ -266,7 +268,7 @@ impl Exchange {
         let (telemetry, started) = (Arc::clone(&self.telemetry), self.started);
         let received = Arc::clone(&self.received);
         telemetry::describe(&self.span, &access);
-        let span = self.span.clone();
+        let span = span.clone();
         reply.map(|body| {
             body.ending(Box::new(move |sent, complete| {
                 access.received = received.load(Ordering::Relaxed);

@@ -11,6 +11,7 @@ use tracing::{
     field::{Field, Visit},
     span::{Attributes, Id},
 };
+use tracing_log::NormalizeEvent as _;
 use tracing_subscriber::{
     layer::{Context, Layer},
     registry::{LookupSpan, SpanRef},
@@ -61,13 +62,17 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let metadata = event.metadata();
+        let normalized = event.normalized_metadata();
+        let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let mut line = Fields::default();
         let now = jiff::Timestamp::now();
         line.put("timestamp", format!("{now:.6}"));
         line.put("level", metadata.level().as_str());
         line.put("target", metadata.target());
         event.record(&mut line);
+        if normalized.is_some() {
+            line.0.retain(|name, _| !name.starts_with("log."));
+        }
         if !line.0.contains_key(REQUEST_ID) {
             let request = context
                 .event_scope(event)

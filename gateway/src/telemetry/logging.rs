@@ -53,6 +53,9 @@ pub enum LoggingError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
+/// Compilers tell thousands of lines about each plugin; who wants them names them.
+const COMPILERS: &str = "cranelift_codegen=info,wasmtime_internal_cranelift=info,regalloc2=info";
+
 type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -67,7 +70,7 @@ pub(super) fn panics() -> u64 {
 /// # Errors
 /// [`LoggingError`].
 pub fn init(logging: Logging<'_>) -> Result<(), LoggingError> {
-    let filter = EnvFilter::try_new(logging.level)?;
+    let filter = EnvFilter::try_new(format!("{COMPILERS},{}", logging.level))?;
     let mut layers: Vec<Boxed> = vec![match logging.format {
         LogFormat::Human => fmt::layer()
             .with_writer(std::io::stderr)
