@@ -305,8 +305,8 @@ fn mirrors(
         let settings = MirrorSettings {
             upstream: Arc::new(MeasuredUpstream::new(telemetry, &mirror.name, client)),
             counts: telemetry.mirror_cache(&mirror.name),
-            fresh_for: mirror.fresh_for,
-            stale_if_error: mirror.stale_if_error,
+            freshness: mirror.freshness,
+            rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,
         };
         mirrors.insert(Arc::clone(&mirror.name), settings);

@@ -26,6 +26,7 @@ use std::{
 
 use gantry_model::{Change, Namespaces, glob::Glob, namespace::MirrorNames};
 use gantry_plugin_host::{Grants, Limits as PluginLimits, Secret};
+use gantry_registry::{Freshness, TagRule};
 use url::Url;
 
 pub use self::{
@@ -182,10 +183,10 @@ pub struct Mirror {
     pub default: bool,
     /// The account there; `None` = anonymous.
     pub credentials: Option<Credentials>,
-    /// How long a tag is served without asking again.
-    pub fresh_for: Duration,
-    /// How long after that it is served when the upstream fails.
-    pub stale_if_error: Duration,
+    /// What is believed of its tags.
+    pub freshness: Freshness,
+    /// What is believed of some of them.
+    pub tag_rules: Vec<TagRule>,
     /// How long "not found" is believed.
     pub not_found_for: Duration,
 }

@@ -16,6 +16,7 @@ mod herd;
 mod hostile;
 mod immutable;
 mod mirror;
+mod outage;
 mod plugins_fail;
 mod policy;
 mod quickstart;

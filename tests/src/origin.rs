@@ -46,6 +46,8 @@ pub enum Fault {
 #[derive(Debug)]
 struct State {
     seen: Mutex<Vec<(String, String)>>,
+    /// Body bytes handed to the socket, by path.
+    sent: Mutex<HashMap<String, usize>>,
     faults: Mutex<HashMap<String, Fault>>,
     released: watch::Sender<bool>,
 }
@@ -92,6 +94,7 @@ impl Origin {
             port: free_port(),
             state: Arc::new(State {
                 seen: Mutex::default(),
+                sent: Mutex::default(),
                 faults: Mutex::default(),
                 released: watch::Sender::new(false),
             }),
@@ -194,11 +197,25 @@ impl Origin {
             .count()
     }
 
+    /// How many body bytes left for paths that contain `part`.
+    ///
+    /// # Panics
+    /// When a request panicked.
+    #[must_use]
+    pub fn sent(&self, part: &str) -> usize {
+        let sent = self.state.sent.lock().expect("no request panicked");
+        sent.iter()
+            .filter(|(path, _)| path.contains(part))
+            .map(|(_, bytes)| bytes)
+            .sum()
+    }
+
     /// Forgets what was counted.
     ///
     /// # Panics
     /// When a request panicked.
     pub fn reset_counts(&self) {
+        self.state.sent.lock().expect("no request panicked").clear();
         self.state.seen.lock().expect("no request panicked").clear();
     }
 }
@@ -280,7 +297,11 @@ async fn forward(
     *response.headers_mut().expect("a new response has headers") = answer.headers().clone();
     let length = answer.content_length();
     let bytes = answer.bytes_stream().map_err(std::io::Error::other);
-    let bytes = spoil(bytes.boxed(), fault.as_ref(), length, state);
+    let bytes = spoil(bytes.boxed(), fault.as_ref(), length, Arc::clone(&state));
+    let bytes = bytes.inspect_ok(move |piece| {
+        let mut sent = state.sent.lock().expect("no request panicked");
+        *sent.entry(path.clone()).or_default() += piece.len();
+    });
     Ok(response
         .body(BodyExt::boxed_unsync(StreamBody::new(
             bytes.map_ok(Frame::data),

@@ -26,6 +26,8 @@ mod upload;
 pub use body::{Body, BodyError};
 pub use cache_counts::{CacheContent, CacheCounts, CacheOutcome};
 pub use error::Error;
-pub use outcome::{BlobContent, Outcome, ServedBlob, ServedManifest, Staleness, UploadState};
-pub use ports::{Admission, Clock, MirrorSettings, Ports, Settings};
+pub use outcome::{
+    BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
+};
+pub use ports::{Admission, Clock, Freshness, MirrorSettings, Moves, Ports, Settings, TagRule};
 pub use registry::{Registry, RegistryStats};

@@ -36,7 +36,7 @@ use crate::{
     cache_counts::{CacheContent, CacheOutcome},
     error::Error,
     outcome::Staleness,
-    ports::{Admission, Clock, MirrorSettings, Ports, Settings},
+    ports::{Admission, Clock, Freshness, MirrorSettings, Ports, Settings},
 };
 
 /// A manifest of a mirrored repository, stored here.
@@ -262,5 +262,9 @@ impl Origin {
 
     fn count(&self, content: CacheContent, outcome: CacheOutcome) {
         self.settings.counts.count(content, outcome);
+    }
+
+    fn freshness(&self, tag: &Tag) -> &Freshness {
+        self.settings.freshness(&self.remote, tag)
     }
 }

@@ -9,11 +9,24 @@ use gantry_storage::Blob;
 
 use crate::error::Error;
 
-/// An answer was served from the cache although its upstream could not confirm it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// An answer was served from the cache although its upstream did not confirm it.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Staleness {
     /// How long ago the upstream last confirmed it.
     pub age: Duration,
+    /// Why it was served all the same.
+    pub why: Stale,
+}
+
+/// Why something stale was served.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Stale {
+    /// The upstream is being asked behind the client's back.
+    Revalidating,
+    /// The upstream could not be asked.
+    UpstreamFails,
+    /// The upstream's tag names this now, and the tag here is pinned.
+    Pinned(Digest),
 }
 
 /// A manifest that may leave.

@@ -3,7 +3,9 @@
 use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use gantry_model::{AdmissionRequest, Admitted, Change, Refusal, Repository};
+use gantry_model::{
+    AdmissionRequest, Admitted, Change, Refusal, Repository, RepositoryName, Tag, glob::Glob,
+};
 use gantry_storage::{BlobStore, MetadataStore, UploadSessions};
 use gantry_upstream::Upstream;
 
@@ -33,14 +35,60 @@ pub trait Clock: Debug + Send + Sync {
 pub struct MirrorSettings {
     /// The upstream behind it.
     pub upstream: Arc<dyn Upstream>,
-    /// How long a tag is served without asking the upstream.
-    pub fresh_for: Duration,
-    /// How long a tag is served when the upstream fails, counted from its last confirmation.
-    pub stale_if_error: Duration,
+    /// What is believed of a tag that no rule names.
+    pub freshness: Freshness,
+    /// What is believed of tags by pattern; the first that matches counts.
+    pub rules: Vec<TagRule>,
     /// How long the upstream's own 404 is remembered.
     pub not_found_for: Duration,
     /// Where its answers are counted.
     pub counts: Arc<CacheCounts>,
+}
+
+impl MirrorSettings {
+    /// What is believed of a tag of the upstream's repository `remote`.
+    #[must_use]
+    pub fn freshness(&self, remote: &RepositoryName, tag: &Tag) -> &Freshness {
+        let name = format!("{remote}:{tag}");
+        let rule = self
+            .rules
+            .iter()
+            .find(|rule| rule.tags.iter().any(|glob| glob.matches(&name)));
+        rule.map_or(&self.freshness, |rule| &rule.freshness)
+    }
+}
+
+/// How long an upstream's answer about a tag is believed (RFC 5861 for the two kinds of staleness), and whether its moves are followed.
+#[derive(Clone, Copy, Debug)]
+pub struct Freshness {
+    /// How long a tag is served without asking the upstream, from its last confirmation; [`Duration::MAX`] = for ever.
+    pub fresh_for: Duration,
+    /// How long after that it is still served at once, while the upstream is asked behind the client's back.
+    pub stale_while_revalidate: Duration,
+    /// How long after `fresh_for` it is served when the upstream fails.
+    pub stale_if_error: Duration,
+    /// What happens when the upstream's tag names something else than the one stored here.
+    pub moves: Moves,
+}
+
+/// What happens when an upstream's tag moves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Moves {
+    /// The tag here moves too.
+    Follow,
+    /// It moves too, and the log says so at `warn`.
+    Alert,
+    /// It stays what it was when it was first pulled here; the log and the client are told.
+    Refuse,
+}
+
+/// What is believed of some tags.
+#[derive(Clone, Debug)]
+pub struct TagRule {
+    /// Globs on `REPOSITORY:TAG`, with the upstream's own name of the repository.
+    pub tags: Vec<Glob>,
+    /// What is believed of them.
+    pub freshness: Freshness,
 }
 
 /// The registry's own limits.

@@ -210,8 +210,10 @@ pub(crate) struct MirrorFile {
     pub(crate) library: Option<bool>,
     /// The account here at the upstream. Default: anonymous.
     pub(crate) credentials: Option<CredentialsFile>,
-    /// How long an upstream's answer about a tag is believed.
+    /// How long an upstream's answer about a tag is believed, and whether its moves are followed.
     pub(crate) tags: Option<TagsFile>,
+    /// The same for some tags; the first rule that matches counts, and what it leaves out is as in `tags`. Default: none.
+    pub(crate) tag_rules: Option<Vec<TagRuleFile>>,
     /// Eviction. Not available yet: everything fetched is kept.
     #[schemars(schema_with = "not_yet")]
     #[expect(dead_code, reason = "the key is known so that its error is honest")]
@@ -259,10 +261,47 @@ pub(crate) struct SecretFile {
 pub(crate) struct TagsFile {
     /// Served without asking again. Default: 10m.
     pub(crate) fresh_for: Option<DurationText>,
+    /// Served at once while the upstream is asked, counted from the end of `fresh_for`. Default: 0s, every client waits for the answer.
+    pub(crate) stale_while_revalidate: Option<DurationText>,
     /// Served when the upstream fails, counted from the end of `fresh_for`. Default: 7d.
     pub(crate) stale_if_error: Option<DurationText>,
+    /// When the upstream's tag names something else than what is here. Default: follow.
+    pub(crate) moves: Option<MovesText>,
     /// How long "not found" is believed. Default: 30s.
     pub(crate) not_found_for: Option<DurationText>,
+}
+
+/// What is believed of some tags.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "TagRule")]
+pub(crate) struct TagRuleFile {
+    /// Which: globs on `REPOSITORY:TAG`, with the upstream's own name of the repository, such as `library/*:*-rc*`.
+    #[schemars(required)]
+    pub(crate) tags: Option<Vec<GlobText>>,
+    /// Never asked about again once it is here. Default: false.
+    pub(crate) immutable: Option<bool>,
+    /// Served without asking again. Not beside `immutable`.
+    pub(crate) fresh_for: Option<DurationText>,
+    /// Served at once while the upstream is asked, counted from the end of `fresh_for`.
+    pub(crate) stale_while_revalidate: Option<DurationText>,
+    /// Served when the upstream fails, counted from the end of `fresh_for`.
+    pub(crate) stale_if_error: Option<DurationText>,
+    /// When the upstream's tag names something else than what is here.
+    pub(crate) moves: Option<MovesText>,
+}
+
+/// When an upstream's tag moves.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum MovesText {
+    /// The tag here moves too.
+    Follow,
+    /// It moves too, with a warning in the log.
+    Alert,
+    /// It stays what it was when it was first pulled here; log and client are told.
+    Refuse,
 }
 
 /// A plugin and what it sees and may do.

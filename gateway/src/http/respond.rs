@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gantry_model::{Digest, RepositoryName, media_type};
-use gantry_registry::{BlobContent, Outcome, ServedBlob, ServedManifest, UploadState};
+use gantry_registry::{BlobContent, Outcome, ServedBlob, ServedManifest, Stale, UploadState};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
@@ -154,12 +154,23 @@ fn manifest(frame: &Frame, served: ServedManifest) -> Reply {
         reply
     };
     identify(&mut reply, &served.digest);
-    if let Some(stale) = served.stale {
+    if let Some(stale) = &served.stale {
         set(&mut reply, "age", &stale.age.as_secs().to_string());
-        append(&mut reply, "warning", "110 - \"Response is Stale\"");
+        append(&mut reply, "warning", &stale_warning(&stale.why));
     }
     warn(&mut reply, &served.warnings);
     reply
+}
+
+/// RFC 7234, section 5.5.
+fn stale_warning(why: &Stale) -> String {
+    match why {
+        Stale::Revalidating => "110 - \"Response is Stale\"".to_owned(),
+        Stale::UpstreamFails => "111 - \"Revalidation Failed\"".to_owned(),
+        Stale::Pinned(digest) => {
+            format!("199 - \"the tag is pinned; its upstream names {digest} now\"")
+        }
+    }
 }
 
 fn blob(frame: &Frame, served: ServedBlob) -> Reply {

@@ -7,6 +7,7 @@ use gantry::config::{
     PluginFrom, TlsVersion,
 };
 use gantry_model::{Change, namespace::Address};
+use gantry_registry::Moves;
 
 use super::{PLUGINS, parse, parse_in};
 
@@ -126,13 +127,46 @@ fn a_host_that_two_mirrors_share_is_implied_for_neither() {
 }
 
 #[test]
+fn a_tag_rule_leaves_to_tags_what_it_does_not_say() {
+    let text = r#"mirrors:
+  a:
+    url: https://a.io
+    tags: { fresh_for: 5m, stale_while_revalidate: 1h }
+    tag_rules:
+      - { tags: ["library/*:v*"], immutable: true, moves: refuse }
+      - { tags: ["**"], fresh_for: 1m, moves: alert }
+"#;
+    let config = parse(&format!("{text}{PLUGINS}")).unwrap();
+    let [first, second] = config.mirrors[0].tag_rules.as_slice() else {
+        panic!("two rules")
+    };
+    assert_eq!(first.freshness.fresh_for, Duration::MAX);
+    assert_eq!(first.freshness.moves, Moves::Refuse);
+    assert_eq!(first.tags[0].as_str(), "library/*:v*");
+    assert_eq!(second.freshness.fresh_for, Duration::from_secs(60));
+    for rule in [first, second] {
+        assert_eq!(
+            rule.freshness.stale_while_revalidate,
+            Duration::from_secs(3600)
+        );
+        assert_eq!(
+            rule.freshness.stale_if_error,
+            config.mirrors[0].freshness.stale_if_error
+        );
+    }
+}
+
+#[test]
 fn durations_sizes_and_rates_have_units() {
     let text = "mirrors: { a: { url: \"https://a.io\", tags: { fresh_for: 1h30m, stale_if_error: 7d, not_found_for: 250ms } } }
 limits: { manifest: 64KiB, blob: 2GB, minimum_rate: 4KiB/s }";
     let config = parse(&format!("{text}{PLUGINS}")).unwrap();
-    assert_eq!(config.mirrors[0].fresh_for, Duration::from_secs(5400));
     assert_eq!(
-        config.mirrors[0].stale_if_error,
+        config.mirrors[0].freshness.fresh_for,
+        Duration::from_secs(5400)
+    );
+    assert_eq!(
+        config.mirrors[0].freshness.stale_if_error,
         Duration::from_secs(7 * 86_400)
     );
     assert_eq!(config.mirrors[0].not_found_for, Duration::from_millis(250));

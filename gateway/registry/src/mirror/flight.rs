@@ -64,6 +64,14 @@ where
         }
     }
 
+    /// Starts the work under `key`, unless it runs already; nobody waits for it here.
+    pub(super) fn start<F>(&self, key: K, span: tracing::Span, work: impl FnOnce() -> F)
+    where
+        F: Future<Output = Result<V, Failure>> + Send + 'static,
+    {
+        drop(self.join_or_start(key, span, work));
+    }
+
     fn join_or_start<F>(
         &self,
         key: K,

@@ -11,7 +11,11 @@ use super::{
     failure::Failure,
     manifest::{StoreError, Verified, millis},
 };
-use crate::{cache_counts::CacheOutcome, outcome::Staleness};
+use crate::{
+    cache_counts::CacheOutcome,
+    outcome::{Stale, Staleness},
+    ports::Moves,
+};
 
 /// How often a tag is moved again when somebody else keeps deleting it meanwhile.
 const MAX_MOVES: usize = 3;
@@ -55,10 +59,33 @@ impl Engine {
         let Some(record) = self.metadata.tag(origin.name(), tag).await? else {
             return Ok(None);
         };
-        if self.age_ms(&record) >= millis(origin.settings.fresh_for) {
+        if self.stale_for_ms(origin, &record).is_some() {
             return Ok(None);
         }
         self.tagged(origin, record, None, CacheOutcome::Hit).await
+    }
+
+    /// The tag's manifest, when the tag is not fresh and may be served while the upstream is asked.
+    pub(super) async fn tag_to_revalidate(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+    ) -> Result<Option<MirroredManifest>, Failure> {
+        if origin.freshness(tag).stale_while_revalidate.is_zero() {
+            return Ok(None);
+        }
+        let Some(record) = self.metadata.tag(origin.name(), tag).await? else {
+            return Ok(None);
+        };
+        let most = millis(origin.freshness(tag).stale_while_revalidate);
+        match self.stale_for_ms(origin, &record) {
+            Some(stale_for_ms) if stale_for_ms < most => {
+                let stale = self.staleness(&record, Stale::Revalidating);
+                self.tagged(origin, record, Some(stale), CacheOutcome::Stale)
+                    .await
+            }
+            Some(_) | None => Ok(None),
+        }
     }
 
     /// Asks the upstream about a tag that is not fresh.
@@ -102,14 +129,78 @@ impl Engine {
                 }
                 self.named(origin, &digest).await?
             }
-            Some(digest) => match self.held_manifest(origin, &digest).await? {
-                Some(held) => return self.point(origin, tag, Some(seen), &held).await,
-                None => self.named(origin, &digest).await?,
-            },
-            None => self.fetch_tag(origin, tag).await?,
+            Some(digest) => {
+                if let Some(pinned) = self.moved(origin, seen, &digest, requester).await? {
+                    return Ok(pinned);
+                }
+                match self.held_manifest(origin, &digest).await? {
+                    Some(held) => return self.point(origin, tag, Some(seen), &held).await,
+                    None => self.named(origin, &digest).await?,
+                }
+            }
+            None => {
+                let fetched = self.fetch_tag(origin, tag).await?;
+                if fetched.digest != seen.state.digest
+                    && let Some(pinned) =
+                        self.moved(origin, seen, &fetched.digest, requester).await?
+                {
+                    return Ok(pinned);
+                }
+                fetched
+            }
         };
         self.adopt(origin, tag, Some(seen), verified, requester)
             .await
+    }
+
+    /// The upstream's tag names something else than was seen: what is served all the same, when the tag is pinned.
+    async fn moved(
+        &self,
+        origin: &Origin,
+        seen: &TagRecord,
+        digest: &Digest,
+        requester: &Requester,
+    ) -> Result<Option<MirroredManifest>, Failure> {
+        let moves = origin.freshness(&seen.tag).moves;
+        if moves == Moves::Follow {
+            return Ok(None);
+        }
+        tracing::warn!(
+            repository.name = %origin.name(),
+            tag = %seen.tag,
+            manifest.digest = %seen.state.digest,
+            upstream.digest = %digest,
+            followed = moves == Moves::Alert,
+            "the upstream moved a tag that was to stay"
+        );
+        if moves == Moves::Alert {
+            return Ok(None);
+        }
+        let stale = self.staleness(seen, Stale::Pinned(digest.clone()));
+        let pinned = self
+            .tagged(
+                origin,
+                seen.clone(),
+                Some(stale.clone()),
+                CacheOutcome::Stale,
+            )
+            .await?;
+        if pinned.is_some() {
+            return Ok(pinned);
+        }
+        // Its bytes are lost here: they can be had by their digest only, never as what the upstream calls by that name now.
+        let pinned = &seen.state.digest;
+        match self.pull_digest(origin, pinned, requester).await {
+            Ok(again) => Ok(Some(MirroredManifest {
+                stale: Some(stale),
+                tag: Some(seen.state.clone()),
+                ..again
+            })),
+            Err(Failure::NotFound) => Err(Failure::invalid(format!(
+                "the tag is pinned to {pinned}, which is not there any more"
+            ))),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Fetches what a HEAD just named. Its absence contradicts that HEAD, so it is no 404 of the tag.
@@ -222,17 +313,19 @@ impl Engine {
         seen: TagRecord,
         failure: Failure,
     ) -> Result<MirroredManifest, Failure> {
-        let age_ms = self.age_ms(&seen);
-        if age_ms > millis(origin.settings.stale_if_error) {
+        let stale_for_ms = self.stale_for_ms(origin, &seen).unwrap_or(0);
+        if stale_for_ms > millis(origin.freshness(&seen.tag).stale_if_error) {
             return Err(failure);
         }
-        let age = std::time::Duration::from_millis(age_ms);
-        let (stale, via) = (Some(Staleness { age }), CacheOutcome::Stale);
-        match self.tagged(origin, seen, stale, via).await? {
+        let stale = self.staleness(&seen, Stale::UpstreamFails);
+        match self
+            .tagged(origin, seen, Some(stale), CacheOutcome::Stale)
+            .await?
+        {
             Some(stale) => {
                 tracing::warn!(
                     error = &failure as &dyn std::error::Error,
-                    age_ms,
+                    stale_for_ms,
                     "serving a stale tag"
                 );
                 Ok(stale)
@@ -271,6 +364,17 @@ impl Engine {
             tag: Some(record.state),
             via,
         }))
+    }
+
+    /// For how long the tag has not been fresh; `None` while it is.
+    fn stale_for_ms(&self, origin: &Origin, record: &TagRecord) -> Option<u64> {
+        let fresh_for = millis(origin.freshness(&record.tag).fresh_for);
+        self.age_ms(record).checked_sub(fresh_for)
+    }
+
+    fn staleness(&self, record: &TagRecord, why: Stale) -> Staleness {
+        let age = std::time::Duration::from_millis(self.age_ms(record));
+        Staleness { age, why }
     }
 
     fn age_ms(&self, record: &TagRecord) -> u64 {

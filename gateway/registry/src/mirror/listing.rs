@@ -135,7 +135,7 @@ impl Engine {
         let cached = CachedIndex {
             until_ms: self
                 .now_ms()
-                .saturating_add(millis(origin.settings.fresh_for)),
+                .saturating_add(millis(origin.settings.freshness.fresh_for)),
             index: index.clone(),
         };
         let key = (origin.name().clone(), digest.clone());

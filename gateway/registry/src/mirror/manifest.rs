@@ -67,6 +67,10 @@ impl Engine {
         if self.not_found.remembers(&key, self.now_ms()) {
             return Err(Failure::NotFound);
         }
+        let meanwhile = match reference {
+            Reference::Tag(tag) => self.tag_to_revalidate(origin, tag).await?,
+            Reference::Digest(_) => None,
+        };
         let span = tracing::info_span!(
             parent: None,
             "mirror_manifest",
@@ -76,11 +80,16 @@ impl Engine {
         );
         let engine = Arc::clone(self);
         let (origin, reference, requester) = (origin.clone(), reference.clone(), requester.clone());
-        let flight = self.manifests.run(key, span, || {
+        let land = || {
             *joined = false;
             async move { engine.land(&origin, &reference, &requester).await }
-        });
-        flight.await
+        };
+        if let Some(stale) = meanwhile {
+            self.manifests.start(key, span, land);
+            *joined = false;
+            return Ok(stale);
+        }
+        self.manifests.run(key, span, land).await
     }
 
     /// The flight of a manifest: looks again, because another may have landed since, and then asks the upstream.
@@ -135,7 +144,7 @@ impl Engine {
         }
     }
 
-    async fn pull_digest(
+    pub(super) async fn pull_digest(
         &self,
         origin: &Origin,
         digest: &Digest,

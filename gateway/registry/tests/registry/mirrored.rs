@@ -14,7 +14,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use gantry_model::{Change, Digest, Operation, Page, Reference, RepositoryName, Tag};
 use gantry_registry::{
-    Admission, BlobContent, Body, Error, MirrorSettings, Outcome, ServedBlob, Settings,
+    Admission, BlobContent, Body, Error, Freshness, MirrorSettings, Moves, Outcome, ServedBlob,
+    Settings,
 };
 use gantry_upstream::{
     BlobStream, FetchedManifest, Kind, ManifestHead, TagPage, Upstream, UpstreamError,
@@ -178,8 +179,13 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
     let mirror = MirrorSettings {
         counts: Arc::default(),
         upstream: Arc::clone(&upstream) as _,
-        fresh_for: Duration::from_secs(60),
-        stale_if_error: Duration::from_secs(3600),
+        freshness: Freshness {
+            fresh_for: Duration::from_secs(60),
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::from_secs(3600),
+            moves: Moves::Follow,
+        },
+        rules: Vec::new(),
         not_found_for: Duration::from_secs(10),
     };
     let mut world = World::build(admission, Settings::default());

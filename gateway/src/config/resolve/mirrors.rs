@@ -3,18 +3,36 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use gantry_model::{RepositoryName, glob::Glob, namespace::MirrorNames};
+use gantry_registry::{Freshness, Moves, TagRule};
 use url::Url;
 
 use super::Context;
 use crate::config::{
     Credentials, Hosted, Mirror,
-    file::{CredentialsFile, MirrorEntry, MirrorFile, TagsFile},
+    file::{CredentialsFile, MirrorEntry, MirrorFile, MovesText, TagRuleFile, TagsFile},
+    text::DurationText,
 };
 
 /// Docker Hub's registry, where `alpine` is `library/alpine`.
 const DOCKER_HUB: [&str; 3] = ["registry-1.docker.io", "index.docker.io", "docker.io"];
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is believed of a tag unless the file says otherwise.
+const DEFAULT_FRESHNESS: Freshness = Freshness {
+    fresh_for: Duration::from_secs(10 * 60),
+    stale_while_revalidate: Duration::ZERO,
+    stale_if_error: Duration::from_secs(7 * 24 * 60 * 60),
+    moves: Moves::Follow,
+};
+
+/// What `tags` and a tag rule have in common.
+struct Written {
+    fresh_for: Option<DurationText>,
+    stale_while_revalidate: Option<DurationText>,
+    stale_if_error: Option<DurationText>,
+    moves: Option<MovesText>,
+}
 
 impl Context<'_> {
     pub(super) fn mirrors(
@@ -59,9 +77,11 @@ impl Context<'_> {
                 return None;
             }
         };
-        let keys = ["mirrors", name, "tags"];
-        let tags = file.tags.unwrap_or_default();
-        let (fresh_for, stale_if_error, not_found_for) = self.freshness(&keys, &tags);
+        let (freshness, not_found_for) = self.freshness(name, file.tags.unwrap_or_default());
+        let rules = file.tag_rules.unwrap_or_default().into_iter().enumerate();
+        let tag_rules = rules
+            .filter_map(|(index, rule)| self.tag_rule(name, index, rule, freshness))
+            .collect();
         let credentials = file
             .credentials
             .and_then(|written| self.credentials(name, written));
@@ -97,36 +117,90 @@ impl Context<'_> {
                 .collect(),
             default: file.default.unwrap_or(false),
             credentials,
-            fresh_for,
-            stale_if_error,
+            freshness,
+            tag_rules,
             not_found_for,
         })
     }
 
-    fn freshness(&mut self, keys: &[&str; 3], tags: &TagsFile) -> (Duration, Duration, Duration) {
-        let [mirrors, name, section] = *keys;
-        let bounds = || Duration::ZERO..=DAY * 3650;
-        let minutes = |count: u64| Duration::from_secs(count * 60);
+    fn freshness(&mut self, mirror: &str, file: TagsFile) -> (Freshness, Duration) {
+        let keys = ["mirrors", mirror, "tags"];
+        let keys = keys.as_slice();
+        let not_found_for = self.believed(keys, "not_found_for", file.not_found_for.as_ref());
+        let written = Written {
+            fresh_for: file.fresh_for,
+            stale_while_revalidate: file.stale_while_revalidate,
+            stale_if_error: file.stale_if_error,
+            moves: file.moves,
+        };
         (
-            self.duration(
-                &[mirrors, name, section, "fresh_for"],
-                tags.fresh_for.as_ref(),
-                minutes(10),
-                bounds(),
-            ),
-            self.duration(
-                &[mirrors, name, section, "stale_if_error"],
-                tags.stale_if_error.as_ref(),
-                DAY * 7,
-                bounds(),
-            ),
-            self.duration(
-                &[mirrors, name, section, "not_found_for"],
-                tags.not_found_for.as_ref(),
-                Duration::from_secs(30),
-                bounds(),
-            ),
+            self.written(keys, written, DEFAULT_FRESHNESS),
+            not_found_for.unwrap_or(Duration::from_secs(30)),
         )
+    }
+
+    fn tag_rule(
+        &mut self,
+        mirror: &str,
+        index: usize,
+        file: TagRuleFile,
+        mut otherwise: Freshness,
+    ) -> Option<TagRule> {
+        let index = index.to_string();
+        let keys = ["mirrors", mirror, "tag_rules", &index];
+        if file.immutable == Some(true) {
+            if file.fresh_for.is_some() {
+                let message = "an immutable tag is always fresh".to_owned();
+                let hint = "leave one of `immutable` and `fresh_for` out".to_owned();
+                self.refuse(&[&keys[..], &["fresh_for"]].concat(), message, hint);
+            }
+            otherwise.fresh_for = Duration::MAX;
+        }
+        let written = Written {
+            fresh_for: file.fresh_for,
+            stale_while_revalidate: file.stale_while_revalidate,
+            stale_if_error: file.stale_if_error,
+            moves: file.moves,
+        };
+        let freshness = self.written(&keys, written, otherwise);
+        let tags = file.tags?.into_iter().map(|glob| glob.0).collect();
+        Some(TagRule { tags, freshness })
+    }
+
+    fn written(&mut self, keys: &[&str], file: Written, otherwise: Freshness) -> Freshness {
+        let mut read = |key, written: Option<DurationText>, otherwise| {
+            self.believed(keys, key, written.as_ref())
+                .unwrap_or(otherwise)
+        };
+        Freshness {
+            fresh_for: read("fresh_for", file.fresh_for, otherwise.fresh_for),
+            stale_while_revalidate: read(
+                "stale_while_revalidate",
+                file.stale_while_revalidate,
+                otherwise.stale_while_revalidate,
+            ),
+            stale_if_error: read(
+                "stale_if_error",
+                file.stale_if_error,
+                otherwise.stale_if_error,
+            ),
+            moves: file.moves.map_or(otherwise.moves, |moves| match moves {
+                MovesText::Follow => Moves::Follow,
+                MovesText::Alert => Moves::Alert,
+                MovesText::Refuse => Moves::Refuse,
+            }),
+        }
+    }
+
+    fn believed(
+        &mut self,
+        keys: &[&str],
+        key: &str,
+        written: Option<&DurationText>,
+    ) -> Option<Duration> {
+        let bounds = Duration::ZERO..=DAY * 3650;
+        let keys = [keys, &[key]].concat();
+        written.map(|written| self.duration(&keys, Some(written), written.0, bounds))
     }
 
     fn credentials(&mut self, mirror: &str, file: CredentialsFile) -> Option<Credentials> {

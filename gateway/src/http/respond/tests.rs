@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use async_trait::async_trait;
 use gantry_model::{ByteRange, Denial, DenialCode, Repository, Scope, Source, Tag, UploadId};
-use gantry_registry::{BodyError, Error as RegistryError, Staleness};
+use gantry_registry::{BodyError, Error as RegistryError, Stale, Staleness};
 use gantry_storage::{Blob, StorageError};
 use http_body::Body as _;
 
@@ -240,6 +240,7 @@ fn a_stale_manifest_says_so() {
     };
     manifest.stale = Some(Staleness {
         age: Duration::from_secs(90),
+        why: Stale::Revalidating,
     });
     manifest.warnings = vec!["old \"base\"\nimage\u{1b}[0m".to_owned()];
     let reply = outcome(&frame(), Outcome::Manifest(manifest));

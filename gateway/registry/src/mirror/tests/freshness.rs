@@ -10,10 +10,15 @@ use gantry_upstream::Kind;
 use super::{
     upstream::{Call, fetched},
     world::{
-        FRESH_FOR, NOT_FOUND_FOR, STALE_IF_ERROR, World, content, image, repository, sha256, tagged,
+        FRESH_FOR, FRESHNESS, NOT_FOUND_FOR, STALE_IF_ERROR, World, content, image, repository,
+        sha256, tagged,
     },
 };
-use crate::{error::Error, ports::Clock as _};
+use crate::{
+    error::Error,
+    outcome::Stale,
+    ports::{Clock as _, Freshness, Moves},
+};
 
 const NAME: &str = "library/alpine";
 
@@ -148,7 +153,9 @@ async fn a_tag_that_names_what_is_not_there_is_no_unknown_tag() {
     let stale = world.pull(NAME, "latest").await.unwrap();
     assert_eq!(stale.bytes, old);
     assert!(stale.stale.is_some());
-    world.clock.advance(STALE_IF_ERROR);
+    world
+        .clock
+        .advance(STALE_IF_ERROR + Duration::from_millis(1));
     let error = world.pull(NAME, "latest").await.unwrap_err();
     assert!(matches!(error, Error::UpstreamInvalid { .. }), "{error:?}");
 }
@@ -159,9 +166,10 @@ async fn a_tag_is_served_stale_only_so_long() {
     world.manifest(NAME, "latest", &image(&[]));
     world.pull(NAME, "latest").await.unwrap();
     world.upstream.fail(Kind::Unavailable);
-    world.clock.advance(STALE_IF_ERROR);
-    let stale = world.pull(NAME, "latest").await.unwrap();
-    assert_eq!(stale.stale.unwrap().age, STALE_IF_ERROR);
+    world.clock.advance(FRESH_FOR + STALE_IF_ERROR);
+    let stale = world.pull(NAME, "latest").await.unwrap().stale.unwrap();
+    assert_eq!(stale.age, FRESH_FOR + STALE_IF_ERROR);
+    assert_eq!(stale.why, Stale::UpstreamFails);
     world.clock.advance(Duration::from_millis(1));
     let error = world.pull(NAME, "latest").await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
@@ -323,4 +331,117 @@ async fn a_manifest_without_a_header_is_what_its_document_says() {
         pulled.record.media_type.as_str(),
         gantry_model::media_type::OCI_MANIFEST
     );
+}
+
+/// [`FRESHNESS`] with a time in which a stale tag is served at once.
+fn revalidating(within: Duration) -> Freshness {
+    Freshness {
+        stale_while_revalidate: within,
+        ..FRESHNESS
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_tag_is_served_at_once_while_the_upstream_is_asked() {
+    let mut world = World::new();
+    world.rule(&["**"], revalidating(Duration::from_secs(600)));
+    let (old, new) = images();
+    world.manifest(NAME, "latest", &old);
+    world.pull(NAME, "latest").await.unwrap();
+    world.manifest(NAME, "latest", &new);
+    world.clock.advance(FRESH_FOR + Duration::from_secs(1));
+    world.upstream.calls();
+    let gate = world.upstream.gate();
+    for _ in 0..3 {
+        let served = world.pull(NAME, "latest").await.unwrap();
+        assert_eq!(served.bytes, old);
+        let stale = served.stale.unwrap();
+        assert_eq!(stale.why, Stale::Revalidating);
+        assert_eq!(stale.age, FRESH_FOR + Duration::from_secs(1));
+    }
+    // The first was the cold pull's.
+    world.upstream.asked(2).await;
+    assert_eq!(world.upstream.calls(), [Call::Head(tagged("latest"))]);
+    gate.add_permits(2);
+    loop {
+        let served = world.pull(NAME, "latest").await.unwrap();
+        if served.bytes == new {
+            assert_eq!(served.stale, None);
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_that_time_a_client_waits_for_the_upstream() {
+    let mut world = World::new();
+    world.rule(&["**"], revalidating(Duration::from_secs(600)));
+    let (old, new) = images();
+    world.manifest(NAME, "latest", &old);
+    world.pull(NAME, "latest").await.unwrap();
+    world.manifest(NAME, "latest", &new);
+    world.clock.advance(FRESH_FOR + Duration::from_secs(600));
+    let served = world.pull(NAME, "latest").await.unwrap();
+    assert_eq!(served.bytes, new);
+    assert_eq!(served.stale, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_immutable_tag_is_never_asked_about_again() {
+    let mut world = World::new();
+    let forever = Freshness {
+        fresh_for: Duration::MAX,
+        ..FRESHNESS
+    };
+    world.rule(&["library/*:v*"], forever);
+    let (old, new) = images();
+    for tag in ["v1", "latest"] {
+        world.manifest(NAME, tag, &old);
+        world.pull(NAME, tag).await.unwrap();
+        world.manifest(NAME, tag, &new);
+    }
+    world.clock.advance(Duration::from_secs(3650 * 86_400));
+    world.upstream.calls();
+    assert_eq!(world.pull(NAME, "v1").await.unwrap().bytes, old);
+    assert_eq!(world.upstream.calls(), []);
+    assert_eq!(world.pull(NAME, "latest").await.unwrap().bytes, new);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pinned_tag_stays_and_the_client_is_told_what_its_upstream_says() {
+    for hides in [false, true] {
+        let mut world = World::new();
+        world.upstream.script().head_hides_digest = hides;
+        let pinned = Freshness {
+            moves: Moves::Refuse,
+            ..FRESHNESS
+        };
+        world.rule(&["library/*:latest"], pinned);
+        let (old, new) = images();
+        world.manifest(NAME, "latest", &old);
+        world.pull(NAME, "latest").await.unwrap();
+        let moved = world.manifest(NAME, "latest", &new);
+        world.clock.advance(FRESH_FOR);
+        let served = world.pull(NAME, "latest").await.unwrap();
+        assert_eq!(served.bytes, old);
+        assert_eq!(served.tag.unwrap().digest, sha256(&old));
+        assert_eq!(served.stale.unwrap().why, Stale::Pinned(moved));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alerting_tag_moves() {
+    let mut world = World::new();
+    let alerting = Freshness {
+        moves: Moves::Alert,
+        ..FRESHNESS
+    };
+    world.rule(&["**"], alerting);
+    let (old, new) = images();
+    world.manifest(NAME, "latest", &old);
+    world.pull(NAME, "latest").await.unwrap();
+    world.manifest(NAME, "latest", &new);
+    world.clock.advance(FRESH_FOR);
+    assert_eq!(world.pull(NAME, "latest").await.unwrap().bytes, new);
 }

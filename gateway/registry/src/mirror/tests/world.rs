@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use gantry_model::{
     AdmissionRequest, Admitted, Algorithm, Change, Denial, DenialCode, Digest, Reference, Refusal,
-    Repository, RepositoryName, Source, Tag, media_type::OCI_MANIFEST,
+    Repository, RepositoryName, Source, Tag, glob::Glob, media_type::OCI_MANIFEST,
 };
 use gantry_storage::{
     BlobStore, FsBlobStore, MetadataStore, SqliteStore, UploadSessions, digest_of,
@@ -27,7 +27,7 @@ use super::upstream::{ScriptedUpstream, fetched};
 use crate::{
     error::Error,
     mirror::{Fill, MirroredBlob, MirroredContent, MirroredManifest, Mirrors, listing::system},
-    ports::{Admission, Clock, MirrorSettings, Ports, Settings},
+    ports::{Admission, Clock, Freshness, MirrorSettings, Moves, Ports, Settings, TagRule},
 };
 
 /// When the tests begin, in milliseconds since 1970.
@@ -35,6 +35,12 @@ const START_MS: u64 = 1_700_000_000_000;
 
 pub(super) const FRESH_FOR: Duration = Duration::from_secs(60);
 pub(super) const STALE_IF_ERROR: Duration = Duration::from_secs(3600);
+pub(super) const FRESHNESS: Freshness = Freshness {
+    fresh_for: FRESH_FOR,
+    stale_while_revalidate: Duration::ZERO,
+    stale_if_error: STALE_IF_ERROR,
+    moves: Moves::Follow,
+};
 pub(super) const NOT_FOUND_FOR: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -125,8 +131,8 @@ impl World {
         let settings = MirrorSettings {
             counts: Arc::default(),
             upstream: Arc::clone(&upstream) as _,
-            fresh_for: FRESH_FOR,
-            stale_if_error: STALE_IF_ERROR,
+            freshness: FRESHNESS,
+            rules: Vec::new(),
             not_found_for: NOT_FOUND_FOR,
         };
         let ports = Ports {
@@ -153,6 +159,18 @@ impl World {
 
     pub(super) fn restart_with(&mut self, settings: &Settings) {
         self.mirrors = Mirrors::new(&self.ports, settings);
+    }
+
+    /// Restarts with rules about some tags: patterns, and how they differ from [`FRESHNESS`].
+    pub(super) fn rule(&mut self, tags: &[&str], freshness: Freshness) {
+        let tags = tags.iter().map(|glob| Glob::parse(glob).unwrap()).collect();
+        for mirror in self.ports.mirrors.values_mut() {
+            mirror.rules.push(TagRule {
+                tags: Vec::clone(&tags),
+                freshness,
+            });
+        }
+        self.restart();
     }
 
     /// Puts a blob into an upstream repository.

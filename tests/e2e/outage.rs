@@ -1,0 +1,172 @@
+//! However an upstream fails: what is here is served, what is not is never called unknown, and no wrong or padded byte leaves.
+
+use std::ops::RangeInclusive;
+
+use tests::{Gateway, Image, Origin, Wire, gateway::usual_config, image::Content, origin::Fault};
+
+/// Asks again about a tag on every pull.
+const IMPATIENT: &str = ", tags: { fresh_for: 1ms }";
+
+/// Ways to fail, with the statuses that an uncached name may be answered with.
+fn failures() -> [(Fault, RangeInclusive<u16>); 8] {
+    [
+        (Fault::TooMany { retry_after: 3 }, 429..=429),
+        (Fault::Status(401), 401..=503),
+        (Fault::Status(403), 403..=403),
+        (Fault::Status(404), 404..=404),
+        (Fault::Status(500), 502..=503),
+        (Fault::Status(502), 502..=503),
+        (Fault::Status(503), 502..=503),
+        (Fault::TruncateAt(0), 502..=503),
+    ]
+}
+
+/// What every failure leaves readable: digests and blobs without a question to the upstream.
+fn assert_cached(wire: &Wire, image: &Image, what: &str) {
+    wire.pull_image("up/a/cached", &image.manifest.digest, image);
+    let head = wire.head(&format!("/v2/up/a/cached/blobs/{}", image.layers[0].digest));
+    assert_eq!(head.status.as_u16(), 200, "{what}: {head:?}");
+}
+
+/// A name that was never pulled: by tag, by digest, and a blob.
+fn assert_uncached(wire: &Wire, cold: &Image, expected: &RangeInclusive<u16>, what: &str) {
+    for path in [
+        "/v2/up/a/cold/manifests/latest".to_owned(),
+        format!("/v2/up/a/cold/manifests/{}", cold.manifest.digest),
+        format!("/v2/up/a/cold/blobs/{}", cold.layers[0].digest),
+    ] {
+        for method in ["GET", "HEAD"] {
+            // A body that ends before its length is an error of the transport, and as honest.
+            let Ok(answer) = wire.try_send(method, &path, &[], "") else {
+                continue;
+            };
+            let status = answer.status.as_u16();
+            // An upstream whose bodies break still says truly in a HEAD what it has.
+            let only_bodies_break = what.starts_with("TruncateAt") && method == "HEAD";
+            if only_bodies_break && status == 200 {
+                continue;
+            }
+            assert!(
+                expected.contains(&status),
+                "{what}: {method} {path}: {status}"
+            );
+            assert!(
+                status != 404 || *expected == (404..=404),
+                "{what}: {method} {path} is a false 404"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_way_to_fail_leaves_the_cache_readable_and_says_no_false_404() {
+    for (fault, expected) in failures() {
+        let what = format!("{fault:?}");
+        let origin = Origin::start();
+        let (cached, cold) = (Image::random(5_000), Image::random(5_000));
+        origin.push("a/cached", "latest", &cached);
+        origin.push("a/cold", "latest", &cold);
+        let gateway = Gateway::start(&usual_config(&origin.mirror_entry("up", IMPATIENT), ""));
+        let wire = Wire::anonymous(gateway.port);
+        wire.pull_image("up/a/cached", "latest", &cached);
+        origin.break_paths("/v2/", fault.clone());
+        assert_uncached(&wire, &cold, &expected, &what);
+        assert_cached(&wire, &cached, &what);
+        let tag = wire.get("/v2/up/a/cached/manifests/latest");
+        if matches!(fault, Fault::Status(404)) {
+            tag.expect(404);
+        } else {
+            let tag = tag.expect(200);
+            assert_eq!(tag.body, cached.manifest.bytes, "{what}");
+            let confirmed = matches!(fault, Fault::TruncateAt(_));
+            assert!(
+                confirmed || tag.header("warning").starts_with("111 "),
+                "{what}: {tag:?}"
+            );
+        }
+        origin.heal();
+    }
+}
+
+#[test]
+fn an_upstream_that_cannot_be_reached_leaves_the_cache_readable() {
+    let mut origin = Origin::start();
+    let (cached, cold) = (Image::random(5_000), Image::random(5_000));
+    origin.push("a/cached", "latest", &cached);
+    origin.push("a/cold", "latest", &cold);
+    let entry = origin.mirror_entry("up", IMPATIENT);
+    let mut gateway = Gateway::start(&usual_config(&entry, ""));
+    Wire::anonymous(gateway.port).pull_image("up/a/cached", "latest", &cached);
+    let plain = format!("http://127.0.0.1:{}", origin.port);
+    for (what, url) in [
+        ("not TLS", plain.replace("http:", "https:")),
+        ("no such name", "http://registry.invalid".to_owned()),
+        ("nobody listens", "http://127.0.0.1:1".to_owned()),
+        ("down", plain.clone()),
+    ] {
+        if what == "down" {
+            origin.stop();
+        }
+        gateway.write_config(&usual_config(&entry.replace(&plain, &url), ""));
+        gateway.restart();
+        let wire = Wire::anonymous(gateway.port);
+        assert_uncached(&wire, &cold, &(502..=503), what);
+        assert_cached(&wire, &cached, what);
+        let tag = wire.get("/v2/up/a/cached/manifests/latest").expect(200);
+        assert_eq!(tag.body, cached.manifest.bytes, "{what}");
+    }
+}
+
+#[test]
+fn a_body_cut_at_any_of_fifty_places_is_whole_or_an_error() {
+    const LENGTH: usize = 700_001;
+    const CUTS: usize = 50;
+    let origin = Origin::start();
+    let image = Image::of_layers((0..CUTS).map(|_cut| Content::random(LENGTH)).collect());
+    origin.push("a/cut", "latest", &image);
+    let gateway = Gateway::start(&usual_config(&origin.mirror_entry("up", ""), ""));
+    let wire = Wire::anonymous(gateway.port);
+    wire.get("/v2/up/a/cut/manifests/latest").expect(200);
+    for (cut, layer) in image.layers.iter().enumerate() {
+        // The first byte, the last, one before the whole, and places between.
+        let at = match cut {
+            0 => 0,
+            1 => 1,
+            2 => LENGTH - 1,
+            _ => LENGTH * cut / CUTS + cut,
+        };
+        origin.break_paths(&layer.digest, Fault::TruncateAt(at));
+        let path = format!("/v2/up/a/cut/blobs/{}", layer.digest);
+        if let Ok(answer) = wire.try_send("GET", &path, &[], "") {
+            assert!(
+                answer.status.as_u16() >= 500 || answer.body == layer.bytes,
+                "cut at {at}: {} with {} bytes",
+                answer.status,
+                answer.body.len()
+            );
+        }
+    }
+    origin.heal();
+    wire.pull_image("up/a/cut", "latest", &image);
+}
+
+#[test]
+fn a_broken_fill_goes_on_where_it_stopped() {
+    const LENGTH: usize = 8 << 20;
+    let origin = Origin::start();
+    let image = Image::random(LENGTH);
+    origin.push("a/b", "latest", &image);
+    let gateway = Gateway::start(&usual_config(&origin.mirror_entry("up", ""), ""));
+    let wire = Wire::anonymous(gateway.port);
+    wire.get("/v2/up/a/b/manifests/latest").expect(200);
+    let digest = &image.layers[0].digest;
+    origin.break_paths(digest, Fault::TruncateAt(LENGTH / 4 + 1));
+    let blob = wire.get(&format!("/v2/up/a/b/blobs/{digest}")).expect(200);
+    assert_eq!(blob.body, image.layers[0].bytes);
+    let sent = origin.sent(digest);
+    assert!(
+        sent <= LENGTH + LENGTH / 10,
+        "{sent} bytes were fetched of {LENGTH}"
+    );
+    assert!(origin.count("GET", digest) >= 4, "every piece was cut");
+}
