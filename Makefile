@@ -3,8 +3,8 @@
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
-CLIENTS := docker.io podman skopeo buildah containerd docker-registry strace iproute2
-PROGRAMS := dockerd podman skopeo buildah ctr docker-registry strace ip
+CLIENTS := docker.io podman skopeo buildah containerd docker-registry strace iproute2 e2fsprogs perl
+PROGRAMS := dockerd podman skopeo buildah ctr docker-registry strace ip mkfs.ext4 e2fsck perl
 
 .PHONY: build run test test-fast check fmt clippy doc deny toolchain clients
 

@@ -16,7 +16,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use gantry_model::Namespaces;
 use gantry_plugin_host::{Hook, HostPorts, Plugin, PluginHost, PluginSource};
-use gantry_registry::{Clock as _, MirrorSettings, Ports, Registry, Settings};
+use gantry_registry::{Clock as _, Leases, MirrorSettings, Ports, Registry, Settings};
 use gantry_storage::{FsBlobStore, SqliteKv, SqliteStore};
 use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
 
@@ -131,7 +131,18 @@ impl Stores {
     async fn open(config: &Config) -> anyhow::Result<Self> {
         let BlobStorage::Filesystem(root) = config.storage.blobs.clone();
         let MetadataStorage::Sqlite(database) = config.storage.metadata.clone();
-        tokio::task::spawn_blocking(move || Self::open_blocking(&root, &database)).await?
+        let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&root, &database));
+        let stores = opened.await??;
+        let adopted = gantry_storage::adopt(&stores.blobs, &stores.metadata).await;
+        if let Some(adopted) =
+            adopted.context("cannot adopt the repositories in the blob folder")?
+        {
+            tracing::info!(
+                ?adopted,
+                "adopted the repositories that another registry left in the blob folder"
+            );
+        }
+        Ok(stores)
     }
 
     fn open_blocking(root: &Path, database: &Path) -> anyhow::Result<Self> {
@@ -181,6 +192,8 @@ impl Stores {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<SqliteStore>::clone(&self.metadata),
             uploads: Arc::<SqliteStore>::clone(&self.metadata),
+            cache: Arc::<SqliteStore>::clone(&self.metadata),
+            leases: Leases::default(),
             admission: Arc::new(admission),
             clock: Arc::new(SystemClock),
             mirrors,
@@ -305,6 +318,8 @@ fn mirrors(
         let settings = MirrorSettings {
             upstream: Arc::new(MeasuredUpstream::new(telemetry, &mirror.name, client)),
             counts: telemetry.mirror_cache(&mirror.name),
+            prefix: mirror.names.prefix.clone(),
+            keep: mirror.keep.clone(),
             freshness: mirror.freshness,
             rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,

@@ -26,7 +26,7 @@ use std::{
 
 use gantry_model::{Change, Namespaces, glob::Glob, namespace::MirrorNames};
 use gantry_plugin_host::{Grants, Limits as PluginLimits, Secret};
-use gantry_registry::{Freshness, TagRule};
+use gantry_registry::{Freshness, Keep, TagRule};
 use url::Url;
 
 pub use self::{
@@ -183,6 +183,8 @@ pub struct Mirror {
     pub default: bool,
     /// The account there; `None` = anonymous.
     pub credentials: Option<Credentials>,
+    /// What stays in its cache.
+    pub keep: Keep,
     /// What is believed of its tags.
     pub freshness: Freshness,
     /// What is believed of some of them.

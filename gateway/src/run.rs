@@ -24,7 +24,13 @@ const MAX_BLOCKING_THREADS: usize = 16;
 /// How often sessions nobody closes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
-/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once.
+/// How often the mirrors' caches are held against what they may keep.
+const EVICT_EVERY: Duration = Duration::from_secs(60);
+
+/// How long bytes that were taken from a client may still be on their way to a disk after the drain.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. During the start the first one ends at once.
 ///
 /// # Errors
 /// A sentence for the operator, when something of the configuration does not work here.
@@ -51,11 +57,17 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    let served = runtime.block_on(serve(config));
+    let ended = runtime.block_on(serve(config, watch::Sender::new(Stage::Run)));
+    // A disk that hangs must not hold up the end for long, and not at all when nobody waits for it.
+    let patience = match ended {
+        Ok(Stage::Run | Stage::Drain) => LAST_WRITES,
+        Ok(Stage::Abort) | Err(_) => Duration::ZERO,
+    };
+    runtime.shutdown_timeout(patience);
     if let Some(traces) = traces {
         traces.finish();
     }
-    served
+    ended.map(drop)
 }
 
 fn audit_sink(to: Option<&AuditTo>) -> anyhow::Result<Option<AuditSink>> {
@@ -69,12 +81,21 @@ fn audit_sink(to: Option<&AuditTo>) -> anyhow::Result<Option<AuditSink>> {
     })
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
-    let app = App::build(config).await?;
-    let listeners = listeners(config)?;
-    let (stage, watched) = watch::channel(Stage::Run);
+/// How far the shutdown was when it ended.
+async fn serve(config: &Config, stage: watch::Sender<Stage>) -> anyhow::Result<Stage> {
+    let watched = stage.subscribe();
+    // Before anything that takes time: the first process of a container is not ended by a signal it does not listen for.
     let signals = tokio::spawn(follow_signals(stage)?);
+    let app = tokio::select! {
+        app = App::build(config) => app?,
+        () = server::reached(watched.clone(), Stage::Drain) => {
+            tracing::info!("told to stop during the start");
+            return Ok(Stage::Abort);
+        }
+    };
+    let listeners = listeners(config)?;
     let sweep = tokio::spawn(sweep(Arc::clone(&app)));
+    let eviction = tokio::spawn(evict(Arc::clone(&app)));
     let admin = admin(config, &app, &watched)?;
     for listen in &config.listen {
         tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
@@ -84,14 +105,15 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         listeners,
         &app.edge,
         &app.telemetry,
-        watched,
+        watched.clone(),
     )
     .await;
     admin.abort();
     sweep.abort();
+    eviction.abort();
     signals.abort();
     tracing::info!("drained");
-    Ok(())
+    Ok(*watched.borrow())
 }
 
 fn listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {
@@ -174,6 +196,24 @@ fn follow_signals(stage: watch::Sender<Stage>) -> anyhow::Result<impl Future<Out
             stage.send_replace(next);
         }
     })
+}
+
+/// Keeps the mirrors' caches within their settings.
+async fn evict(app: Arc<App>) {
+    let mut ticks = tokio::time::interval(EVICT_EVERY);
+    loop {
+        ticks.tick().await;
+        match app.registry.evict().await {
+            Ok(evicted) if evicted.blobs + evicted.manifests > 0 => tracing::info!(
+                manifests = evicted.manifests,
+                blobs = evicted.blobs,
+                freed_bytes = evicted.bytes,
+                "evicted from the cache"
+            ),
+            Ok(_nothing) => {}
+            Err(error) => tracing::warn!(error = ?error, "an eviction failed"),
+        }
+    }
 }
 
 async fn sweep(app: Arc<App>) {

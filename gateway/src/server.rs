@@ -187,7 +187,7 @@ pub async fn serve<H: Handler>(
 }
 
 /// Waits until the stage is at least `goal`. A sender that is gone means that nobody will stop us politely: drain.
-async fn reached(mut stage: watch::Receiver<Stage>, goal: Stage) {
+pub(crate) async fn reached(mut stage: watch::Receiver<Stage>, goal: Stage) {
     let reached = stage.wait_for(|stage| *stage >= goal).await.is_ok();
     if !reached && goal > Stage::Drain {
         std::future::pending::<()>().await;

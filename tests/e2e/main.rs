@@ -7,10 +7,13 @@
     reason = "a test may panic, and a story with real clients has many steps"
 )]
 
+mod adopted;
 mod bad_requests;
 mod canary;
 mod clients;
 mod crash;
+mod disk_errors;
+mod disk_full;
 mod edge;
 mod herd;
 mod hostile;
@@ -22,6 +25,7 @@ mod policy;
 mod quickstart;
 mod replaced;
 mod seen;
+mod shutdown;
 mod structure;
 mod tokens;
 mod wire;

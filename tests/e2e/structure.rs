@@ -94,7 +94,7 @@ fn heavy_crates_are_named_only_where_they_belong() {
         ("hyper", &["gantry", "tests"]),
         ("tokio-rustls", &["gantry", "tests"]),
         ("reqwest", &["gantry", "gantry-upstream", "tests"]),
-        ("rusqlite", &["gantry-storage"]),
+        ("rusqlite", &["gantry-storage", "tests"]),
         ("jsonwebtoken", &["gantry", "gantry-plugin-host", "tests"]),
     ]);
     for (package, dependencies) in dependencies() {

@@ -113,6 +113,7 @@ impl Gateway {
         };
         gateway.write_config(config);
         gateway.spawn();
+        gateway.wait_ready();
         gateway
     }
 
@@ -153,7 +154,6 @@ impl Gateway {
             .spawn()
             .expect("the gateway can be started");
         self.child = Some(child);
-        self.wait_ready();
     }
 
     fn wait_ready(&mut self) {
@@ -202,7 +202,15 @@ impl Gateway {
     /// # Panics
     /// When it cannot be sent.
     pub fn terminate(&self) {
-        run(Command::new("kill").args(["-TERM", &self.pid().to_string()])).ok();
+        self.signal("TERM");
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn signal(&self, name: &str) {
+        run(Command::new("kill").args([format!("-{name}"), self.pid().to_string()])).ok();
     }
 
     /// Waits until it ended by itself.
@@ -224,6 +232,18 @@ impl Gateway {
         if self.child.is_some() {
             self.kill9();
         }
+        self.spawn();
+        self.wait_ready();
+    }
+
+    /// Starts it again on the same data without what it compiled before, so that the start takes a while, and does not wait for it.
+    ///
+    /// # Panics
+    /// When it runs.
+    pub fn start_slowly(&mut self) {
+        assert!(self.child.is_none(), "the gateway runs");
+        let compiled = self.folder().join("data/compiled");
+        fs::remove_dir_all(compiled).expect("a gateway ran before");
         self.spawn();
     }
 

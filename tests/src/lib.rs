@@ -2,7 +2,8 @@
 //!
 //! Map: `gateway` starts and kills the program; `origin` is Debian's docker-registry behind a proxy that counts and misbehaves;
 //! `dockerd` a private docker daemon; `tools` finds programs or fails by name; `wire` speaks the distribution API; `image` makes
-//! images; `guests` builds components. Every port and folder is the test's own, so tests run side by side.
+//! images; `guests` builds components; `pusher` changes repositories until the gateway dies, `ledger` holds what it was told against what
+//! is there, `disk` is a file system that fills up or loses its power, `dice` is chance from a seed. Every port and folder is the test's own, so tests run side by side.
 #![expect(
     clippy::disallowed_methods,
     clippy::expect_used,
@@ -12,11 +13,16 @@
     reason = "a harness fails the test that uses it, and waits for other processes"
 )]
 
+pub mod dice;
+pub mod disk;
 pub mod dockerd;
 pub mod gateway;
 pub mod guests;
 pub mod image;
+pub mod ledger;
 pub mod origin;
+pub mod pusher;
+pub mod strace;
 pub mod tools;
 pub mod wire;
 

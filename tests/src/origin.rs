@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     fs,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -57,7 +58,7 @@ struct State {
 pub struct Origin {
     registry: Child,
     registry_port: u16,
-    _folder: TempDir,
+    folder: TempDir,
     /// Where the proxy listens; the same after [`Origin::stop`] and [`Origin::start_again`].
     pub port: u16,
     state: Arc<State>,
@@ -90,7 +91,7 @@ impl Origin {
         let mut origin = Self {
             registry,
             registry_port,
-            _folder: folder,
+            folder,
             port: free_port(),
             state: Arc::new(State {
                 seen: Mutex::default(),
@@ -119,6 +120,12 @@ impl Origin {
     /// Puts an image into the registry, past the proxy.
     pub fn push(&self, repository: &str, tag: &str, image: &Image) {
         Wire::anonymous(self.registry_port).push_image(repository, tag, image);
+    }
+
+    /// The registry's folder.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// A client of the registry, past the proxy.

@@ -20,6 +20,7 @@ pub fn require(program: &str) -> PathBuf {
         "ctr" | "containerd" => "containerd",
         "strace" => "strace",
         "ip" => "iproute2",
+        "mkfs.ext4" | "e2fsck" => "e2fsprogs",
         other => other,
     };
     let path = std::env::var_os("PATH").unwrap_or_default();

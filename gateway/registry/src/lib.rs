@@ -11,6 +11,7 @@ pub mod body;
 pub mod cache_counts;
 mod delete;
 pub mod error;
+mod leases;
 mod list;
 mod mirror;
 mod mount;
@@ -26,8 +27,12 @@ mod upload;
 pub use body::{Body, BodyError};
 pub use cache_counts::{CacheContent, CacheCounts, CacheOutcome};
 pub use error::Error;
+pub use leases::Leases;
+pub use mirror::{CacheUsage, Evicted};
 pub use outcome::{
     BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
 };
-pub use ports::{Admission, Clock, Freshness, MirrorSettings, Moves, Ports, Settings, TagRule};
+pub use ports::{
+    Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Ports, Settings, TagRule,
+};
 pub use registry::{Registry, RegistryStats};

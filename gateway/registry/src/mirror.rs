@@ -1,7 +1,7 @@
 //! The proxy cache: serves a mirrored repository from what is here, and fetches each missing byte once.
 //!
 //! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served; `blob` says who may have
-//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it; `listing` is tags and referrers; `flight` runs one
+//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it; `listing` is tags and referrers; `keep` is what stays; `flight` runs one
 //! piece of work for many callers; `failure` is why there is no answer. Knows nothing of HTTP or permits.
 //! Invariants: only a verified digest is stored or served whole; only the upstream's own 404 is "unknown"; no caller's leaving stops
 //! work that others wait for.
@@ -12,6 +12,7 @@ mod fetch;
 mod fill;
 mod flight;
 mod freshness;
+mod keep;
 mod listing;
 mod manifest;
 #[cfg(test)]
@@ -27,14 +28,16 @@ use bytes::Bytes;
 use gantry_model::{
     Digest, Page, Reference, Repository, RepositoryName, Requester, Source, Tag, TagState,
 };
-use gantry_storage::{Blob, BlobStore, ManifestRecord, MetadataStore};
+use gantry_storage::{Blob, BlobStore, CacheIndex, ManifestRecord, MetadataStore};
 use tokio::sync::Semaphore;
 
 pub(crate) use self::fill::Fill;
+pub use self::keep::{CacheUsage, Evicted};
 use self::{failure::Failure, flight::Flights, flight::lock};
 use crate::{
     cache_counts::{CacheContent, CacheOutcome},
     error::Error,
+    leases::Leases,
     outcome::Staleness,
     ports::{Admission, Clock, Freshness, MirrorSettings, Ports, Settings},
 };
@@ -105,6 +108,9 @@ impl Mirrors {
             not_found: freshness::NotFound::default(),
             indexes: Flights::default(),
             referrers: listing::ReferrersCache::default(),
+            cache: Arc::clone(&ports.cache),
+            leases: ports.leases.clone(),
+            uses: keep::Uses::default(),
         };
         Self {
             engine: Arc::new(engine),
@@ -129,6 +135,31 @@ impl Mirrors {
         let origin = self.engine.origin(repository)?;
         let manifest = self.engine.manifest(&origin, reference, requester).await;
         manifest.map_err(Failure::into_manifest_error)
+    }
+
+    /// Remembers that content of a mirrored repository was given to somebody.
+    pub(crate) fn used(&self, repository: &Repository, digest: &Digest) {
+        if repository.mirror().is_some() {
+            self.engine.used(&repository.name, digest);
+        }
+    }
+
+    /// How much each mirror holds.
+    ///
+    /// # Errors
+    /// As the store.
+    pub(crate) async fn usage(&self) -> Result<Vec<CacheUsage>, Error> {
+        let usage = self.engine.usage().await;
+        usage.map_err(Failure::into_manifest_error)
+    }
+
+    /// Takes out of every mirror what it need not keep.
+    ///
+    /// # Errors
+    /// As the stores; what went before is gone all the same.
+    pub(crate) async fn evict(&self) -> Result<Evicted, Error> {
+        let evicted = self.engine.evict().await;
+        evicted.map_err(Failure::into_manifest_error)
     }
 
     /// The blob's length without a fill; `None` when the upstream has it and does not say how long it is.
@@ -207,6 +238,9 @@ struct Engine {
     not_found: freshness::NotFound,
     indexes: Flights<(RepositoryName, Digest), Bytes>,
     referrers: listing::ReferrersCache,
+    cache: Arc<dyn CacheIndex>,
+    leases: Leases,
+    uses: keep::Uses,
 }
 
 impl fmt::Debug for Engine {

@@ -20,6 +20,7 @@ impl Call {
         digest: Digest,
         from: Option<Repository>,
     ) -> Result<Outcome, Error> {
+        let _lease = self.shared.ports.leases.take(&digest).await;
         let source = match from {
             Some(from) if self.optional_granted => {
                 let size = self.readable_size(&from, &digest).await?;

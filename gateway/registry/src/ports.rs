@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use gantry_model::{
     AdmissionRequest, Admitted, Change, Refusal, Repository, RepositoryName, Tag, glob::Glob,
 };
-use gantry_storage::{BlobStore, MetadataStore, UploadSessions};
+use gantry_storage::{BlobStore, CacheIndex, MetadataStore, UploadSessions};
 use gantry_upstream::Upstream;
 
-use crate::cache_counts::CacheCounts;
+use crate::{cache_counts::CacheCounts, leases::Leases};
 
 /// The admission hooks. Asked after a digest is verified and before anything is visible, and before a served byte leaves.
 #[async_trait]
@@ -35,6 +35,10 @@ pub trait Clock: Debug + Send + Sync {
 pub struct MirrorSettings {
     /// The upstream behind it.
     pub upstream: Arc<dyn Upstream>,
+    /// What its repositories' names begin with, before a slash.
+    pub prefix: RepositoryName,
+    /// What stays in the cache.
+    pub keep: Keep,
     /// What is believed of a tag that no rule names.
     pub freshness: Freshness,
     /// What is believed of tags by pattern; the first that matches counts.
@@ -55,6 +59,26 @@ impl MirrorSettings {
             .iter()
             .find(|rule| rule.tags.iter().any(|glob| glob.matches(&name)));
         rule.map_or(&self.freshness, |rule| &rule.freshness)
+    }
+}
+
+/// What stays in a mirror's cache.
+#[derive(Clone, Debug, Default)]
+pub struct Keep {
+    /// How long content stays that nobody asks for; `None` = for ever.
+    pub keep_for: Option<Duration>,
+    /// Bytes of blobs at most, each digest once; the least recently used go first. Looked at now and then, so it may be passed for a
+    /// while. `None` = no limit.
+    pub max_bytes: Option<u64>,
+    /// Globs on `REPOSITORY:TAG`, with the upstream's own name of the repository: what these tags name stays.
+    pub pinned: Vec<Glob>,
+}
+
+impl Keep {
+    /// Whether nothing is ever taken out.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.keep_for.is_none() && self.max_bytes.is_none()
     }
 }
 
@@ -133,6 +157,10 @@ pub struct Ports {
     pub metadata: Arc<dyn MetadataStore>,
     /// Open uploads.
     pub uploads: Arc<dyn UploadSessions>,
+    /// What eviction asks.
+    pub cache: Arc<dyn CacheIndex>,
+    /// Content that is about to be named. One table for everything that shares these stores.
+    pub leases: Leases,
     /// Admission hooks.
     pub admission: Arc<dyn Admission>,
     /// Time.

@@ -73,6 +73,7 @@ impl Call {
                 content: Content::Manifest(&found.record, Some(&found.bytes)),
             })
             .await?;
+        self.shared.mirrors.used(&repository, &found.record.digest);
         Ok(Outcome::Manifest(Box::new(ServedManifest {
             repository,
             digest: found.record.digest,
@@ -217,6 +218,7 @@ impl Call {
                 mirrored_part(blob.await?, range).await?
             }
         };
+        self.shared.mirrors.used(&repository, &digest);
         Ok(Outcome::Blob(Box::new(ServedBlob {
             repository,
             digest,

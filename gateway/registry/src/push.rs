@@ -50,6 +50,7 @@ impl Call {
         let manifest =
             Manifest::parse(media_type.as_ref(), &bytes).map_err(Error::ManifestInvalid)?;
         let required = self.check_content(&repository.name, &manifest).await?;
+        let _lease = self.shared.ports.leases.take(&digest).await;
         self.store_bytes(&digest, &bytes).await?;
         let mut tags = further_tags.clone();
         tags.extend(reference.tag().cloned());

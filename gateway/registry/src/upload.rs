@@ -91,6 +91,7 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let (turn, writer) = self.continue_session(&repository, upload).await?;
         let writer = self.append(&turn, writer, &repository, range, body).await?;
+        let _lease = self.shared.ports.leases.take(&digest).await;
         let size = match writer.commit(&digest).await {
             Ok(size) => size,
             Err(error) => {
@@ -126,6 +127,7 @@ impl Call {
         digest: Digest,
         body: Body,
     ) -> Result<Outcome, Error> {
+        let _lease = self.shared.ports.leases.take(&digest).await;
         let size = self.shared.publish(&digest, body).await?;
         self.link(&repository, &digest, size, None).await
     }

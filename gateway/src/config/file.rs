@@ -214,10 +214,8 @@ pub(crate) struct MirrorFile {
     pub(crate) tags: Option<TagsFile>,
     /// The same for some tags; the first rule that matches counts, and what it leaves out is as in `tags`. Default: none.
     pub(crate) tag_rules: Option<Vec<TagRuleFile>>,
-    /// Eviction. Not available yet: everything fetched is kept.
-    #[schemars(schema_with = "not_yet")]
-    #[expect(dead_code, reason = "the key is known so that its error is honest")]
-    keep: Option<serde_json::Value>,
+    /// What stays in the cache. Default: everything.
+    pub(crate) keep: Option<KeepFile>,
 }
 
 impl MirrorFile {
@@ -269,6 +267,20 @@ pub(crate) struct TagsFile {
     pub(crate) moves: Option<MovesText>,
     /// How long "not found" is believed. Default: 30s.
     pub(crate) not_found_for: Option<DurationText>,
+}
+
+/// What stays in a mirror's cache. Looked at once a minute; content that another repository holds too is never lost.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Keep")]
+pub(crate) struct KeepFile {
+    /// How long content stays that nobody asks for. Default: for ever.
+    #[serde(rename = "for")]
+    pub(crate) keep_for: Option<DurationText>,
+    /// Bytes of blobs at most; the least recently used go first. Default: no limit.
+    pub(crate) at_most: Option<SizeEntry>,
+    /// What these tags name stays: globs on `REPOSITORY:TAG`, with the upstream's own name of the repository. Default: none.
+    pub(crate) pinned: Option<Vec<GlobText>>,
 }
 
 /// What is believed of some tags.

@@ -52,6 +52,8 @@ pub(crate) struct Finding {
     pub(crate) hint: Option<String>,
     /// The text at the place must not be quoted.
     pub(crate) secret: bool,
+    /// Nor the text at this other place.
+    pub(crate) masked: Option<Place>,
     /// The text around was not understood: lines are masked by their look.
     syntax: bool,
 }
@@ -64,6 +66,7 @@ impl Finding {
             message: message.into(),
             hint: None,
             secret: false,
+            masked: None,
             syntax: false,
         }
     }
@@ -135,6 +138,9 @@ impl Report {
     ) -> Self {
         for finding in &findings {
             if let (true, Place::File { bytes, .. }) = (finding.secret, &finding.place) {
+                masks.push(bytes.clone());
+            }
+            if let Some(Place::File { bytes, .. }) = &finding.masked {
                 masks.push(bytes.clone());
             }
         }

@@ -69,6 +69,16 @@ pub enum Call {
     EndUpload,
     /// [`crate::UploadSessions::stale_uploads`].
     StaleUploads,
+    /// [`crate::CacheIndex::record_uses`].
+    RecordUses,
+    /// [`crate::CacheIndex::cache_size`].
+    CacheSize,
+    /// [`crate::CacheIndex::least_used_blobs`].
+    LeastUsedBlobs,
+    /// [`crate::CacheIndex::least_used_manifests`].
+    LeastUsedManifests,
+    /// [`crate::CacheIndex::is_held`].
+    IsHeld,
 }
 
 /// Which calls fail. Clones share the plan.

@@ -29,6 +29,7 @@ use crate::{
     hash::Hasher,
 };
 
+mod alias;
 mod claims;
 mod layout;
 mod publish;

@@ -1,12 +1,15 @@
 //! Where bytes and facts are kept: three ports and their backends.
 //!
-//! Map: `blob` is the port for content by digest, `metadata` the port for what repositories hold, `kv` the port for plugins'
-//! own data; `hash` hashes while bytes pass. Backends: `fs` (Distribution's layout), `sqlite`, `memory`. `suite` is what every
+//! Map: `blob` is the port for content by digest, `metadata` the port for what repositories hold, `cache` the one for eviction, `kv` the
+//! port for plugins' own data; `hash` hashes while bytes pass; `adopt` takes over another registry's folder. Backends: `fs`
+//! (Distribution's layout), `sqlite`, `memory`. `suite` is what every
 //! backend must pass and `faulty` the store that fails on purpose (feature `testing`).
 //! Knows nothing of policy, HTTP or upstreams.
 
+pub mod adopt;
 pub mod blob;
 mod blocking;
+pub mod cache;
 pub mod error;
 #[cfg(feature = "testing")]
 pub mod faulty;
@@ -20,7 +23,9 @@ pub mod sqlite;
 #[cfg(feature = "testing")]
 pub mod suite;
 
+pub use adopt::{Adopted, adopt};
 pub use blob::{Blob, BlobStore, BlobWriter, PublishError};
+pub use cache::{CacheIndex, CacheQuery, CacheSize, Cached, Use};
 pub use error::{Kind, StorageError};
 pub use fs::FsBlobStore;
 pub use hash::{Hasher, digest_of};

@@ -1,6 +1,7 @@
 //! Backends that keep everything in memory, with the meaning of the durable ones: for tests, model checks and throw-away caches.
 
 mod blob;
+mod cache;
 mod kv;
 mod metadata;
 

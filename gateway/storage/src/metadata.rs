@@ -59,6 +59,13 @@ pub struct TagRecord {
     pub checked_at_ms: u64,
 }
 
+impl TagRecord {
+    /// Whether the tag may be deleted by somebody who saw it name `expected`.
+    pub(crate) fn may_go(&self, expected: &Digest) -> bool {
+        self.state.digest == *expected && !self.state.immutable
+    }
+}
+
 /// A manifest that refers to a subject.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ReferrerRecord {
@@ -95,6 +102,14 @@ pub struct TagMove {
 }
 
 impl TagMove {
+    /// Whether a tag with this record may move to `target`: it names what was expected, and no admission marked it immutable under
+    /// another digest while this move was asked about.
+    pub(crate) fn is_possible(&self, current: Option<&TagRecord>, target: &Digest) -> bool {
+        let named = current.map(|record| &record.state.digest);
+        let is_kept = current.is_some_and(|record| record.state.immutable) && named != Some(target);
+        named == self.expected.as_ref() && !is_kept
+    }
+
     /// The tag's record after the move to `manifest`: one that named it already keeps who pushed it and when, and the mark of
     /// immutability is never taken away.
     pub(crate) fn applied(
@@ -154,7 +169,8 @@ pub enum Commit {
         /// The session to close.
         upload: Option<UploadId>,
     },
-    /// A manifest and exactly these tags go; fails with [`CommitError::TagMoved`] when other tags name it, or one of these does not.
+    /// A manifest and exactly these tags go; fails with [`CommitError::TagMoved`] when other tags name it, or one of these does not, or
+    /// is marked immutable.
     DeleteManifest {
         /// Where.
         repository: RepositoryName,
@@ -167,7 +183,7 @@ pub enum Commit {
         /// By whom, for the journal.
         by: String,
     },
-    /// A tag goes.
+    /// A tag goes, unless it is marked immutable.
     DeleteTag {
         /// Where.
         repository: RepositoryName,
@@ -203,7 +219,7 @@ pub enum Commit {
 /// A commit did not happen; nothing of it did.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// A tag names something else than expected: ask admission again with what it names now.
+    /// A tag names something else than expected, or was marked immutable and is to go elsewhere: ask admission again with what it is now.
     #[error("tag {tag} moved meanwhile")]
     TagMoved {
         /// Which.

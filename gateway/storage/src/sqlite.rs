@@ -11,6 +11,7 @@ use tracing::Instrument as _;
 
 use self::{
     connect::{Readers, open_writer},
+    failure::Stop,
     migrations::METADATA,
     row::int,
     writer::Writer,
@@ -23,6 +24,7 @@ use crate::{
     },
 };
 
+mod cache;
 mod commit;
 mod connect;
 mod failure;
@@ -53,6 +55,24 @@ impl SqliteStore {
             writer: Writer::start(connection)?,
             readers: Readers::new(path, &METADATA),
         })
+    }
+
+    /// Performs many commits in one transaction, when the store knows no repository yet; whether it did.
+    pub(crate) async fn import(
+        &self,
+        commits: impl Iterator<Item = Result<Commit, StorageError>> + Send + 'static,
+    ) -> Result<bool, CommitError> {
+        let import = move |connection: &_| {
+            if read::has_repositories(connection)? {
+                return Ok(false);
+            }
+            for commit in commits {
+                let commit = commit.map_err(|error| Stop::Refused(error.into()))?;
+                commit::apply(connection, &commit)?;
+            }
+            Ok(true)
+        };
+        self.writer.run("import repositories", import).await
     }
 }
 

@@ -157,6 +157,20 @@ fn a_tag_rule_leaves_to_tags_what_it_does_not_say() {
 }
 
 #[test]
+fn what_a_mirror_keeps_is_everything_unless_the_file_says_so() {
+    let text = r#"mirrors:
+  a: https://a.io
+  b: { url: "https://b.io", keep: { for: 30d, at_most: 2GiB, pinned: ["library/alpine:*"] } }
+"#;
+    let config = parse(&format!("{text}{PLUGINS}")).unwrap();
+    assert!(config.mirrors[0].keep.is_everything());
+    let keep = &config.mirrors[1].keep;
+    assert_eq!(keep.keep_for, Some(Duration::from_secs(30 * 86_400)));
+    assert_eq!(keep.max_bytes, Some(2 << 30));
+    assert!(keep.pinned[0].matches("library/alpine:3"));
+}
+
+#[test]
 fn durations_sizes_and_rates_have_units() {
     let text = "mirrors: { a: { url: \"https://a.io\", tags: { fresh_for: 1h30m, stale_if_error: 7d, not_found_for: 250ms } } }
 limits: { manifest: 64KiB, blob: 2GB, minimum_rate: 4KiB/s }";

@@ -123,6 +123,7 @@ impl Fetch {
     }
 
     async fn fill(&self) -> Result<Done, Failure> {
+        let _lease = self.engine.leases.take(&self.digest).await;
         if let Some(content) = self.engine.held(&self.origin, &self.digest).await? {
             let size = content.size();
             return Ok(Done { content, size });

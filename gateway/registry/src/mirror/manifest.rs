@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use gantry_model::{
     AdmissionRequest, Algorithm, Change, Descriptor, Digest, Manifest, MediaType, Reference,
-    Requester, Tag, TagState,
+    RepositoryName, Requester, Tag, TagState,
 };
 use gantry_storage::{
     Blob, Commit, CommitError, ManifestRecord, PushManifest, ReferenceRecord, StorageError,
@@ -171,7 +171,16 @@ impl Engine {
         origin: &Origin,
         digest: &Digest,
     ) -> Result<Option<(ManifestRecord, Bytes)>, Failure> {
-        let Some(record) = self.metadata.manifest(origin.name(), digest).await? else {
+        self.stored_manifest(origin.name(), digest).await
+    }
+
+    /// As [`Engine::local_manifest`], by the repository's canonical name.
+    pub(super) async fn stored_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<(ManifestRecord, Bytes)>, Failure> {
+        let Some(record) = self.metadata.manifest(repository, digest).await? else {
             return Ok(None);
         };
         if let Some(bytes) = self.bytes.get(digest) {
@@ -269,6 +278,7 @@ impl Engine {
         verified: &Verified,
         tag: Option<TagMove>,
     ) -> Result<(), StoreError> {
+        let _lease = self.leases.take(&verified.digest).await;
         self.store_bytes(&verified.digest, &verified.bytes).await?;
         let push = PushManifest {
             repository: origin.name().clone(),

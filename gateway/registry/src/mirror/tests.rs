@@ -4,6 +4,7 @@ mod durable;
 mod errors;
 mod fill;
 mod freshness;
+mod keep;
 mod listing;
 mod panicking;
 mod rights;

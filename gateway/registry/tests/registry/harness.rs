@@ -16,10 +16,10 @@ use std::{
     },
 };
 
-use gantry_registry::{Admission, Clock, Ports, Registry, Settings};
+use gantry_registry::{Admission, Clock, Leases, Ports, Registry, Settings};
 use gantry_storage::{
-    BlobStore, FsBlobStore, MemoryBlobStore, MemoryMetadata, MetadataStore, SqliteStore,
-    UploadSessions,
+    BlobStore, CacheIndex, FsBlobStore, MemoryBlobStore, MemoryMetadata, MetadataStore,
+    SqliteStore, UploadSessions,
 };
 
 pub(crate) use self::{
@@ -104,7 +104,7 @@ impl World {
 }
 
 /// Ports on stores, with no hook and no mirror.
-pub(crate) fn stores<M: MetadataStore + UploadSessions + 'static>(
+pub(crate) fn stores<M: CacheIndex + MetadataStore + UploadSessions + 'static>(
     blobs: Arc<dyn BlobStore>,
     metadata: &Arc<M>,
 ) -> Ports {
@@ -112,6 +112,8 @@ pub(crate) fn stores<M: MetadataStore + UploadSessions + 'static>(
         blobs,
         metadata: Arc::clone(metadata) as _,
         uploads: Arc::clone(metadata) as _,
+        cache: Arc::clone(metadata) as _,
+        leases: Leases::default(),
         admission: Arc::new(Hooks::none()),
         clock: Arc::new(TestClock::default()),
         mirrors: HashMap::new(),

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use gantry_model::{Change, Digest, Operation, Page, Reference, RepositoryName, Tag};
 use gantry_registry::{
-    Admission, BlobContent, Body, Error, Freshness, MirrorSettings, Moves, Outcome, ServedBlob,
-    Settings,
+    Admission, BlobContent, Body, Error, Freshness, Keep, MirrorSettings, Moves, Outcome,
+    ServedBlob, Settings,
 };
 use gantry_upstream::{
     BlobStream, FetchedManifest, Kind, ManifestHead, TagPage, Upstream, UpstreamError,
@@ -179,6 +179,8 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
     let mirror = MirrorSettings {
         counts: Arc::default(),
         upstream: Arc::clone(&upstream) as _,
+        prefix: "hub".parse().unwrap(),
+        keep: Keep::default(),
         freshness: Freshness {
             fresh_for: Duration::from_secs(60),
             stale_while_revalidate: Duration::ZERO,

@@ -130,6 +130,69 @@ impl Admission for Meddler {
     }
 }
 
+/// Marks the tag the moment somebody else was admitted to change it: between that answer and the commit.
+#[derive(Debug, Default)]
+struct Sealer {
+    client: OnceLock<(Client, Content)>,
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl Admission for Sealer {
+    fn asks(&self, _repository: &Repository, change: Change) -> bool {
+        change == Change::MoveTag || change == Change::DeleteTag
+    }
+
+    async fn admit(&self, request: AdmissionRequest) -> Result<Admitted, Refusal> {
+        let seals = request.requester.principal.id == "sealer";
+        if !seals {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let (client, image) = self.client.get().expect("set");
+            let tag = request.tag.expect("a tag").to_string();
+            client
+                .push(REPOSITORY, &tag, image)
+                .await
+                .expect("it names this already");
+        }
+        Ok(Admitted {
+            set_immutable: seals,
+            ..Admitted::default()
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_tag_marked_immutable_after_the_question_is_neither_moved_nor_deleted() {
+    for change in ["move", "delete the tag", "delete the manifest"] {
+        let sealer = Arc::new(Sealer::default());
+        let world = World::with_admission(Arc::clone(&sealer) as _);
+        let alice = world.client("alice");
+        let [first, second] = two_images(&alice).await;
+        let client = world.client("sealer");
+        sealer.client.set((client, first.clone())).unwrap();
+        alice.push(REPOSITORY, "v1", &first).await.unwrap();
+        let changed = match change {
+            "move" => alice.push(REPOSITORY, "v1", &second).await.map(drop),
+            "delete the tag" => alice.delete_tag(REPOSITORY, "v1").await.map(drop),
+            _ => {
+                let deleted = alice.delete_manifest(REPOSITORY, &first.digest);
+                deleted.await.map(drop)
+            }
+        };
+        match changed {
+            Err(Error::Denied(denial)) => {
+                assert_eq!(denial.reason.code, "immutable");
+                assert_eq!(denial.message, "tag v1 is immutable");
+            }
+            other => panic!("{change}: {other:?}"),
+        }
+        let named = alice.pull(REPOSITORY, "v1").await.unwrap().digest;
+        assert_eq!(named, first.digest, "{change}");
+        // Asked once: the commit found the mark, and the second round refused by itself.
+        assert_eq!(sealer.asked.load(Ordering::SeqCst), 1, "{change}");
+    }
+}
+
 #[tokio::test]
 async fn a_tag_that_never_stands_still_is_a_conflict_after_some_rounds() {
     let meddler = Arc::new(Meddler::default());

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use gantry_model::{RepositoryName, glob::Glob, namespace::MirrorNames};
-use gantry_registry::{Freshness, Moves, TagRule};
+use gantry_registry::{Freshness, Keep, Moves, TagRule};
 use url::Url;
 
 use super::Context;
 use crate::config::{
     Credentials, Hosted, Mirror,
-    file::{CredentialsFile, MirrorEntry, MirrorFile, MovesText, TagRuleFile, TagsFile},
+    file::{CredentialsFile, KeepFile, MirrorEntry, MirrorFile, MovesText, TagRuleFile, TagsFile},
     text::DurationText,
 };
 
@@ -117,10 +117,30 @@ impl Context<'_> {
                 .collect(),
             default: file.default.unwrap_or(false),
             credentials,
+            keep: self.keep(name, file.keep.unwrap_or_default()),
             freshness,
             tag_rules,
             not_found_for,
         })
+    }
+
+    fn keep(&mut self, mirror: &str, file: KeepFile) -> Keep {
+        let keys = ["mirrors", mirror, "keep"];
+        let section = keys.as_slice();
+        let pinned = file.pinned.unwrap_or_default();
+        Keep {
+            keep_for: file.keep_for.map(|written| {
+                let keys = [section, &["for"]].concat();
+                let bounds = Duration::from_secs(60)..=DAY * 3650;
+                self.duration(&keys, Some(&written), written.0, bounds)
+            }),
+            max_bytes: self.size(
+                &[section, &["at_most"]].concat(),
+                file.at_most.as_ref(),
+                1 << 20..=u64::MAX,
+            ),
+            pinned: pinned.into_iter().map(|glob| glob.0).collect(),
+        }
     }
 
     fn freshness(&mut self, mirror: &str, file: TagsFile) -> (Freshness, Duration) {

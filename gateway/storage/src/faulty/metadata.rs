@@ -7,8 +7,9 @@ use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 
 use super::{Call, Faults};
 use crate::{
-    Commit, CommitError, ManifestRecord, MetadataStore, ReferenceRecord, ReferrerRecord,
-    RepositoryRecord, StorageError, TagRecord, UploadRecord, UploadSessions,
+    CacheIndex, CacheQuery, CacheSize, Cached, Commit, CommitError, ManifestRecord, MetadataStore,
+    ReferenceRecord, ReferrerRecord, RepositoryRecord, StorageError, TagRecord, UploadRecord,
+    UploadSessions, Use,
 };
 
 /// Fails as [`Faults`] says; otherwise the stores behind.
@@ -16,17 +17,23 @@ use crate::{
 pub struct FaultyMetadata {
     metadata: Arc<dyn MetadataStore>,
     uploads: Arc<dyn UploadSessions>,
+    cache: Arc<dyn CacheIndex>,
     faults: Faults,
 }
 
 impl FaultyMetadata {
-    /// Puts faults before a store that is both.
+    /// Puts faults before a store that is all of them.
     #[must_use]
-    pub fn new<S: MetadataStore + UploadSessions + 'static>(store: Arc<S>, faults: Faults) -> Self {
+    pub fn new<S: CacheIndex + MetadataStore + UploadSessions + 'static>(
+        store: Arc<S>,
+        faults: Faults,
+    ) -> Self {
         let metadata: Arc<dyn MetadataStore> = Arc::<S>::clone(&store);
+        let cache: Arc<dyn CacheIndex> = Arc::<S>::clone(&store);
         Self {
             metadata,
             uploads: store,
+            cache,
             faults,
         }
     }
@@ -132,5 +139,33 @@ impl UploadSessions for FaultyMetadata {
     ) -> Result<Vec<UploadRecord>, StorageError> {
         let read = self.uploads.stale_uploads(before_ms, limit);
         self.faults.around(Call::StaleUploads, read).await
+    }
+}
+
+#[async_trait]
+impl CacheIndex for FaultyMetadata {
+    async fn record_uses(&self, uses: Vec<Use>) -> Result<(), StorageError> {
+        let record = self.cache.record_uses(uses);
+        self.faults.around(Call::RecordUses, record).await
+    }
+
+    async fn cache_size(&self, prefix: &RepositoryName) -> Result<CacheSize, StorageError> {
+        let read = self.cache.cache_size(prefix);
+        self.faults.around(Call::CacheSize, read).await
+    }
+
+    async fn least_used_blobs(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
+        let read = self.cache.least_used_blobs(query);
+        self.faults.around(Call::LeastUsedBlobs, read).await
+    }
+
+    async fn least_used_manifests(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
+        let read = self.cache.least_used_manifests(query);
+        self.faults.around(Call::LeastUsedManifests, read).await
+    }
+
+    async fn is_held(&self, digest: &Digest) -> Result<bool, StorageError> {
+        let read = self.cache.is_held(digest);
+        self.faults.around(Call::IsHeld, read).await
     }
 }

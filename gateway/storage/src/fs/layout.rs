@@ -55,6 +55,11 @@ impl Layout {
         &self.blobs
     }
 
+    /// The folder where Distribution keeps what belongs to its repositories; nothing of ours.
+    pub(super) fn repositories(&self) -> PathBuf {
+        self.blobs.with_file_name("repositories")
+    }
+
     /// The folder of an algorithm's blobs.
     pub(super) fn algorithm(&self, algorithm: Algorithm) -> PathBuf {
         self.blobs.join(algorithm.as_str())

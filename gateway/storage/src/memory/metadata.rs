@@ -20,21 +20,22 @@ use crate::{
 /// Metadata and upload sessions in memory.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryMetadata {
-    facts: Arc<Mutex<Facts>>,
+    pub(super) facts: Arc<Mutex<Facts>>,
 }
 
 #[derive(Debug, Default)]
-struct Facts {
-    repositories: BTreeMap<RepositoryName, Repository>,
+pub(super) struct Facts {
+    pub(super) repositories: BTreeMap<RepositoryName, Repository>,
     uploads: BTreeMap<UploadId, UploadRecord>,
 }
 
 #[derive(Debug)]
-struct Repository {
+pub(super) struct Repository {
     generation: u64,
-    manifests: BTreeMap<Digest, Stored>,
+    pub(super) manifests: BTreeMap<Digest, Stored>,
     tags: BTreeMap<Tag, TagRecord>,
-    blobs: BTreeMap<Digest, u64>,
+    pub(super) blobs: BTreeMap<Digest, u64>,
+    pub(super) uses: BTreeMap<Digest, u64>,
 }
 
 impl Default for Repository {
@@ -44,14 +45,15 @@ impl Default for Repository {
             manifests: BTreeMap::new(),
             tags: BTreeMap::new(),
             blobs: BTreeMap::new(),
+            uses: BTreeMap::new(),
         }
     }
 }
 
 #[derive(Debug)]
-struct Stored {
-    record: ManifestRecord,
-    references: Vec<ReferenceRecord>,
+pub(super) struct Stored {
+    pub(super) record: ManifestRecord,
+    pub(super) references: Vec<ReferenceRecord>,
 }
 
 impl MemoryMetadata {
@@ -206,11 +208,10 @@ impl Facts {
                 ..
             } => self.existing(&repository)?.delete_tag(&tag, &expected),
             Commit::UnlinkBlob { repository, digest } => {
-                let blobs = &mut self.existing(&repository)?.blobs;
-                blobs
-                    .remove(&digest)
-                    .map(|_size| ())
-                    .ok_or(CommitError::Absent)
+                let repository = self.existing(&repository)?;
+                repository.uses.remove(&digest);
+                let blob = repository.blobs.remove(&digest);
+                blob.map(|_size| ()).ok_or(CommitError::Absent)
             }
             Commit::ConfirmTag {
                 repository,
@@ -237,7 +238,7 @@ impl Facts {
         let repository = self.repositories.get(&push.repository).unwrap_or(&none);
         for to in &push.tags {
             let current = repository.tags.get(&to.tag);
-            if current.map(|record| &record.state.digest) != to.expected.as_ref() {
+            if !to.is_possible(current, &push.manifest.digest) {
                 return Err(moved(&to.tag, current));
             }
         }
@@ -281,7 +282,12 @@ impl Repository {
         if let Some(tag) = named.symmetric_difference(&asked).next() {
             return Err(moved(tag, self.tags.get(*tag)));
         }
+        let kept = |tag: &&Tag| self.tags.get(*tag).is_some_and(|it| !it.may_go(digest));
+        if let Some(tag) = tags.iter().find(kept) {
+            return Err(moved(tag, self.tags.get(tag)));
+        }
         self.manifests.remove(digest);
+        self.uses.remove(digest);
         for tag in tags {
             self.tags.remove(tag);
         }
@@ -290,7 +296,7 @@ impl Repository {
 
     fn delete_tag(&mut self, tag: &Tag, expected: &Digest) -> Result<(), CommitError> {
         let current = self.tags.get(tag).ok_or(CommitError::Absent)?;
-        if current.state.digest != *expected {
+        if !current.may_go(expected) {
             return Err(moved(tag, Some(current)));
         }
         self.tags.remove(tag);

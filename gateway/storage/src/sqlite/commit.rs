@@ -72,7 +72,7 @@ fn push_manifest(connection: &Connection, push: &PushManifest) -> Changed {
     let id = make_repository(connection, repository)?;
     for to in &push.tags {
         let current = read::tag(connection, repository, &to.tag)?;
-        if current.as_ref().map(|record| &record.state.digest) != to.expected.as_ref() {
+        if !to.is_possible(current.as_ref(), &push.manifest.digest) {
             return Err(moved(to.tag.clone(), current));
         }
     }
@@ -188,7 +188,7 @@ fn delete_manifest(
     for tag in BTreeSet::from_iter(tags) {
         let current = read::tag(connection, repository, tag)?;
         match current {
-            Some(record) if record.state.digest == *digest => {
+            Some(record) if record.may_go(digest) => {
                 drop_tag(connection, (id, repository), &record, when)?;
             }
             current => return Err(moved(tag.clone(), current)),
@@ -219,7 +219,7 @@ fn delete_tag(
     let (Some(id), Some(current)) = (id, current) else {
         return Err(Stop::Refused(CommitError::Absent));
     };
-    if current.state.digest != *expected {
+    if !current.may_go(expected) {
         return Err(moved(tag.clone(), Some(current)));
     }
     drop_tag(connection, (id, repository), &current, when)

@@ -21,7 +21,10 @@ pub(super) struct Schema {
 /// Facts about repositories.
 pub(super) const METADATA: Schema = Schema {
     application_id: i32::from_be_bytes(*b"Gmet"),
-    steps: &[include_str!("migrations/metadata_1.sql")],
+    steps: &[
+        include_str!("migrations/metadata_1.sql"),
+        include_str!("migrations/metadata_2.sql"),
+    ],
     synchronous: "FULL",
 };
 

@@ -29,6 +29,13 @@ pub(super) fn repositories(
     all(connection, sql, row::page(page), |row| row::parsed(row, 0))
 }
 
+/// Whether anything was ever stored.
+pub(super) fn has_repositories(connection: &Connection) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM repositories)";
+    let has = one(connection, sql, [], |row| row.get(0))?;
+    Ok(has.unwrap_or_default())
+}
+
 pub(super) fn manifest(
     connection: &Connection,
     repository: &RepositoryName,
@@ -155,7 +162,7 @@ pub(super) fn one<T>(
         .optional()
 }
 
-fn all<T>(
+pub(super) fn all<T>(
     connection: &Connection,
     sql: &str,
     keys: impl Params,

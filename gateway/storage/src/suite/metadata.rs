@@ -5,15 +5,17 @@ use std::{error::Error, fmt, sync::Arc};
 use gantry_model::{Algorithm, Digest, Page, RepositoryName, Tag, UploadId, media_type};
 
 use crate::{
-    Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord, TagMove,
-    TagRecord, UploadRecord, UploadSessions, digest_of,
+    CacheIndex, Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
+    TagMove, TagRecord, UploadRecord, UploadSessions, digest_of,
 };
 
+mod cache;
 mod deletes;
 mod lists;
 mod pushes;
 mod uploads;
 
+pub use cache::*;
 pub use deletes::*;
 pub use lists::*;
 pub use pushes::*;
@@ -34,6 +36,7 @@ macro_rules! metadata_suite {
             a_refused_push_changes_nothing
             one_push_moves_several_tags
             immutability_is_only_ever_set
+            a_tag_marked_immutable_moves_nowhere_and_stays
             of_racing_pushes_to_one_tag_exactly_one_wins
             racing_pushes_by_digest_all_succeed
             what_is_required_must_be_in_the_same_repository
@@ -53,27 +56,43 @@ macro_rules! metadata_suite {
             tags_of_one_manifest_are_paged_too
             an_upload_is_known_until_it_ends
             stale_uploads_come_oldest_first
+            a_cache_is_measured_below_its_prefix_and_counts_shared_blobs_once
+            content_is_as_recent_as_what_names_it
+            a_use_goes_with_what_was_used
+            content_is_held_while_any_repository_has_it
         }
     };
 }
 
-/// One store, by both of its ports.
+/// One store, by its ports.
 #[derive(Clone, Debug)]
 pub struct Stores {
     /// The facts.
     pub metadata: Arc<dyn MetadataStore>,
     /// The sessions.
     pub uploads: Arc<dyn UploadSessions>,
+    /// What eviction asks.
+    pub cache: Arc<dyn CacheIndex>,
 }
 
 impl Stores {
-    /// Of a store that is both.
-    pub fn new<S: MetadataStore + UploadSessions + 'static>(store: Arc<S>) -> Self {
+    /// Of a store that is all of them.
+    pub fn new<S: CacheIndex + MetadataStore + UploadSessions + 'static>(store: Arc<S>) -> Self {
         let metadata: Arc<dyn MetadataStore> = Arc::<S>::clone(&store);
+        let cache: Arc<dyn CacheIndex> = Arc::<S>::clone(&store);
         Self {
             metadata,
             uploads: store,
+            cache,
         }
+    }
+
+    async fn unlink(&self, repository: &RepositoryName, blob: &Digest) -> Result<(), CommitError> {
+        let commit = Commit::UnlinkBlob {
+            repository: repository.clone(),
+            digest: blob.clone(),
+        };
+        self.metadata.commit(commit).await
     }
 
     async fn push(&self, push: PushManifest) -> Result<(), CommitError> {

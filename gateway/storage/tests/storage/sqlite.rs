@@ -98,7 +98,9 @@ async fn every_change_of_a_tag_is_in_the_journal_and_stays_there() -> Checked {
     push_to(&store, "m", &tag, Some("m")).await?;
     push_to(&store, "n", &tag, Some("m")).await?;
     assert!(push_to(&store, "o", &tag, Some("m")).await.is_err());
-    let mut mark = push_tag(&"apps/web".parse()?, "n", 3_000, &tag, Some("n"))?;
+    let kept: Tag = "kept".parse()?;
+    push_to(&store, "m", &kept, None).await?;
+    let mut mark = push_tag(&"apps/web".parse()?, "m", 3_000, &kept, Some("m"))?;
     mark.tags[0].set_immutable = true;
     store.commit(Commit::PushManifest(Box::new(mark))).await?;
     let gone = Commit::DeleteManifest {
@@ -128,7 +130,8 @@ async fn every_change_of_a_tag_is_in_the_journal_and_stays_there() -> Checked {
     let expected = [
         row(&m, "-", false, 1_000, "pusher at 1000"),
         row(&n, &m, false, 1_000, "pusher at 1000"),
-        row(&n, &n, true, 3_000, "pusher at 3000"),
+        row(&m, "-", false, 1_000, "pusher at 1000"),
+        row(&m, &m, true, 3_000, "pusher at 3000"),
         row("-", &n, false, 9_000, "deleter"),
     ];
     assert_eq!(found, expected);

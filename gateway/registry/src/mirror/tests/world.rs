@@ -18,7 +18,7 @@ use gantry_model::{
     Repository, RepositoryName, Source, Tag, glob::Glob, media_type::OCI_MANIFEST,
 };
 use gantry_storage::{
-    BlobStore, FsBlobStore, MetadataStore, SqliteStore, UploadSessions, digest_of,
+    BlobStore, CacheIndex, FsBlobStore, MetadataStore, SqliteStore, UploadSessions, digest_of,
     memory::{MemoryBlobStore, MemoryMetadata},
 };
 use serde_json::{Value, json};
@@ -26,8 +26,9 @@ use serde_json::{Value, json};
 use super::upstream::{ScriptedUpstream, fetched};
 use crate::{
     error::Error,
+    leases::Leases,
     mirror::{Fill, MirroredBlob, MirroredContent, MirroredManifest, Mirrors, listing::system},
-    ports::{Admission, Clock, Freshness, MirrorSettings, Moves, Ports, Settings, TagRule},
+    ports::{Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Ports, Settings, TagRule},
 };
 
 /// When the tests begin, in milliseconds since 1970.
@@ -110,20 +111,31 @@ impl World {
     /// On any blob store, with metadata in memory.
     pub(super) fn on(blobs: Arc<dyn BlobStore>) -> Self {
         let metadata = Arc::new(MemoryMetadata::new());
-        Self::build(blobs, Arc::clone(&metadata) as _, metadata)
+        Self::build(
+            blobs,
+            Arc::clone(&metadata) as _,
+            Arc::clone(&metadata) as _,
+            metadata,
+        )
     }
 
     /// On the stores that outlive the process, in this folder.
     pub(super) fn durable(folder: &Path) -> Self {
         let blobs = Arc::new(FsBlobStore::open(folder).unwrap());
         let metadata = Arc::new(SqliteStore::open(&folder.join("metadata.db")).unwrap());
-        Self::build(blobs, Arc::clone(&metadata) as _, metadata)
+        Self::build(
+            blobs,
+            Arc::clone(&metadata) as _,
+            Arc::clone(&metadata) as _,
+            metadata,
+        )
     }
 
     fn build(
         blobs: Arc<dyn BlobStore>,
         metadata: Arc<dyn MetadataStore>,
         uploads: Arc<dyn UploadSessions>,
+        cache: Arc<dyn CacheIndex>,
     ) -> Self {
         let upstream = Arc::new(ScriptedUpstream::default());
         let clock = Arc::new(ManualClock(AtomicU64::new(START_MS)));
@@ -131,6 +143,8 @@ impl World {
         let settings = MirrorSettings {
             counts: Arc::default(),
             upstream: Arc::clone(&upstream) as _,
+            prefix: "hub.test".parse().unwrap(),
+            keep: Keep::default(),
             freshness: FRESHNESS,
             rules: Vec::new(),
             not_found_for: NOT_FOUND_FOR,
@@ -139,6 +153,8 @@ impl World {
             blobs,
             metadata,
             uploads,
+            cache,
+            leases: Leases::default(),
             admission: Arc::clone(&admission) as _,
             clock: Arc::clone(&clock) as _,
             mirrors: HashMap::from([("hub".into(), settings)]),

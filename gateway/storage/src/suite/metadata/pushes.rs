@@ -162,10 +162,35 @@ pub async fn immutability_is_only_ever_set(stores: Stores) -> Checked {
         .push(push_tag(&name, "m", 3_000, &tag, Some("m"))?)
         .await?;
     assert!(stores.state(&name, &tag).await?.state.immutable);
+    Ok(())
+}
+
+/// An admission that marks a tag may come between the question whether it may move and the commit of the move.
+pub async fn a_tag_marked_immutable_moves_nowhere_and_stays(stores: Stores) -> Checked {
+    let (name, tag): (RepositoryName, Tag) = ("apps/web".parse()?, "v1".parse()?);
+    let mut mark = push_tag(&name, "m", 1_000, &tag, None)?;
+    for to in &mut mark.tags {
+        to.set_immutable = true;
+    }
+    stores.push(mark).await?;
+    let marked = stores.state(&name, &tag).await?;
+    let refused = [
+        stores
+            .push(push_tag(&name, "n", 2_000, &tag, Some("m"))?)
+            .await,
+        stores.delete_tag(&name, &tag, &digest("m")).await,
+        stores
+            .delete_manifest(&name, &digest("m"), std::slice::from_ref(&tag))
+            .await,
+    ];
+    for refused in refused {
+        assert_eq!(moved(refused)?, (tag.clone(), Some(marked.clone())));
+    }
+    assert_eq!(stores.state(&name, &tag).await?, marked);
+    assert_eq!(stores.metadata.manifest(&name, &digest("n")).await?, None);
     stores
-        .push(push_tag(&name, "n", 4_000, &tag, Some("m"))?)
+        .push(push_tag(&name, "m", 3_000, &tag, Some("m"))?)
         .await?;
-    assert!(stores.state(&name, &tag).await?.state.immutable);
     Ok(())
 }
 

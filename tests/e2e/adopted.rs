@@ -1,0 +1,161 @@
+//! The folder of a real docker-registry becomes Gantry's: everything that was pushed to the one pulls from the other.
+
+use std::fs;
+
+use serde_json::json;
+use tests::{
+    Gateway, Image, Origin, Wire,
+    gateway::{USER, usual_config},
+    image::{Content, INDEX, MANIFEST, index_of, sha512},
+    ledger::listed_tags,
+    wire::with_query,
+};
+
+fn on_folder_of(origin: &Origin) -> Gateway {
+    Gateway::start_with(&usual_config("", ""), |folder| {
+        std::os::unix::fs::symlink(origin.data(), folder.join("data")).unwrap();
+    })
+}
+
+#[test]
+fn every_image_of_a_docker_registry_pulls_from_gantry_on_the_same_folder() {
+    let origin = Origin::start();
+    let (first, second, third) = (Image::random(5000), Image::random(70), Image::random(1));
+    for (repository, tag, image) in [
+        ("apps/web", "v1", &first),
+        ("apps/web", "latest", &first),
+        ("apps/web", "old", &third),
+        ("apps/web", "old", &second),
+        ("apps/web/deeper", "latest", &first),
+        ("team/x", "latest", &second),
+    ] {
+        origin.push(repository, tag, image);
+    }
+    let index = index_of(&[&first, &second]);
+    let direct = origin.direct();
+    direct
+        .push_manifest("apps/web", "multi", INDEX, index.bytes.clone())
+        .expect(201);
+    let gateway = on_folder_of(&origin);
+    let wire = Wire::basic(gateway.port, USER);
+    let expected = ["latest", "multi", "old", "v1"];
+    assert_eq!(listed_tags(&wire, "apps/web"), expected);
+    for (repository, tag, image) in [
+        ("apps/web", "v1", &first),
+        ("apps/web", "latest", &first),
+        ("apps/web", "old", &second),
+        ("apps/web/deeper", "latest", &first),
+        ("team/x", "latest", &second),
+    ] {
+        wire.pull_image(repository, tag, image);
+        wire.pull_image(repository, &image.manifest.digest, image);
+    }
+    // The tag moved on; its digest still pulls.
+    wire.pull_image("apps/web", &third.manifest.digest, &third);
+    let multi = wire.get("/v2/apps/web/manifests/multi").expect(200);
+    assert_eq!(multi.body, index.bytes);
+    assert_eq!(multi.header("content-type"), INDEX);
+    let catalog = wire.get("/v2/_catalog").expect(200).json();
+    assert_eq!(
+        catalog["repositories"],
+        json!(["apps/web", "apps/web/deeper", "team/x"])
+    );
+    // What one repository holds is not thereby in another.
+    let blob = &first.layers[0].digest;
+    wire.get(&format!("/v2/team/x/blobs/{blob}")).expect(404);
+}
+
+#[test]
+fn what_a_docker_registry_deleted_or_tore_is_not_adopted_and_stays_as_it_is() {
+    let origin = Origin::start();
+    let (kept, deleted, torn) = (Image::random(10), Image::random(10), Image::random(10));
+    origin.push("apps/web", "kept", &kept);
+    origin.push("apps/web", "deleted", &deleted);
+    origin.push("apps/web", "torn", &torn);
+    let path = format!("/v2/apps/web/manifests/{}", deleted.manifest.digest);
+    origin.direct().delete(&path).expect(202);
+    let repository = origin
+        .data()
+        .join("docker/registry/v2/repositories/apps/web");
+    let link = repository.join("_manifests/tags/torn/current/link");
+    fs::write(&link, "").unwrap();
+    let gateway = on_folder_of(&origin);
+    let wire = Wire::basic(gateway.port, USER);
+    assert_eq!(listed_tags(&wire, "apps/web"), ["kept"]);
+    wire.pull_image("apps/web", "kept", &kept);
+    wire.get(&path).expect(404);
+    wire.pull_image("apps/web", &torn.manifest.digest, &torn);
+    assert_eq!(fs::read(&link).unwrap(), b"");
+    assert!(gateway.log().contains("adopted the repositories"));
+}
+
+#[test]
+fn content_that_distribution_keeps_under_another_algorithm_is_found_by_the_digest_it_was_pushed_with()
+ {
+    let origin = Origin::start();
+    let direct = origin.direct();
+    let content = Content::random(100_000);
+    let digest = sha512(&content.bytes);
+    let closing = with_query(
+        &direct.start_upload("apps/web"),
+        &format!("digest={digest}"),
+    );
+    direct
+        .send("PUT", &closing, &[], content.bytes.clone())
+        .expect(201);
+    let gateway = on_folder_of(&origin);
+    let wire = Wire::basic(gateway.port, USER);
+    for name in [&digest, &content.digest] {
+        let path = format!("/v2/apps/web/blobs/{name}");
+        assert_eq!(direct.get(&path).status, wire.get(&path).status, "{name}");
+    }
+    let path = format!("/v2/apps/web/blobs/{digest}");
+    assert_eq!(wire.get(&path).expect(200).body, content.bytes);
+}
+
+#[test]
+fn a_folder_is_adopted_once_and_the_other_registry_can_still_read_it() {
+    let origin = Origin::start();
+    let (old, new) = (Image::random(10), Image::random(10));
+    origin.push("apps/web", "latest", &old);
+    origin.push("apps/web", "gone", &old);
+    let mut gateway = on_folder_of(&origin);
+    let wire = Wire::basic(gateway.port, USER);
+    wire.push_image("apps/web", "latest", &new);
+    wire.delete("/v2/apps/web/manifests/gone").expect(202);
+    gateway.restart();
+    let wire = Wire::basic(gateway.port, USER);
+    assert_eq!(listed_tags(&wire, "apps/web"), ["latest"]);
+    wire.pull_image("apps/web", "latest", &new);
+    let path = "/v2/apps/web/manifests/latest";
+    let direct = origin.direct();
+    let served = direct.send("GET", path, &[("accept", MANIFEST)], "");
+    assert_eq!(served.expect(200).body, old.manifest.bytes);
+}
+
+#[test]
+fn referrers_of_adopted_manifests_are_listed() {
+    let origin = Origin::start();
+    let image = Image::random(10);
+    origin.push("apps/web", "latest", &image);
+    let signature = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "layers": [],
+        "config": image.config.descriptor("application/vnd.example.signature"),
+        "subject": image.manifest.descriptor(MANIFEST),
+    });
+    let signature = Content::new(signature.to_string());
+    origin
+        .direct()
+        .push_manifest(
+            "apps/web",
+            &signature.digest,
+            MANIFEST,
+            signature.bytes.clone(),
+        )
+        .expect(201);
+    let gateway = on_folder_of(&origin);
+    let wire = Wire::basic(gateway.port, USER);
+    let path = format!("/v2/apps/web/referrers/{}", image.manifest.digest);
+    let referrers = wire.get(&path).expect(200).json();
+    assert_eq!(referrers["manifests"][0]["digest"], json!(signature.digest));
+}

@@ -1,0 +1,192 @@
+//! A full disk: pushes are refused without a word about the disk, what they wrote is given back, everything else goes on, and so do pushes
+//! when there is space again.
+
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tests::{
+    Gateway, Image, Origin, Wire,
+    disk::Disk,
+    gateway::{USER, usual_config},
+    image::{Content, MANIFEST},
+    tools::wait_until,
+    wire::{Answer, with_query},
+};
+
+const REPOSITORY: &str = "apps/web";
+/// What the disk has for data; the plugins' compiled code takes some more.
+const SPACE: usize = 24 << 20;
+/// How soon pushes must work again.
+const SOON: Duration = Duration::from_secs(2);
+
+/// 503, the request id, when to come back, and nothing else.
+fn refused(gateway: &Gateway, answer: Answer) {
+    let answer = answer.has(503);
+    assert_eq!(answer.code(), "UNAVAILABLE");
+    assert!(!answer.header("retry-after").is_empty());
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(text.contains(&answer.header("x-request-id")), "{text}");
+    let folder = gateway.folder().to_str().unwrap();
+    for secret in [folder, "/", "space", "full", "disk", "os error"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+}
+
+fn full_disk() -> (Disk, Gateway) {
+    let disk = Disk::tmpfs(SPACE);
+    let gateway = Gateway::start_with(&usual_config("", ""), |folder| disk.as_data_of(folder));
+    (disk, gateway)
+}
+
+fn staged(gateway: &Gateway) -> Vec<u64> {
+    let uploads = gateway
+        .folder()
+        .join("data/docker/registry/_gantry/uploads");
+    let files = fs::read_dir(uploads).unwrap();
+    files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .collect()
+}
+
+fn soon(what: &str, from: Instant, done: impl FnMut() -> bool) {
+    wait_until(what, SOON.saturating_sub(from.elapsed()), done);
+}
+
+#[test]
+fn pushes_into_a_full_disk_are_503_give_their_space_back_and_work_again_with_space() {
+    let (disk, gateway) = full_disk();
+    let wire = Wire::basic(gateway.port, USER);
+    let image = Image::random(1 << 20);
+    wire.push_image(REPOSITORY, "latest", &image);
+    let large = Content::random(SPACE);
+    let free = disk.free_bytes();
+
+    // One request, one session in a single chunk, one in several: the disk fills up in the middle of each.
+    let single = format!("/v2/{REPOSITORY}/blobs/uploads/?digest={}", large.digest);
+    refused(
+        &gateway,
+        wire.send("POST", &single, &[], large.bytes.clone()),
+    );
+    let location = wire.start_upload(REPOSITORY);
+    let closing = with_query(&location, &format!("digest={}", large.digest));
+    refused(
+        &gateway,
+        wire.send("PUT", &closing, &[], large.bytes.clone()),
+    );
+    let location = wire.start_upload(REPOSITORY);
+    wire.send("PATCH", &location, &[], large.bytes.slice(..1 << 20))
+        .expect(202);
+    refused(
+        &gateway,
+        wire.send("PATCH", &location, &[], large.bytes.slice(1 << 20..)),
+    );
+    wire.get(&location).expect(404);
+    assert_eq!(staged(&gateway), [] as [u64; 0]);
+    // What stays is SQLite's: sessions that were opened and ended.
+    assert!(disk.free_bytes() + (1 << 20) >= free, "space is given back");
+
+    wire.pull_image(REPOSITORY, "latest", &image);
+    let path = format!("/v2/{REPOSITORY}/blobs/{}", large.digest);
+    wire.get(&path).expect(404);
+    wire.push_image(REPOSITORY, "small", &Image::random(1000));
+}
+
+#[test]
+fn with_no_space_at_all_pulls_go_on_and_pushes_within_two_seconds_of_space() {
+    let (disk, mut gateway) = full_disk();
+    let wire = Wire::basic(gateway.port, USER);
+    let (image, next) = (Image::random(1 << 20), Image::random(1000));
+    wire.push_image(REPOSITORY, "latest", &image);
+    for blob in next.blobs() {
+        wire.push_blob(REPOSITORY, blob).expect(201);
+    }
+    for _round in 0..3 {
+        let filler = disk.fill();
+        for _attempt in 0..20 {
+            let content = Content::random(5_000);
+            let path = format!("/v2/{REPOSITORY}/blobs/uploads/?digest={}", content.digest);
+            refused(&gateway, wire.send("POST", &path, &[], content.bytes));
+            wire.pull_image(REPOSITORY, "latest", &image);
+        }
+        // The database is on the same disk.
+        refused(&gateway, sessions_until_full(&wire));
+        wire.get("/v2/_catalog").expect(200);
+        let bytes: u64 = staged(&gateway).iter().sum();
+        assert_eq!(bytes, 0, "what was refused is given back");
+        fs::remove_file(filler).unwrap();
+        let freed = Instant::now();
+        soon("a push to work again", freed, || {
+            let manifest = next.manifest.bytes.clone();
+            let answer = wire.push_manifest(REPOSITORY, "next", MANIFEST, manifest);
+            answer.status == 201
+        });
+        soon("a blob to be taken again", freed, || {
+            let answer = wire.push_blob(REPOSITORY, &Content::random(5_000));
+            answer.status == 201
+        });
+        wire.pull_image(REPOSITORY, "next", &next);
+    }
+    gateway.restart();
+    let wire = Wire::basic(gateway.port, USER);
+    wire.pull_image(REPOSITORY, "latest", &image);
+    wire.pull_image(REPOSITORY, "next", &next);
+}
+
+/// Opens and ends sessions, which only the database remembers, until it has no space for another.
+fn sessions_until_full(wire: &Wire) -> Answer {
+    let path = format!("/v2/{REPOSITORY}/blobs/uploads/");
+    loop {
+        let answer = wire.send("POST", &path, &[], "");
+        if answer.status != 202 {
+            return answer;
+        }
+        let _ended = wire.delete(&answer.location());
+    }
+}
+
+#[test]
+fn a_mirror_on_a_full_disk_never_makes_a_body_whole_that_is_not() {
+    let origin = Origin::start();
+    let image = Image::random(4 << 20);
+    origin.push("a/b", "latest", &image);
+    let disk = Disk::tmpfs(SPACE);
+    let config = usual_config(&origin.mirror_entry("up", ""), "");
+    let gateway = Gateway::start_with(&config, |folder| disk.as_data_of(folder));
+    let wire = Wire::anonymous(gateway.port);
+    wire.get("/v2/up/a/b/manifests/latest").expect(200);
+    let filler = disk.fill();
+    keep_free(&filler, 1 << 20);
+    let layer = &image.layers[0];
+    let path = format!("/v2/up/a/b/blobs/{}", layer.digest);
+    thread::scope(|scope| {
+        for _reader in 0..4 {
+            scope.spawn(|| match wire.try_send("GET", &path, &[], "") {
+                Err(_broken_off) => {}
+                Ok(answer) if answer.status == 200 => assert!(answer.body == layer.bytes),
+                Ok(answer) => refused(&gateway, answer),
+            });
+        }
+    });
+    assert!(gateway.log().contains("a fill failed"));
+    soon("the fill's space", Instant::now(), || {
+        staged(&gateway).is_empty()
+    });
+    fs::remove_file(filler).unwrap();
+    let freed = Instant::now();
+    soon("the mirror to fill again", freed, || {
+        let answer = wire.try_send("GET", &path, &[], "");
+        answer.is_ok_and(|answer| answer.status == 200 && answer.body == layer.bytes)
+    });
+    wire.pull_image("up/a/b", "latest", &image);
+}
+
+/// Makes a file smaller by this.
+fn keep_free(filler: &Path, bytes: u64) {
+    let filler = fs::File::options().write(true).open(filler).unwrap();
+    let size = filler.metadata().unwrap().len();
+    filler.set_len(size - bytes).unwrap();
+}
