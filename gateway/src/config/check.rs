@@ -170,7 +170,7 @@ impl Check<'_> {
             let hint = unknown_key_hint(&key, object);
             let mut finding = Finding::new(key_place, &node.path, message).hint(hint);
             // What stands under a misspelled key may be a secret where secrets are expected.
-            finding.masked = holds_secrets(object).then_some(node.place);
+            finding.masked = holds_secrets(object).then(|| Box::new(node.place));
             self.findings.push(finding);
             return None;
         };

@@ -53,7 +53,7 @@ pub(crate) struct Finding {
     /// The text at the place must not be quoted.
     pub(crate) secret: bool,
     /// Nor the text at this other place.
-    pub(crate) masked: Option<Place>,
+    pub(crate) masked: Option<Box<Place>>,
     /// The text around was not understood: lines are masked by their look.
     syntax: bool,
 }
@@ -140,7 +140,7 @@ impl Report {
             if let (true, Place::File { bytes, .. }) = (finding.secret, &finding.place) {
                 masks.push(bytes.clone());
             }
-            if let Some(Place::File { bytes, .. }) = &finding.masked {
+            if let Some(Place::File { bytes, .. }) = finding.masked.as_deref() {
                 masks.push(bytes.clone());
             }
         }
