@@ -12,7 +12,7 @@ use std::{
 };
 
 const TARGET: &str = "wasm32-wasip2";
-const PLUGINS: [&str; 3] = ["access", "htpasswd", "immutable-tags"];
+const PLUGINS: [&str; 4] = ["access", "htpasswd", "immutable-tags", "webhook"];
 
 /// What the first cargo, or `cargo clippy`, sets for the machine's own code and what must not reach the guests.
 const FOREIGN: [&str; 7] = [

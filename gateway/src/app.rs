@@ -1,53 +1,69 @@
-//! The one shared state, built once from a valid configuration.
+//! What lives as long as the process, and the generation that serves now.
 //!
 //! Owns the composition: which store, which upstreams, which plugins in which chain. Every crate that does not know its sibling is
-//! introduced to it here.
+//! introduced to it here. Map: `generation` is everything that a configuration decides, `plugins` loads its components. Invariant: a
+//! request takes [`App::current`] once and keeps it, so it never sees two configurations.
+
+mod generation;
+pub(crate) mod plugins;
 
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use aws_lc_rs::digest::{SHA256, digest};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use bytes::Bytes;
-use gantry_model::Namespaces;
-use gantry_plugin_host::{Hook, HostPorts, Plugin, PluginHost, PluginSource};
-use gantry_registry::{Clock as _, Leases, MirrorSettings, Ports, Registry, Settings};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use gantry_plugin_host::{AdmitAnswer, AuthorizeAnswer, HostPorts, PluginHost};
+use gantry_registry::{Clock as _, Leases, Registry};
 use gantry_storage::{FsBlobStore, SqliteKv, SqliteStore};
-use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::mpsc;
 
+pub use self::generation::Generation;
 use crate::{
-    auth::{Authentication, token::Tokens},
-    builtin,
+    auth::verified::VerifiedCredentials,
     clock::SystemClock,
-    config::{self, BlobStorage, Config, MetadataStorage, PluginFrom},
-    hooks::{AdmissionChain, PluginValues, StoredContent},
+    config::{self, BlobStorage, Config, MetadataStorage},
+    hooks::{PluginValues, StoredContent},
+    outbound::{Names, Requests, SystemNames},
     policy::{
         Policy,
-        binding::{Binding, default_changes},
+        binding::{Binding, Trip},
+        decisions::Decisions,
+        shadow::Shadows,
     },
-    telemetry::{MeasuredUpstream, Reading, Telemetry},
+    telemetry::{Reading, Telemetry},
 };
 
-/// Everything a request needs. Shared behind one `Arc`.
+/// Trips that wait to be looked at; more than these are of bindings that trip again.
+const MAX_TRIPS: usize = 64;
+
+/// The process. Shared behind one `Arc`.
 #[derive(Debug)]
 pub struct App {
-    /// Every name the gateway answers to.
-    pub namespaces: Namespaces,
-    /// The domain.
-    pub registry: Registry,
-    /// Credentials to principals, and our own tokens.
-    pub authentication: Authentication,
-    /// Operations to permits.
-    pub policy: Arc<Policy>,
     /// Log, metrics, audit.
     pub telemetry: Arc<Telemetry>,
-    /// What the edge enforces.
-    pub edge: EdgeSettings,
+    generation_current: ArcSwap<Generation>,
+    pub(crate) lasting: Lasting,
+}
+
+/// What no reload touches.
+#[derive(Debug)]
+pub(crate) struct Lasting {
+    telemetry: Arc<Telemetry>,
+    host: PluginHost,
+    /// The registry's running state, under the first configuration's settings.
+    registry: Registry,
+    /// The authorizers that judge plugins' reads: those of the serving generation.
+    policy_current: Arc<ArcSwapOption<Policy>>,
+    decisions: Arc<Decisions<AuthorizeAnswer>>,
+    serves: Arc<Decisions<AdmitAnswer>>,
+    verified: VerifiedCredentials,
+    shadows: Shadows,
+    trips: mpsc::Sender<Trip>,
+    generations: Gauge,
 }
 
 /// What the edge enforces.
@@ -76,46 +92,66 @@ pub struct EdgeSettings {
 }
 
 impl App {
-    /// Opens the stores, loads the plugins, and joins everything. Dials nothing: it starts with every upstream down.
+    /// Opens the stores, loads the plugins, and joins everything. Dials nothing: it starts with every upstream down. Bindings that keep
+    /// failing are told to the receiver.
     ///
     /// # Errors
     /// A sentence for the operator: which folder, file or plugin, and why not.
-    pub async fn build(config: &Config) -> anyhow::Result<Arc<Self>> {
+    pub async fn build(config: &Config) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<Trip>)> {
         let telemetry = Arc::new(Telemetry::new());
+        let (trips, tripped) = mpsc::channel(MAX_TRIPS);
         let stores = Stores::open(config).await?;
-        let policy_to_come = Arc::new(OnceLock::new());
-        let host = stores.plugin_host(&policy_to_come)?;
-        watch(&telemetry, &host, &stores.metadata);
-        let bindings = load_plugins(&host, config, &telemetry).await?;
-        let taking_part = |hook| {
-            bindings
-                .iter()
-                .filter(|binding| binding.plugin.hooks().has(hook))
-                .cloned()
-                .collect::<Vec<_>>()
-        };
-        let policy = Arc::new(Policy::new(taking_part(Hook::Authorize)));
-        policy_to_come.get_or_init(|| Arc::clone(&policy));
-        let tokens = Tokens::open(
-            &config.tokens.keys,
-            &config.tokens.issuer,
-            config.tokens.lifetime,
-        )?;
-        let authentication = Authentication::new(taking_part(Hook::Authenticate), tokens)?;
-        let admission = AdmissionChain::new(taking_part(Hook::Admit));
-        let registry = Registry::new(
-            stores.registry_ports(admission, mirrors(config, &telemetry)?),
-            registry_settings(config),
-        );
-        watch_registry(&telemetry, &registry);
-        Ok(Arc::new(Self {
-            namespaces: config.namespaces(),
-            registry,
-            authentication,
-            policy,
+        let lasting = stores.lasting(config, &telemetry, trips)?;
+        watch(&telemetry, &lasting.host, &stores.metadata);
+        watch_registry(&telemetry, &lasting.registry);
+        let bindings = plugins::load(&lasting, config, None)
+            .await
+            .map_err(|mistakes| anyhow::anyhow!(mistakes.to_string()))?;
+        let first = Generation::assemble(&lasting, config, bindings, None)?;
+        lasting
+            .policy_current
+            .store(Some(Arc::clone(&first.policy)));
+        let app = Self {
             telemetry,
-            edge: edge_settings(config),
-        }))
+            generation_current: ArcSwap::from_pointee(first),
+            lasting,
+        };
+        Ok((Arc::new(app), tripped))
+    }
+
+    /// The generation that serves now. To be taken once per request.
+    #[must_use]
+    pub fn current(&self) -> Arc<Generation> {
+        self.generation_current.load_full()
+    }
+
+    /// Makes a generation out of a configuration and loaded plugins, beside the one that serves.
+    pub(crate) fn prepare(
+        &self,
+        config: &Config,
+        bindings: Vec<Arc<Binding>>,
+    ) -> anyhow::Result<Generation> {
+        Generation::assemble(&self.lasting, config, bindings, Some(&self.current()))
+    }
+
+    /// The one swap: every request from here on is the new generation's.
+    pub(crate) fn swap(&self, next: Generation) -> Arc<Generation> {
+        let next = Arc::new(next);
+        self.lasting
+            .policy_current
+            .store(Some(Arc::clone(&next.policy)));
+        self.generation_current.store(Arc::clone(&next));
+        next
+    }
+}
+
+impl Lasting {
+    pub(crate) fn trips(&self) -> &mpsc::Sender<Trip> {
+        &self.trips
+    }
+
+    pub(crate) fn host(&self) -> &PluginHost {
+        &self.host
     }
 }
 
@@ -167,15 +203,51 @@ impl Stores {
         })
     }
 
-    fn plugin_host(&self, policy: &Arc<OnceLock<Arc<Policy>>>) -> anyhow::Result<PluginHost> {
+    fn lasting(
+        &self,
+        config: &Config,
+        telemetry: &Arc<Telemetry>,
+        trips: mpsc::Sender<Trip>,
+    ) -> anyhow::Result<Lasting> {
+        let policy_current = Arc::new(ArcSwapOption::empty());
+        let generations = Gauge::default();
+        let shadows = Shadows::start();
+        telemetry.register(|registry| {
+            registry.register(
+                "generations",
+                "Configurations in memory: the one that serves and those that requests still hold",
+                generations.clone(),
+            );
+            registry.register(
+                "shadow_dropped",
+                "Questions that shadow plugins were not asked because too many waited",
+                shadows.dropped.clone(),
+            );
+        });
+        Ok(Lasting {
+            telemetry: Arc::clone(telemetry),
+            host: self.plugin_host(&policy_current)?,
+            registry: self.registry(config),
+            policy_current,
+            decisions: Arc::new(Decisions::new(100_000)),
+            serves: Arc::new(Decisions::new(100_000)),
+            verified: VerifiedCredentials::new()?,
+            shadows,
+            trips,
+            generations,
+        })
+    }
+
+    fn plugin_host(&self, policy: &Arc<ArcSwapOption<Policy>>) -> anyhow::Result<PluginHost> {
         let stored = StoredContent {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<SqliteStore>::clone(&self.metadata),
-            policy: Arc::clone(policy),
+            policy_current: Arc::clone(policy),
         };
         let host = PluginHost::new(HostPorts {
             kv: Arc::new(PluginValues(Arc::<SqliteKv>::clone(&self.values))),
             registry: Arc::new(stored),
+            outbound: Arc::new(Requests::new(&(Arc::new(SystemNames) as Arc<dyn Names>))),
             now_ms: Arc::new(|| SystemClock.now_ms()),
             cache_directory: Some(self.state.join("compiled")),
             password_checks: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
@@ -183,21 +255,19 @@ impl Stores {
         Ok(host)
     }
 
-    fn registry_ports(
-        &self,
-        admission: AdmissionChain,
-        mirrors: HashMap<Arc<str>, MirrorSettings>,
-    ) -> Ports {
-        Ports {
+    /// A registry without mirrors and admissions: each generation brings its own.
+    fn registry(&self, config: &Config) -> Registry {
+        let ports = gantry_registry::Ports {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<SqliteStore>::clone(&self.metadata),
             uploads: Arc::<SqliteStore>::clone(&self.metadata),
             cache: Arc::<SqliteStore>::clone(&self.metadata),
             leases: Leases::default(),
-            admission: Arc::new(admission),
+            admission: Arc::new(crate::hooks::AdmissionChain::nobody()),
             clock: Arc::new(SystemClock),
-            mirrors,
-        }
+            mirrors: std::collections::HashMap::new(),
+        };
+        Registry::new(ports, generation::registry_settings(config))
     }
 }
 
@@ -224,154 +294,4 @@ fn watch_registry(telemetry: &Telemetry, registry: &Registry) {
     telemetry.read(Reading::Uploads, move || uploads().uploads_open);
     telemetry.read(Reading::Fills, move || fills().fills_running);
     telemetry.read(Reading::BlobBytes, move || bytes().blob_bytes_written);
-}
-
-/// Loads every plugin, in the order of the configuration.
-async fn load_plugins(
-    host: &PluginHost,
-    config: &Config,
-    telemetry: &Telemetry,
-) -> anyhow::Result<Vec<Arc<Binding>>> {
-    let mut bindings = Vec::with_capacity(config.plugins.len());
-    for binding in &config.plugins {
-        bindings.push(Arc::new(bind(host, binding, telemetry).await?));
-    }
-    Ok(bindings)
-}
-
-async fn bind(
-    host: &PluginHost,
-    binding: &config::Binding,
-    telemetry: &Telemetry,
-) -> anyhow::Result<Binding> {
-    let source = PluginSource {
-        name: Arc::clone(&binding.name),
-        component: component(&binding.from).await?,
-        config: binding.config.clone(),
-        grants: binding.grants.clone(),
-        limits: binding.limits,
-    };
-    let plugin = host.load(source).await?;
-    let name = &binding.name;
-    if binding.changes.is_some() && !plugin.hooks().has(Hook::Admit) {
-        anyhow::bail!(
-            "plugin {name} has `changes`, but the component does not take part in admission"
-        );
-    }
-    if plugin.hooks().has(Hook::Authenticate)
-        && (binding.on_error != config::OnError::Deny || binding.mode != config::Mode::Enforce)
-    {
-        anyhow::bail!(
-            "plugin {name} is an authenticator: `on_error` can only be deny and `mode` only enforce"
-        );
-    }
-    tracing::info!(plugin.name = %name, plugin.digest = %plugin.digest(), "plugin loaded");
-    Ok(Binding {
-        fingerprint: fingerprint(&plugin, binding),
-        meter: telemetry.plugin(name),
-        plugin,
-        repositories: binding.repositories.clone(),
-        changes: binding.changes.clone().unwrap_or_else(default_changes),
-        mode: binding.mode,
-        on_error: binding.on_error,
-    })
-}
-
-async fn component(from: &PluginFrom) -> anyhow::Result<Bytes> {
-    match from {
-        PluginFrom::Builtin(name) => {
-            let component = builtin::builtin(name)
-                .with_context(|| format!("there is no built-in plugin {name}"))?;
-            Ok(Bytes::from_static(component))
-        }
-        PluginFrom::File(path) => {
-            let bytes = tokio::fs::read(path)
-                .await
-                .with_context(|| format!("cannot read the plugin {}", path.display()))?;
-            Ok(bytes.into())
-        }
-    }
-}
-
-/// Digest of everything that decides what a binding answers.
-fn fingerprint(plugin: &Plugin, binding: &config::Binding) -> Arc<str> {
-    let text = format!(
-        "{}\n{}\n{:?}\n{:?}",
-        plugin.digest(),
-        binding.config,
-        binding.grants,
-        binding.limits
-    );
-    URL_SAFE_NO_PAD
-        .encode(digest(&SHA256, text.as_bytes()).as_ref())
-        .into()
-}
-
-fn mirrors(
-    config: &Config,
-    telemetry: &Telemetry,
-) -> anyhow::Result<HashMap<Arc<str>, MirrorSettings>> {
-    let mut mirrors = HashMap::new();
-    for mirror in &config.mirrors {
-        let client = RegistryClient::new(client_settings(mirror))
-            .with_context(|| format!("mirror {}", mirror.name))?;
-        let settings = MirrorSettings {
-            upstream: Arc::new(MeasuredUpstream::new(telemetry, &mirror.name, client)),
-            counts: telemetry.mirror_cache(&mirror.name),
-            prefix: mirror.names.prefix.clone(),
-            keep: mirror.keep.clone(),
-            freshness: mirror.freshness,
-            rules: mirror.tag_rules.clone(),
-            not_found_for: mirror.not_found_for,
-        };
-        mirrors.insert(Arc::clone(&mirror.name), settings);
-    }
-    Ok(mirrors)
-}
-
-fn client_settings(mirror: &config::Mirror) -> ClientSettings {
-    let credentials = mirror.credentials.as_ref().map(|credentials| {
-        let password = String::from_utf8_lossy(&credentials.password.0).into_owned();
-        Credentials {
-            username: credentials.username.clone(),
-            password: password.into(),
-        }
-    });
-    ClientSettings {
-        name: mirror.name.to_string(),
-        url: mirror.url.clone(),
-        alternatives: mirror.alternatives.clone(),
-        credentials,
-        connect_timeout: Duration::from_secs(10),
-        idle_timeout: Duration::from_secs(30),
-        minimum_rate: 1024,
-        max_concurrency: 64,
-        root_certificates: None,
-        user_agent: concat!("gantry/", env!("CARGO_PKG_VERSION")).to_owned(),
-    }
-}
-
-fn registry_settings(config: &Config) -> Settings {
-    Settings {
-        max_manifest_bytes: usize::try_from(config.limits.max_manifest_bytes).unwrap_or(usize::MAX),
-        delete_enabled: config.hosted.delete,
-        max_uploads_per_principal: config.limits.uploads_per_client as usize,
-        ..Settings::default()
-    }
-}
-
-fn edge_settings(config: &Config) -> EdgeSettings {
-    let limits = &config.limits;
-    EdgeSettings {
-        external_url: config.external_url.clone(),
-        trusted_proxies: config.trusted_proxies.clone(),
-        header_timeout: limits.header_timeout,
-        idle_timeout: limits.idle_timeout,
-        minimum_rate: limits.minimum_rate,
-        minimum_rate_window: Duration::from_secs(30),
-        decision_deadline: limits.decision_deadline,
-        drain_timeout: limits.drain_timeout,
-        max_connections: limits.max_connections,
-        max_blob_bytes: limits.max_blob_bytes,
-    }
 }

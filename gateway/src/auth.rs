@@ -3,7 +3,7 @@
 //! No credential is anonymous; a credential that nobody claims is refused, never anonymous; a failed authenticator is 503.
 
 pub mod token;
-mod verified;
+pub(crate) mod verified;
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use self::{
     verified::VerifiedCredentials,
 };
 use crate::{
-    app::App,
+    app::Generation,
     http::error::{ChallengeError, Error},
     policy::{Request, binding::Binding},
     telemetry,
@@ -52,16 +52,18 @@ impl Identified {
 }
 
 impl Authentication {
-    /// A chain in the order of the configuration.
-    ///
-    /// # Errors
-    /// When the system has no randomness.
-    pub fn new(authenticators: Vec<Arc<Binding>>, tokens: Tokens) -> anyhow::Result<Self> {
-        Ok(Self {
-            verified: VerifiedCredentials::new(&authenticators)?,
+    /// A chain in the order of the configuration, with what is remembered for it.
+    #[must_use]
+    pub(crate) fn new(
+        authenticators: Vec<Arc<Binding>>,
+        verified: VerifiedCredentials,
+        tokens: Tokens,
+    ) -> Self {
+        Self {
             authenticators,
+            verified,
             tokens,
-        })
+        }
     }
 
     /// Asks the chain about a credential, in order, until one claims it.
@@ -100,11 +102,11 @@ fn bad_credential() -> Error {
 /// # Errors
 /// [`Error::Unauthorized`] for a bad credential, [`Error::Unavailable`] when an authenticator failed.
 pub async fn authenticate(
-    app: &App,
+    generation: &Generation,
     client: &Arc<Client>,
     credential: Credential,
 ) -> Result<Identified, Error> {
-    let authentication = &app.authentication;
+    let authentication = &generation.authentication;
     if let Credential::Bearer(token) = &credential
         && let Some(verdict) = authentication.tokens.verify(token)
     {
@@ -187,7 +189,10 @@ pub struct TokenRequest {
 ///
 /// # Errors
 /// [`Error::Unavailable`] when a hook failed or the token cannot be signed.
-pub async fn issue_token(app: &App, request: TokenRequest) -> Result<IssuedToken, Error> {
+pub async fn issue_token(
+    generation: &Generation,
+    request: TokenRequest,
+) -> Result<IssuedToken, Error> {
     let identified = &request.identified;
     let requester = Requester {
         request_id: Arc::clone(&request.request_id),
@@ -205,8 +210,14 @@ pub async fn issue_token(app: &App, request: TokenRequest) -> Result<IssuedToken
             None if scope.kind == "repository" => continue,
             None => scope.clone(),
         };
-        for scope_granted in
-            grantable(app, &requester, identified, canonical, repository.as_ref()).await?
+        for scope_granted in grantable(
+            generation,
+            &requester,
+            identified,
+            canonical,
+            repository.as_ref(),
+        )
+        .await?
         {
             spelled.push(Scope {
                 name: scope.name.clone(),
@@ -215,14 +226,15 @@ pub async fn issue_token(app: &App, request: TokenRequest) -> Result<IssuedToken
             granted.push(scope_granted);
         }
     }
-    app.authentication
+    generation
+        .authentication
         .tokens
         .issue(identified, &granted, spelled, &request.service)
 }
 
 /// What the authorizers, and the credential, allow of one scope.
 async fn grantable(
-    app: &App,
+    generation: &Generation,
     requester: &Requester,
     identified: &Identified,
     scope: Scope,
@@ -236,7 +248,12 @@ async fn grantable(
         repository,
     };
     Ok(
-        match app.policy.decide(&request).await.map_err(Error::from)? {
+        match generation
+            .policy
+            .decide(&request)
+            .await
+            .map_err(Error::from)?
+        {
             Decision::Allow(grant) => match &identified.at_most {
                 Some(limits) => Scope::intersect(&grant.granted, limits),
                 None => grant.granted,

@@ -16,7 +16,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     BUILTINS.iter().map(|(name, _)| *name)
 }
 
-const BUILTINS: [(&str, &[u8]); 3] = [
+const BUILTINS: [(&str, &[u8]); 4] = [
     (
         "access",
         include_bytes!(concat!(env!("OUT_DIR"), "/access.wasm")),
@@ -28,6 +28,10 @@ const BUILTINS: [(&str, &[u8]); 3] = [
     (
         "immutable-tags",
         include_bytes!(concat!(env!("OUT_DIR"), "/immutable-tags.wasm")),
+    ),
+    (
+        "webhook",
+        include_bytes!(concat!(env!("OUT_DIR"), "/webhook.wasm")),
     ),
 ];
 
@@ -69,6 +73,18 @@ mod tests {
                 ["admission@0.1.0", "lifecycle@0.1.0"],
                 &["logging@0.1.0"],
             ),
+            (
+                "webhook",
+                ["events@0.1.0", "lifecycle@0.1.0"],
+                &[
+                    "clock@0.1.0",
+                    "config@0.1.0",
+                    "crypto@0.1.0",
+                    "http@0.1.0",
+                    "kv@0.1.0",
+                    "logging@0.1.0",
+                ],
+            ),
         ] {
             let [exported, imported] = interfaces(builtin(name).unwrap());
             assert_eq!(exported, exports, "{name}");
@@ -78,8 +94,8 @@ mod tests {
 
     #[test]
     fn every_name_has_a_component_and_no_other_name_has() {
-        assert_eq!(names().count(), 3);
+        assert_eq!(names().count(), 4);
         assert!(names().all(|name| builtin(name).is_some()));
-        assert_eq!(builtin("webhook"), None);
+        assert_eq!(builtin("scanner"), None);
     }
 }

@@ -3,6 +3,7 @@
 //! Owns exit codes (0 done, 1 failed, 2 misused, 3 configuration wrong, 4 not reachable) and everything printed. Results go to
 //! standard output, complaints to standard error.
 
+mod admin;
 mod first_start;
 mod htpasswd;
 
@@ -14,7 +15,10 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use gantry::config::{self, Config, Report};
+use gantry::{
+    config::{self, Config, Report},
+    reload::Source,
+};
 use gantry_plugin_host::PluginHost;
 
 /// An OCI registry gateway: policy in the data path of a correct proxy cache.
@@ -47,6 +51,8 @@ enum Command {
     Config(ConfigCommand),
     /// Add or change a user of builtin:htpasswd; the password comes from a prompt or the first line of standard input.
     Htpasswd(Htpasswd),
+    /// Have a running gateway take its configuration anew, or say every reason why it does not.
+    Reload(admin::Target),
     /// About plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -60,6 +66,14 @@ enum ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum PluginCommand {
+    /// List the plugins that a running gateway has, and how they do.
+    List {
+        #[command(flatten)]
+        target: admin::Target,
+        /// How to print them.
+        #[arg(long, value_enum, default_value_t)]
+        output: admin::Output,
+    },
     /// Say what a component exports, imports and needs granted.
     Inspect {
         /// The component, a .wasm file.
@@ -86,6 +100,10 @@ pub(crate) enum Failure {
     Failed(anyhow::Error),
     /// Exit code 3.
     Config(Report),
+    /// Exit code 3: a running gateway does not take its configuration, for these reasons.
+    Refused(String),
+    /// Exit code 4.
+    Unreachable(anyhow::Error),
 }
 
 impl From<anyhow::Error> for Failure {
@@ -112,6 +130,8 @@ impl Failure {
         let (text, code) = match self {
             Self::Failed(error) => (format!("error: {error:#}\n"), 1),
             Self::Config(report) => (format!("{report}\n"), 3),
+            Self::Refused(reasons) => (format!("{reasons}\n"), 3),
+            Self::Unreachable(error) => (format!("error: {error:#}\n"), 4),
         };
         // Nobody is left to tell when standard error is closed; the exit code still says it.
         drop(io::stderr().write_all(text.as_bytes()));
@@ -126,6 +146,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Check { file } => check(&file),
         Command::Config(ConfigCommand::Schema) => schema(),
         Command::Htpasswd(arguments) => Ok(htpasswd::run(&arguments)?),
+        Command::Reload(target) => admin::reload(&target),
+        Command::Plugin(PluginCommand::List { target, output }) => admin::list(&target, output),
         Command::Plugin(PluginCommand::Inspect { file }) => inspect(&file),
     }
 }
@@ -138,7 +160,8 @@ fn serve(file: Option<&Path>) -> Result<(), Failure> {
         config = load()?;
         io::stdout().write_all(banner.to_string().as_bytes())?;
     }
-    Ok(gantry::run::run(&config)?)
+    let source = file.map_or(Source::Quickstart, |file| Source::File(file.to_owned()));
+    Ok(gantry::run::run(&config, source)?)
 }
 
 fn check(file: &Path) -> Result<(), Failure> {

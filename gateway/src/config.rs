@@ -25,8 +25,9 @@ use std::{
 };
 
 use gantry_model::{Change, Namespaces, glob::Glob, namespace::MirrorNames};
-use gantry_plugin_host::{Grants, Limits as PluginLimits, Secret};
+use gantry_plugin_host::{Grants, Limits as PluginLimits};
 use gantry_registry::{Freshness, Keep, TagRule};
+use gantry_upstream::ClientSettings;
 use url::Url;
 
 pub use self::{
@@ -67,6 +68,8 @@ pub struct Config {
     pub audit: Option<AuditTo>,
     /// Where traces go; `None` = there are none.
     pub otlp: Option<Otlp>,
+    /// Every file that was read for it, or looked for, besides itself: absolute, to be watched.
+    pub files: Vec<PathBuf>,
 }
 
 /// Where every decision goes besides the log.
@@ -175,14 +178,10 @@ pub struct Mirror {
     pub name: Arc<str>,
     /// How clients address it.
     pub names: MirrorNames,
-    /// Where it is; http or https, no user name, no query.
-    pub url: Url,
-    /// Servers with the same content, tried in order.
-    pub alternatives: Vec<Url>,
+    /// How its upstream is reached: where, as whom, through what.
+    pub upstream: ClientSettings,
     /// Whether it answers names that nothing else covers; at most one does.
     pub default: bool,
-    /// The account there; `None` = anonymous.
-    pub credentials: Option<Credentials>,
     /// What stays in its cache.
     pub keep: Keep,
     /// What is believed of its tags.
@@ -191,15 +190,6 @@ pub struct Mirror {
     pub tag_rules: Vec<TagRule>,
     /// How long "not found" is believed.
     pub not_found_for: Duration,
-}
-
-/// An account at an upstream. `Debug` shows the user name only.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The user name.
-    pub username: String,
-    /// The password or access token.
-    pub password: Secret,
 }
 
 /// A plugin, what it sees and what it may do. `Debug` leaves its configuration out: secrets' files are part of it.
@@ -258,9 +248,9 @@ pub enum PluginFrom {
 pub enum Mode {
     /// They count.
     Enforce,
-    /// They are recorded, and do not count.
+    /// They are asked for in the chain and recorded, and do not count.
     Audit,
-    /// Beside an enforcing plugin. No configuration has it yet.
+    /// As `Audit`, but beside the chain and off the request's path: it adds no time.
     Shadow,
 }
 
@@ -413,6 +403,14 @@ impl Config {
     ) -> Result<Self, Report> {
         let missing_files = resolve::MissingFiles::AreMistakes;
         resolve::config(name, text, folder, environment, missing_files)
+    }
+
+    /// Where the gateway of this file has its admin listener, also when the rest of the file is wrong: then most of all somebody wants to
+    /// ask it. `None` = nowhere, or not said legibly.
+    #[must_use]
+    pub fn admin_address(path: &Path) -> Option<SocketAddr> {
+        let text = resolve::read_text(path, tree::MAX_BYTES).ok()?;
+        resolve::admin_address(&text, &environment::of_process())
     }
 
     /// Every name the gateway answers to.

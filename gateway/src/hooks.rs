@@ -2,8 +2,9 @@
 //!
 //! Owns the admission chain: which bindings are asked, what their failure means, what audit mode records. Knows no OCI flow.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{
@@ -24,131 +25,208 @@ use crate::{
         Policy,
         binding::Binding,
         decisions::{Cached, Decisions, Key, Question},
+        shadow::Shadows,
+        unenforced::{self, Unenforced},
     },
 };
 
 /// The admission bindings, in the order of the configuration.
 #[derive(Debug)]
 pub struct AdmissionChain {
-    bindings: Vec<Arc<Binding>>,
-    serves: Decisions<AdmitAnswer>,
+    /// Enforced and audited.
+    chain: Vec<Arc<Binding>>,
+    shadows: Option<ShadowChain>,
+    serves: Arc<Serves>,
+}
+
+/// Answers about serves that may be reused.
+type Serves = Decisions<AdmitAnswer>;
+
+/// The bindings beside the chain.
+#[derive(Debug)]
+struct ShadowChain {
+    beside: Vec<Arc<Binding>>,
+    queue: Shadows,
 }
 
 impl AdmissionChain {
-    /// A chain.
+    /// A chain that nobody is in.
     #[must_use]
-    pub fn new(bindings: Vec<Arc<Binding>>) -> Self {
+    pub fn nobody() -> Self {
         Self {
-            bindings,
-            serves: Decisions::new(100_000),
+            chain: Vec::new(),
+            shadows: None,
+            serves: Arc::new(Decisions::new(0)),
         }
     }
 
-    /// Asks one binding; serves may be answered from the cache, changes never.
-    async fn ask(
-        &self,
-        binding: &Binding,
-        request: &AdmissionRequest,
-    ) -> Result<AdmitAnswer, CallError> {
-        let Some(key) = self.serve_key(binding, request) else {
-            return binding.admit(request).await;
+    /// A chain. Kept answers outlive it: their keys name the plugin that gave them.
+    #[must_use]
+    pub(crate) fn new(bindings: Vec<Arc<Binding>>, serves: Arc<Serves>, queue: Shadows) -> Self {
+        let (beside, chain): (Vec<_>, _) = bindings
+            .into_iter()
+            .partition(|binding| binding.mode == Mode::Shadow);
+        let shadows = (!beside.is_empty()).then_some(ShadowChain { beside, queue });
+        Self {
+            chain,
+            shadows,
+            serves,
+        }
+    }
+
+    fn beside(&self) -> &[Arc<Binding>] {
+        self.shadows
+            .as_ref()
+            .map_or(&[], |shadows| shadows.beside.as_slice())
+    }
+
+    /// Has the shadows asked the same, later.
+    fn ask_shadows(&self, request: &AdmissionRequest, enforced: &Result<Admitted, Refusal>) {
+        let Some(shadows) = &self.shadows else {
+            return;
         };
-        let kept = self.serves.get(&key);
-        if let Some(Cached::Fresh(answer)) = kept {
+        let word = unenforced::of_admission(enforced);
+        for binding in asked(&shadows.beside, request) {
+            let (binding, serves) = (Arc::clone(binding), Arc::clone(&self.serves));
+            let request = request.clone();
+            shadows.queue.later(async move {
+                let answer = ask(&serves, &binding, &request).await;
+                Unenforced::admission(&binding, &answer, word).record_admission(&request);
+            });
+        }
+    }
+}
+
+/// Asks one binding; serves may be answered from the cache, changes never.
+async fn ask(
+    serves: &Serves,
+    binding: &Binding,
+    request: &AdmissionRequest,
+) -> Result<AdmitAnswer, CallError> {
+    let Some(key) = serve_key(serves, binding, request) else {
+        return binding.admit(request).await;
+    };
+    let kept = serves.get(&key);
+    if let Some(Cached::Fresh(answer)) = kept {
+        binding.admitted_by_cache(&answer);
+        return Ok(answer);
+    }
+    match (binding.admit(request).await, kept) {
+        (Ok(answer), _) => {
+            if let AdmitAnswer::Accept { cache, .. } = &answer {
+                serves.keep(key, &request.requester.client, answer.clone(), *cache);
+            }
+            Ok(answer)
+        }
+        (Err(error), Some(Cached::Stale(answer))) if binding.on_error == OnError::LastKnown => {
+            tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), "plugin failed; its last answer counts");
             binding.admitted_by_cache(&answer);
-            return Ok(answer);
+            Ok(answer)
         }
-        match (binding.admit(request).await, kept) {
-            (Ok(answer), _) => {
-                if let AdmitAnswer::Accept { cache, .. } = &answer {
-                    self.serves
-                        .keep(key, &request.requester.client, answer.clone(), *cache);
-                }
-                Ok(answer)
-            }
-            (Err(error), Some(Cached::Stale(answer))) if binding.on_error == OnError::LastKnown => {
-                tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), "plugin failed; its last answer counts");
-                binding.admitted_by_cache(&answer);
-                Ok(answer)
-            }
-            (Err(error), _) => Err(error),
-        }
+        (Err(error), _) => Err(error),
     }
+}
 
-    fn serve_key(&self, binding: &Binding, request: &AdmissionRequest) -> Option<Key> {
-        if !request.change.is_serve() {
-            return None;
+fn serve_key(serves: &Serves, binding: &Binding, request: &AdmissionRequest) -> Option<Key> {
+    if !request.change.is_serve() {
+        return None;
+    }
+    let question = Question::Serve {
+        change: request.change,
+        repository: request.repository.name.as_str().into(),
+        tag: request.tag.clone(),
+        target: request.target.digest.clone(),
+        parents: request.parents.clone(),
+    };
+    Some(serves.key(
+        &binding.fingerprint,
+        &request.requester.principal,
+        &request.requester.client,
+        question,
+    ))
+}
+
+/// The bindings that listen to the request's change in its repository.
+fn asked<'a>(
+    bindings: &'a [Arc<Binding>],
+    request: &AdmissionRequest,
+) -> impl Iterator<Item = &'a Arc<Binding>> {
+    bindings
+        .iter()
+        .filter(|binding| binding.asks(request.repository.name.as_str(), request.change))
+}
+
+/// Hears an enforced binding.
+fn hear(
+    admitted: &mut Admitted,
+    binding: &Binding,
+    request: &AdmissionRequest,
+    answer: Result<AdmitAnswer, CallError>,
+) -> Result<(), Refusal> {
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) if binding.failure_denies() => {
+            return Err(Refusal::Failed {
+                plugin: error.plugin,
+                failure: format!("{}: {}", error.failure.as_str(), error.detail),
+            });
         }
-        let question = Question::Serve {
-            change: request.change,
-            repository: request.repository.name.as_str().into(),
-            tag: request.tag.clone(),
-            target: request.target.digest.clone(),
-            parents: request.parents.clone(),
-        };
-        Some(self.serves.key(
-            &binding.fingerprint,
-            &request.requester.principal,
-            &request.requester.client,
-            question,
-        ))
+        Err(_skipped) => return Ok(()),
+    };
+    crate::telemetry::audit_admission(binding, request, &answer);
+    match answer {
+        AdmitAnswer::Abstain => Ok(()),
+        AdmitAnswer::Accept {
+            warnings,
+            set_immutable,
+            ..
+        } => {
+            admitted.warnings.extend(warnings);
+            admitted.set_immutable |= set_immutable;
+            Ok(())
+        }
+        AdmitAnswer::Reject(denial) => Err(Refusal::Denied(Box::new(denial))),
+        AdmitAnswer::Hold {
+            retry_after,
+            reason,
+        } => Err(Refusal::Held {
+            retry_after,
+            reason,
+            plugin: Arc::clone(binding.name()),
+        }),
     }
 }
 
 #[async_trait]
 impl Admission for AdmissionChain {
     fn asks(&self, repository: &Repository, change: Change) -> bool {
-        self.bindings
+        self.chain
             .iter()
+            .chain(self.beside())
             .any(|binding| binding.asks(repository.name.as_str(), change))
     }
 
     async fn admit(&self, request: AdmissionRequest) -> Result<Admitted, Refusal> {
-        let mut admitted = Admitted::default();
-        let asked = self
-            .bindings
-            .iter()
-            .filter(|binding| binding.asks(request.repository.name.as_str(), request.change));
-        for binding in asked {
+        let mut outcome = Ok(Admitted::default());
+        let mut unenforced = Vec::new();
+        for binding in asked(&self.chain, &request) {
             let span = tracing::debug_span!("admit", change = request.change.as_str());
-            let answer = match self.ask(binding, &request).instrument(span).await {
-                Ok(answer) => answer,
-                Err(error) if binding.failure_denies() => {
-                    return Err(Refusal::Failed {
-                        plugin: error.plugin,
-                        failure: format!("{}: {}", error.failure.as_str(), error.detail),
-                    });
-                }
-                Err(_skipped) => continue,
-            };
-            crate::telemetry::audit_admission(binding, &request, &answer);
             if binding.mode == Mode::Audit {
-                continue;
-            }
-            match answer {
-                AdmitAnswer::Abstain => {}
-                AdmitAnswer::Accept {
-                    warnings,
-                    set_immutable,
-                    ..
-                } => {
-                    admitted.warnings.extend(warnings);
-                    admitted.set_immutable |= set_immutable;
-                }
-                AdmitAnswer::Reject(denial) => return Err(Refusal::Denied(Box::new(denial))),
-                AdmitAnswer::Hold {
-                    retry_after,
-                    reason,
-                } => {
-                    return Err(Refusal::Held {
-                        retry_after,
-                        reason,
-                        plugin: Arc::clone(binding.name()),
-                    });
+                let answer = ask(&self.serves, binding, &request).instrument(span);
+                unenforced.push((binding, answer.await));
+            } else if let Ok(admitted) = &mut outcome {
+                let answer = ask(&self.serves, binding, &request).instrument(span).await;
+                if let Err(refusal) = hear(admitted, binding, &request, answer) {
+                    outcome = Err(refusal);
                 }
             }
         }
-        Ok(admitted)
+        for (binding, answer) in unenforced {
+            let enforced = unenforced::of_admission(&outcome);
+            Unenforced::admission(binding, &answer, enforced).record_admission(&request);
+        }
+        self.ask_shadows(&request, &outcome);
+        outcome
     }
 }
 
@@ -243,8 +321,8 @@ pub struct StoredContent {
     pub blobs: Arc<dyn BlobStore>,
     /// Facts.
     pub metadata: Arc<dyn MetadataStore>,
-    /// The authorizers, once they are loaded: the host that runs them needs this first.
-    pub policy: Arc<OnceLock<Arc<Policy>>>,
+    /// The authorizers of the serving generation; none before the first serves.
+    pub policy_current: Arc<ArcSwapOption<Policy>>,
 }
 
 impl StoredContent {
@@ -258,8 +336,8 @@ impl StoredContent {
             .parse()
             .map_err(|_not_a_name| ReadError::NotFound)?;
         let policy = self
-            .policy
-            .get()
+            .policy_current
+            .load_full()
             .ok_or_else(|| ReadError::Unavailable("not started yet".to_owned()))?;
         match policy.may_read(requester, repository).await {
             Ok(true) => Ok(name),

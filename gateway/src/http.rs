@@ -31,26 +31,26 @@ use self::{
     route::{RouteError, Routed},
 };
 use crate::{
-    app::{App, EdgeSettings},
+    app::{App, EdgeSettings, Generation},
     auth, policy,
     server::{Handler, Peer, RequestBody},
 };
 
 /// Answers one request.
-pub async fn handle(app: &App, request: Request<RequestBody>, peer: &Peer) -> Reply {
+pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer: &Peer) -> Reply {
     let (parts, body) = request.into_parts();
-    let mut exchange = Exchange::begin(app, &parts, peer, body.received());
+    let mut exchange = Exchange::begin(generation, &parts, peer, body.received());
     let span = exchange.span();
     let answer = Box::pin(async {
         match parts.uri.path() {
-            "/token" => token(app, &mut exchange, &parts, body).await,
+            "/token" => token(generation, &mut exchange, &parts, body).await,
             "/healthz" => Ok(health(&mut exchange)),
-            _ => operate(app, &mut exchange, &parts, body).await,
+            _ => operate(generation, &mut exchange, &parts, body).await,
         }
     });
     let result = AssertUnwindSafe(answer).catch_unwind().instrument(span);
     let result = result.await.unwrap_or_else(|_panic| {
-        app.telemetry.panics.inc();
+        generation.telemetry.panics.inc();
         Err(Error::Panicked)
     });
     exchange.finish(result)
@@ -58,7 +58,7 @@ pub async fn handle(app: &App, request: Request<RequestBody>, peer: &Peer) -> Re
 
 /// Everything under `/v2/`.
 async fn operate(
-    app: &App,
+    generation: &Generation,
     exchange: &mut Exchange,
     parts: &Parts,
     body: RequestBody,
@@ -67,41 +67,48 @@ async fn operate(
     if host.is_none() && forwarded::says_host(parts) {
         return Err(RouteError::Host.into());
     }
-    let operation = match route::parse(parts, host.as_deref(), &app.namespaces)? {
+    let operation = match route::parse(parts, host.as_deref(), &generation.namespaces)? {
         Routed::Operation(operation) => operation,
         Routed::Options(allow) => return Ok(Done::Options(allow)),
     };
     exchange.asks(&operation);
-    let body = domain_body(&operation, body, &app.edge);
+    let body = domain_body(&operation, body, &generation.edge);
     let credential = credential::parse(&parts.headers)?;
     let client = Arc::clone(exchange.client());
     let identified = exchange
-        .deadline(Box::pin(auth::authenticate(app, &client, credential)))
+        .deadline(Box::pin(auth::authenticate(
+            generation, &client, credential,
+        )))
         .instrument(tracing::debug_span!("authenticate"))
         .await?;
     exchange.identified(&identified.principal);
     let requester = exchange.requester(Arc::clone(&identified.principal));
     let permit = exchange
-        .deadline(policy::authorize(app, requester, &identified, operation))
+        .deadline(policy::authorize(
+            generation,
+            requester,
+            &identified,
+            operation,
+        ))
         .instrument(tracing::debug_span!("authorize"))
         .await?;
     exchange.permitted(&permit);
-    let perform = app.registry.perform(permit, body);
+    let perform = generation.registry.perform(permit, body);
     let outcome = perform.instrument(tracing::debug_span!("perform")).await?;
     Ok(Done::Outcome(outcome))
 }
 
 /// The token endpoint.
 async fn token(
-    app: &App,
+    generation: &Generation,
     exchange: &mut Exchange,
     parts: &Parts,
     body: RequestBody,
 ) -> Result<Done, Error> {
     exchange.names("token");
     exchange.begin_audit(None, None);
-    let body = body::capped(body, None, rate(&app.edge));
-    let reply = token::answer(app, exchange, parts, body).await?;
+    let body = body::capped(body, None, rate(&generation.edge));
+    let reply = token::answer(generation, exchange, parts, body).await?;
     Ok(Done::Plain(Box::new(reply)))
 }
 
@@ -144,6 +151,12 @@ fn rate(edge: &EdgeSettings) -> Rate {
 
 impl Handler for App {
     async fn handle(&self, request: Request<RequestBody>, peer: &Peer) -> Reply {
-        handle(self, request, peer).await
+        // Taken once: a request never sees two configurations, and its own stays until it ends.
+        let generation = self.current();
+        handle(&generation, request, peer).await
+    }
+
+    fn edge(&self) -> Option<Arc<EdgeSettings>> {
+        Some(Arc::clone(&self.current().edge))
     }
 }

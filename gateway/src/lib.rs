@@ -2,7 +2,8 @@
 //!
 //! Start reading at `http.rs`, the life of a request. Map: `server` accepts connections, `http` turns bytes into an operation and an
 //! outcome into bytes, `auth` finds the principal, `policy` decides and makes the permit, `hooks` joins the registry's ports to the
-//! plugin host, `config` reads gantry.yaml, `app` builds everything, `run` serves it until told to stop, `telemetry` logs, measures and audits.
+//! plugin host, `outbound` is the plugins' way to other services, `config` reads gantry.yaml, `app` builds everything, `run` serves it
+//! until told to stop, `reload` replaces it while it serves, `telemetry` logs, measures and audits.
 
 pub mod app;
 pub mod auth;
@@ -11,7 +12,9 @@ pub mod clock;
 pub mod config;
 pub mod hooks;
 pub mod http;
+pub mod outbound;
 pub mod policy;
+pub mod reload;
 pub mod run;
 pub mod server;
 pub mod telemetry;

@@ -5,6 +5,8 @@
 
 pub mod binding;
 pub(crate) mod decisions;
+pub(crate) mod shadow;
+pub(crate) mod unenforced;
 
 use std::sync::Arc;
 
@@ -17,9 +19,11 @@ use gantry_plugin_host::{AuthorizeAnswer, AuthorizeRequest, CallError};
 use self::{
     binding::Binding,
     decisions::{Cached, Decisions, Question},
+    shadow::Shadows,
+    unenforced::Unenforced,
 };
 use crate::{
-    app::App,
+    app::Generation,
     auth::Identified,
     config::Mode,
     http::error::{ChallengeError, Error},
@@ -28,8 +32,12 @@ use crate::{
 /// The authorizer bindings and the decision cache.
 #[derive(Debug)]
 pub struct Policy {
-    authorizers: Vec<Arc<Binding>>,
-    decisions: Decisions<AuthorizeAnswer>,
+    /// Enforced and audited, in order.
+    chain: Vec<Arc<Binding>>,
+    /// Beside the chain.
+    beside: Vec<Arc<Binding>>,
+    decisions: Arc<Decisions<AuthorizeAnswer>>,
+    shadows: Shadows,
 }
 
 tokio::task_local! {
@@ -53,12 +61,21 @@ pub struct Request<'a> {
 }
 
 impl Policy {
-    /// A chain in the order of the configuration.
+    /// A chain in the order of the configuration. Kept answers outlive it: their keys name the plugin that gave them.
     #[must_use]
-    pub fn new(authorizers: Vec<Arc<Binding>>) -> Self {
+    pub(crate) fn new(
+        authorizers: Vec<Arc<Binding>>,
+        decisions: Arc<Decisions<AuthorizeAnswer>>,
+        shadows: Shadows,
+    ) -> Self {
+        let (beside, chain) = authorizers
+            .into_iter()
+            .partition(|binding| binding.mode == Mode::Shadow);
         Self {
-            authorizers,
-            decisions: Decisions::new(100_000),
+            chain,
+            beside,
+            decisions,
+            shadows,
         }
     }
 
@@ -67,84 +84,34 @@ impl Policy {
     /// # Errors
     /// The first failure that its binding does not skip.
     pub async fn decide(&self, request: &Request<'_>) -> Result<Decision, CallError> {
-        let mut granted: Vec<Scope> = Vec::new();
-        let mut why: Option<(Reason, Option<Arc<str>>)> = None;
-        for binding in self
-            .authorizers
-            .iter()
-            .filter(|binding| request.scopes.iter().any(|scope| concerns(binding, scope)))
-        {
-            let answer = match self.ask(binding, request).await {
-                Ok(answer) => answer,
-                Err(error) if binding.failure_denies() => return Err(error),
-                Err(_skipped) => continue,
-            };
+        let mut enforced = Enforced::default();
+        let mut unenforced = Vec::new();
+        let asked = asked(request);
+        for binding in concerned(&self.chain, request) {
             if binding.mode == Mode::Audit {
-                crate::telemetry::audit_ignored(
-                    binding.name(),
-                    request.requester,
-                    &format!("{answer:?}"),
-                );
-                continue;
-            }
-            match answer {
-                AuthorizeAnswer::Deny(denial, _) => return Ok(Decision::Deny(denial)),
-                AuthorizeAnswer::Abstain(_) => {}
-                AuthorizeAnswer::Allow(grant, _) => {
-                    merge(&mut granted, grant.granted);
-                    why.get_or_insert((grant.reason, grant.plugin));
-                }
+                unenforced.push((binding, ask(&self.decisions, binding, &asked).await));
+            } else if enforced.is_open() {
+                enforced.hear(binding, ask(&self.decisions, binding, &asked).await);
             }
         }
-        Ok(match why {
-            Some((reason, plugin)) => Decision::Allow(Grant {
-                granted: Scope::intersect(&request.scopes, &granted),
-                reason,
-                plugin,
-            }),
-            None => Decision::Abstain,
-        })
+        let decision = enforced.decision(&request.scopes);
+        for (binding, answer) in unenforced {
+            Unenforced::authorizer(binding, &answer, &decision).record(request.requester);
+        }
+        self.ask_shadows(request, &decision);
+        decision
     }
 
-    async fn ask(
-        &self,
-        binding: &Arc<Binding>,
-        request: &Request<'_>,
-    ) -> Result<AuthorizeAnswer, CallError> {
-        let requester = request.requester;
-        let question = Question::Authorize {
-            operation: request.operation,
-            scopes: request.scopes.clone(),
-            reference: request.reference.clone(),
-        };
-        let key = self.decisions.key(
-            &binding.fingerprint,
-            &requester.principal,
-            &requester.client,
-            question,
-        );
-        if let Some(Cached::Fresh(answer)) = self.decisions.get(&key) {
-            binding.authorized_by_cache(&answer);
-            return Ok(answer);
+    /// Has the shadows asked the same, later.
+    fn ask_shadows(&self, request: &Request<'_>, enforced: &Result<Decision, CallError>) {
+        for binding in concerned(&self.beside, request) {
+            let (binding, decisions) = (Arc::clone(binding), Arc::clone(&self.decisions));
+            let (asked, enforced) = (asked(request), enforced.clone());
+            self.shadows.later(async move {
+                let answer = ask(&decisions, &binding, &asked).await;
+                Unenforced::authorizer(&binding, &answer, &enforced).record(&asked.requester);
+            });
         }
-        let mirror = request.repository.and_then(Repository::mirror);
-        let asked = AuthorizeRequest {
-            requester: requester.clone(),
-            operation: request.operation,
-            scopes: request.scopes.clone(),
-            reference: request.reference.clone(),
-            attributes: mirror
-                .map(|mirror| ("mirror".to_owned(), AttributeValue::Text(mirror.to_owned())))
-                .into_iter()
-                .collect(),
-        };
-        let answer = AUTHORIZING.scope((), binding.authorize(&asked)).await?;
-        if let AuthorizeAnswer::Allow(_, hint) | AuthorizeAnswer::Deny(_, hint) = &answer {
-            let hint = within_identity(*hint, requester);
-            self.decisions
-                .keep(key, &requester.client, answer.clone(), hint);
-        }
-        Ok(answer)
     }
 
     /// Whether the requester may pull from a repository, for reads that a plugin makes in its name. An authorizer's own reads are
@@ -177,6 +144,100 @@ impl Policy {
             Decision::Deny(_) | Decision::Abstain => false,
         })
     }
+}
+
+/// What the enforced bindings have said so far.
+#[derive(Debug, Default)]
+struct Enforced {
+    granted: Vec<Scope>,
+    why: Option<(Reason, Option<Arc<str>>)>,
+    /// What ended the chain.
+    end: Option<Result<Decision, CallError>>,
+}
+
+impl Enforced {
+    fn is_open(&self) -> bool {
+        self.end.is_none()
+    }
+
+    fn hear(&mut self, binding: &Binding, answer: Result<AuthorizeAnswer, CallError>) {
+        match answer {
+            Err(error) if binding.failure_denies() => self.end = Some(Err(error)),
+            Err(_) | Ok(AuthorizeAnswer::Abstain(_)) => {}
+            Ok(AuthorizeAnswer::Deny(denial, _)) => self.end = Some(Ok(Decision::Deny(denial))),
+            Ok(AuthorizeAnswer::Allow(grant, _)) => {
+                merge(&mut self.granted, grant.granted);
+                self.why.get_or_insert((grant.reason, grant.plugin));
+            }
+        }
+    }
+
+    fn decision(self, asked: &[Scope]) -> Result<Decision, CallError> {
+        match (self.end, self.why) {
+            (Some(end), _) => end,
+            (None, Some((reason, plugin))) => Ok(Decision::Allow(Grant {
+                granted: Scope::intersect(asked, &self.granted),
+                reason,
+                plugin,
+            })),
+            (None, None) => Ok(Decision::Abstain),
+        }
+    }
+}
+
+/// The request as authorizers see it.
+fn asked(request: &Request<'_>) -> AuthorizeRequest {
+    let mirror = request.repository.and_then(Repository::mirror);
+    AuthorizeRequest {
+        requester: request.requester.clone(),
+        operation: request.operation,
+        scopes: request.scopes.clone(),
+        reference: request.reference.clone(),
+        attributes: mirror
+            .map(|mirror| ("mirror".to_owned(), AttributeValue::Text(mirror.to_owned())))
+            .into_iter()
+            .collect(),
+    }
+}
+
+/// Asks one binding, or takes an answer that it allowed to be reused.
+async fn ask(
+    decisions: &Decisions<AuthorizeAnswer>,
+    binding: &Binding,
+    asked: &AuthorizeRequest,
+) -> Result<AuthorizeAnswer, CallError> {
+    let requester = &asked.requester;
+    let question = Question::Authorize {
+        operation: asked.operation,
+        scopes: asked.scopes.clone(),
+        reference: asked.reference.clone(),
+    };
+    let key = decisions.key(
+        &binding.fingerprint,
+        &requester.principal,
+        &requester.client,
+        question,
+    );
+    if let Some(Cached::Fresh(answer)) = decisions.get(&key) {
+        binding.authorized_by_cache(&answer);
+        return Ok(answer);
+    }
+    let answer = AUTHORIZING.scope((), binding.authorize(asked)).await?;
+    if let AuthorizeAnswer::Allow(_, hint) | AuthorizeAnswer::Deny(_, hint) = &answer {
+        let hint = within_identity(*hint, requester);
+        decisions.keep(key, &requester.client, answer.clone(), hint);
+    }
+    Ok(answer)
+}
+
+/// The bindings that see something of what is asked.
+fn concerned<'a>(
+    bindings: &'a [Arc<Binding>],
+    request: &Request<'_>,
+) -> impl Iterator<Item = &'a Arc<Binding>> {
+    bindings
+        .iter()
+        .filter(|binding| request.scopes.iter().any(|scope| concerns(binding, scope)))
 }
 
 /// A decision never outlives the identity it was made for.
@@ -220,7 +281,7 @@ fn merge(granted: &mut Vec<Scope>, more: Vec<Scope>) {
 /// [`Error::Unauthorized`] when an anonymous caller or a too narrow token could do better with another credential;
 /// [`Error::Denied`] when no credential helps; [`Error::Unavailable`] when a hook failed.
 pub async fn authorize(
-    app: &App,
+    generation: &Generation,
     requester: Requester,
     identified: &Identified,
     operation: Operation,
@@ -232,7 +293,7 @@ pub async fn authorize(
     if let Some(limits) = &identified.at_most
         && !Scope::all_covered(&scopes, limits)
     {
-        return Err(too_narrow(&operation, identified));
+        return Err(too_narrow(spelled_scopes(&operation), identified));
     }
     scopes.extend(operation.optional_scope());
     let request = Request {
@@ -242,7 +303,12 @@ pub async fn authorize(
         reference: operation.reference(),
         repository: operation.repository(),
     };
-    let mut grant = match app.policy.decide(&request).await.map_err(Error::from)? {
+    let mut grant = match generation
+        .policy
+        .decide(&request)
+        .await
+        .map_err(Error::from)?
+    {
         Decision::Allow(grant) => grant,
         Decision::Deny(denial) => return Err(refused(&operation, identified, denial)),
         Decision::Abstain => return Err(refused(&operation, identified, nobody_allowed())),
@@ -253,6 +319,38 @@ pub async fn authorize(
     let spelled = spelled_scopes(&operation);
     Permit::new(operation, requester, grant)
         .map_err(|denial| refused_with(spelled, identified, *denial))
+}
+
+/// Decides about the admin API.
+///
+/// # Errors
+/// As [`authorize`].
+pub async fn authorize_admin(
+    generation: &Generation,
+    requester: &Requester,
+    identified: &Identified,
+) -> Result<Reason, Error> {
+    let scopes = vec![Scope::admin()];
+    if let Some(limits) = &identified.at_most
+        && !Scope::all_covered(&scopes, limits)
+    {
+        return Err(too_narrow(scopes, identified));
+    }
+    let request = Request {
+        requester,
+        operation: OperationKind::Admin,
+        scopes: scopes.clone(),
+        reference: None,
+        repository: None,
+    };
+    let denial = match generation.policy.decide(&request).await? {
+        Decision::Allow(grant) if Scope::all_covered(&scopes, &grant.granted) => {
+            return Ok(grant.reason);
+        }
+        Decision::Allow(_) | Decision::Abstain => nobody_allowed(),
+        Decision::Deny(denial) => denial,
+    };
+    Err(refused_with(scopes, identified, denial))
 }
 
 /// `/v2/` answers 401 to whoever shows nothing, also where anonymous pulls are allowed: clients take their challenge from it.
@@ -301,12 +399,12 @@ fn refused_with(scopes: Vec<Scope>, identified: &Identified, denial: Denial) -> 
     Error::Denied(Box::new(denial))
 }
 
-fn too_narrow(operation: &Operation, identified: &Identified) -> Error {
+fn too_narrow(scopes: Vec<Scope>, identified: &Identified) -> Error {
     let message = "the credential does not cover this operation".to_owned();
     if identified.by_token {
         let error = Some(ChallengeError::InsufficientScope);
         return Error::Unauthorized {
-            scopes: spelled_scopes(operation),
+            scopes,
             error,
             message,
         };

@@ -1,19 +1,23 @@
-//! From a configuration to a served gateway and back: logging, listeners, signals, the sweep of old uploads, the drain.
+//! From a configuration to a served gateway and back: logging, listeners, signals, what runs beside the requests, the drain.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
 use crate::{
     app::App,
-    config::{AuditTo, Config, ListenAddress, LogFormat, TlsVersion},
+    config::{AuditTo, Config, ListenAddress, LogFormat},
     http::admin::{Admin, Readiness},
-    server::{self, Listener, Stage, tls::TlsFiles},
+    reload::{Reloader, Source, Trigger},
+    server::{
+        self, Listener, Stage,
+        tls::{ServedTls, TlsFiles},
+    },
     telemetry::{self, AuditSink, Logging, OtlpSettings, Traces},
 };
 
@@ -30,11 +34,12 @@ const EVICT_EVERY: Duration = Duration::from_secs(60);
 /// How long bytes that were taken from a client may still be on their way to a disk after the drain.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
-/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. During the start the first one ends at once.
+/// Serves until told to stop: SIGTERM or SIGINT drains, a second one ends at once. During the start the
+/// first one ends at once. SIGHUP reads `source` again.
 ///
 /// # Errors
 /// A sentence for the operator, when something of the configuration does not work here.
-pub fn run(config: &Config) -> anyhow::Result<()> {
+pub fn run(config: &Config, source: Source) -> anyhow::Result<()> {
     let format = match config.log.format {
         LogFormat::Human => telemetry::LogFormat::Human,
         LogFormat::Json => telemetry::LogFormat::Json,
@@ -57,7 +62,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(serve(config, watch::Sender::new(Stage::Run)));
+    let ended = runtime.block_on(serve(config, source, watch::Sender::new(Stage::Run)));
     // A disk that hangs must not hold up the end for long, and not at all when nobody waits for it.
     let patience = match ended {
         Ok(Stage::Run | Stage::Drain) => LAST_WRITES,
@@ -82,68 +87,68 @@ fn audit_sink(to: Option<&AuditTo>) -> anyhow::Result<Option<AuditSink>> {
 }
 
 /// How far the shutdown was when it ended.
-async fn serve(config: &Config, stage: watch::Sender<Stage>) -> anyhow::Result<Stage> {
+async fn serve(
+    config: &Config,
+    source: Source,
+    stage: watch::Sender<Stage>,
+) -> anyhow::Result<Stage> {
     let watched = stage.subscribe();
-    // Before anything that takes time: the first process of a container is not ended by a signal it does not listen for.
+    // Before anything that takes time: the first process of a container is not ended by a signal it does not listen for, and any
+    // process by a SIGHUP that it does not.
     let signals = tokio::spawn(follow_signals(stage)?);
-    let app = tokio::select! {
-        app = App::build(config) => app?,
+    let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+    let (app, tripped) = tokio::select! {
+        built = App::build(config) => built?,
         () = server::reached(watched.clone(), Stage::Drain) => {
             tracing::info!("told to stop during the start");
             return Ok(Stage::Abort);
         }
     };
-    let listeners = listeners(config)?;
-    let sweep = tokio::spawn(sweep(Arc::clone(&app)));
-    let eviction = tokio::spawn(evict(Arc::clone(&app)));
-    let admin = admin(config, &app, &watched)?;
+    let (listeners, tls) = listeners(config)?;
+    let reloader = Reloader::new(Arc::clone(&app), source, config, tls);
+    let beside = [
+        signals,
+        tokio::spawn(follow_hangups(hangup, Arc::clone(&reloader))),
+        tokio::spawn(Arc::clone(&reloader).follow_trips(tripped)),
+        tokio::spawn(Arc::clone(&reloader).follow_files()),
+        tokio::spawn(sweep(Arc::clone(&app))),
+        tokio::spawn(evict(Arc::clone(&app))),
+        admin(config, &reloader, &watched)?,
+    ];
     for listen in &config.listen {
         tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
     }
-    server::serve(
-        Arc::clone(&app),
-        listeners,
-        &app.edge,
-        &app.telemetry,
-        watched.clone(),
-    )
-    .await;
-    admin.abort();
-    sweep.abort();
-    eviction.abort();
-    signals.abort();
+    let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
+    server::serve(app, listeners, &edge, &telemetry, watched.clone()).await;
+    beside.iter().for_each(tokio::task::JoinHandle::abort);
     tracing::info!("drained");
     Ok(*watched.borrow())
 }
 
-fn listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {
+/// The listeners, and the TLS of each.
+fn listeners(config: &Config) -> anyhow::Result<(Vec<Listener>, Vec<Option<ServedTls>>)> {
     let mut listeners = Vec::with_capacity(config.listen.len());
+    let mut served = Vec::with_capacity(config.listen.len());
     for listen in &config.listen {
-        let tls = listen.tls.as_ref().map(|tls| {
-            let files = TlsFiles {
-                certificate: tls.certificate.clone(),
-                key: tls.key.clone(),
-                client_ca: tls.client_ca.clone(),
-                only_tls13: tls.minimum == TlsVersion::Tls13,
-            };
-            files.load()
-        });
+        let tls = listen.tls.as_ref().map(|tls| TlsFiles::from(tls).load());
         let tls = tls
             .transpose()
-            .with_context(|| format!("cannot serve TLS on {}", listen.address))?;
+            .with_context(|| format!("cannot serve TLS on {}", listen.address))?
+            .map(ServedTls::new);
+        served.push(tls.clone());
         let listener = match &listen.address {
             ListenAddress::Tcp(address) => Listener::tcp(*address, tls),
             ListenAddress::Unix(path) => Listener::unix(path),
         };
         listeners.push(listener.with_context(|| format!("cannot listen on {}", listen.address))?);
     }
-    Ok(listeners)
+    Ok((listeners, served))
 }
 
 /// The admin listener in a task of its own: it answers until everything else has drained.
 fn admin(
     config: &Config,
-    app: &Arc<App>,
+    reloader: &Arc<Reloader>,
     stage: &watch::Receiver<Stage>,
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let Some(address) = config.admin else {
@@ -151,11 +156,10 @@ fn admin(
     };
     let listener =
         Listener::tcp(address, None).with_context(|| format!("cannot listen on {address}"))?;
-    let handler = Arc::new(Admin::new(
-        Arc::clone(&app.telemetry),
-        readiness(app, stage.clone()),
-    ));
-    let (edge, telemetry) = (app.edge.clone(), Arc::clone(&app.telemetry));
+    let app = reloader.app();
+    let ready = readiness(app, stage.clone());
+    let handler = Arc::new(Admin::new(Arc::clone(reloader), ready));
+    let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
     tracing::info!(%address, "admin listening");
     Ok(tokio::spawn(async move {
         // Its own stage never ends: load balancers must see a drain.
@@ -173,7 +177,7 @@ fn readiness(app: &Arc<App>, stage: watch::Receiver<Stage>) -> Readiness {
             if *stage.borrow() != Stage::Run {
                 return Err("draining".to_owned());
             }
-            app.registry.check().await.map_err(|error| {
+            app.current().registry.check().await.map_err(|error| {
                 tracing::warn!(error = ?error, "not ready");
                 "the metadata store does not answer".to_owned()
             })
@@ -198,12 +202,19 @@ fn follow_signals(stage: watch::Sender<Stage>) -> anyhow::Result<impl Future<Out
     })
 }
 
+/// Each SIGHUP reloads; what is wrong with the new configuration is in the log.
+async fn follow_hangups(mut hangup: Signal, reloader: Arc<Reloader>) {
+    while hangup.recv().await.is_some() {
+        drop(reloader.reload(Trigger::Signal).await);
+    }
+}
+
 /// Keeps the mirrors' caches within their settings.
 async fn evict(app: Arc<App>) {
     let mut ticks = tokio::time::interval(EVICT_EVERY);
     loop {
         ticks.tick().await;
-        match app.registry.evict().await {
+        match app.current().registry.evict().await {
             Ok(evicted) if evicted.blobs + evicted.manifests > 0 => tracing::info!(
                 manifests = evicted.manifests,
                 blobs = evicted.blobs,
@@ -220,7 +231,7 @@ async fn sweep(app: Arc<App>) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     loop {
         ticks.tick().await;
-        if let Err(error) = app.registry.sweep_uploads().await {
+        if let Err(error) = app.current().registry.sweep_uploads().await {
             tracing::warn!(error = ?error, "the sweep of old uploads failed");
         }
     }

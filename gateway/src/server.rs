@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 pub use self::served::RequestBody;
-use self::{connection::Connection, io::Transport};
+use self::{connection::Connection, io::Transport, tls::ServedTls};
 use crate::{app::EdgeSettings, http::body::ResponseBody, telemetry::Telemetry};
 
 /// Connections the kernel holds while we are busy.
@@ -46,6 +46,11 @@ pub trait Handler: Send + Sync + 'static {
         request: Request<RequestBody>,
         peer: &Peer,
     ) -> impl Future<Output = Response<ResponseBody>> + Send;
+
+    /// The limits of a connection that is accepted now; `None` = those that [`serve`] was given.
+    fn edge(&self) -> Option<Arc<EdgeSettings>> {
+        None
+    }
 }
 
 /// The other end of a connection.
@@ -75,7 +80,7 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Listener {
     socket: Bound,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<ServedTls>,
 }
 
 #[derive(Debug)]
@@ -89,10 +94,7 @@ impl Listener {
     ///
     /// # Errors
     /// The system's, when the address is taken or not ours.
-    pub fn tcp(
-        address: SocketAddr,
-        tls: Option<Arc<rustls::ServerConfig>>,
-    ) -> std_io::Result<Self> {
+    pub fn tcp(address: SocketAddr, tls: Option<ServedTls>) -> std_io::Result<Self> {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
@@ -151,7 +153,7 @@ impl Listener {
 #[derive(Debug)]
 struct Shared<H> {
     handler: Arc<H>,
-    edge: EdgeSettings,
+    edge: Arc<EdgeSettings>,
     telemetry: Arc<Telemetry>,
     places: Arc<Semaphore>,
     stage: watch::Receiver<Stage>,
@@ -169,7 +171,7 @@ pub async fn serve<H: Handler>(
 ) {
     let shared = Arc::new(Shared {
         handler,
-        edge: edge.clone(),
+        edge: Arc::new(edge.clone()),
         telemetry: Arc::clone(telemetry),
         places: Arc::new(Semaphore::new(edge.max_connections)),
         stage: stage.clone(),
@@ -210,8 +212,12 @@ async fn accept_loop<H: Handler>(shared: Arc<Shared<H>>, listener: Listener) {
             None => return,
             Some((place, Ok((transport, address)))) => {
                 let connection = Connection {
+                    edge: shared
+                        .handler
+                        .edge()
+                        .unwrap_or_else(|| Arc::clone(&shared.edge)),
+                    tls: listener.tls.as_ref().map(ServedTls::current),
                     shared: Arc::clone(&shared),
-                    tls: listener.tls.clone(),
                     address,
                     place,
                 };

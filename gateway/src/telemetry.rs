@@ -29,7 +29,7 @@ use prometheus_client::{
 
 pub use self::{
     audit::AuditSink,
-    hooks::{audit_admission, audit_failure, audit_ignored, audit_rejected},
+    hooks::{audit_admission, audit_failure, audit_rejected},
     lines::{AccessLine, AuditLine},
     logging::{LogFormat, Logging, LoggingError, init},
     plugins::{Asked, PluginMeter},
@@ -155,6 +155,11 @@ impl Telemetry {
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets another part register metrics of its own; names get the prefix `gantry_`.
+    pub fn register(&self, add: impl FnOnce(&mut Registry)) {
+        add(self.registry().sub_registry_with_prefix("gantry"));
     }
 
     /// Every metric as `OpenMetrics` text.

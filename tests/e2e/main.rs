@@ -23,6 +23,7 @@ mod outage;
 mod plugins_fail;
 mod policy;
 mod quickstart;
+mod reload;
 mod replaced;
 mod seen;
 mod shutdown;

@@ -4,12 +4,13 @@
 //!
 //! Map: `digest` `name` `reference` `media_type` `descriptor` `manifest` `range` are OCI grammar; `namespace` says which
 //! repository a spelled name means; `operation` is the closed set of things a client may ask; `scope` `principal` `decision`
-//! `admission` are policy's words, and `decision::Permit` the proof that an operation was allowed.
+//! `admission` are policy's words, `event` what is told afterwards, and `decision::Permit` the proof that an operation was allowed.
 
 pub mod admission;
 pub mod decision;
 pub mod descriptor;
 pub mod digest;
+pub mod event;
 pub mod glob;
 pub mod manifest;
 pub mod media_type;
@@ -26,6 +27,7 @@ pub use admission::{AdmissionRequest, Admitted, Change, Refusal, TagState};
 pub use decision::{Decision, Denial, DenialCode, Grant, Permit, Reason, Requester};
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest};
+pub use event::{Arrival, Delivery, Event, EventKind};
 pub use manifest::{Manifest, ManifestError, ManifestKind};
 pub use media_type::MediaType;
 pub use name::RepositoryName;

@@ -311,7 +311,8 @@ impl Operation {
     #[must_use]
     pub fn required_scopes(&self) -> Vec<Scope> {
         let actions: &[&str] = match self.kind() {
-            OperationKind::Ping | OperationKind::Token | OperationKind::Admin => return Vec::new(),
+            OperationKind::Ping | OperationKind::Token => return Vec::new(),
+            OperationKind::Admin => return vec![Scope::admin()],
             OperationKind::Catalog => {
                 return vec![Scope {
                     kind: "registry".to_owned(),

@@ -34,6 +34,16 @@ impl Scope {
         }
     }
 
+    /// `registry:admin:*`: what the admin API asks for.
+    #[must_use]
+    pub fn admin() -> Self {
+        Self {
+            kind: "registry".to_owned(),
+            name: "admin".to_owned(),
+            actions: ["*".to_owned()].into(),
+        }
+    }
+
     /// Whether every action of `asked` is in this scope, for the same resource.
     #[must_use]
     pub fn covers(&self, asked: &Self) -> bool {

@@ -6,6 +6,8 @@ wasmtime::component::bindgen!({
     imports: {
         "gantry:plugin/crypto.verify-password": async | trappable,
         "gantry:plugin/crypto.hash-password": async | trappable,
+        "gantry:plugin/crypto.verify-jwt": async | trappable,
+        "gantry:plugin/http": async | trappable,
         "gantry:plugin/kv": async | trappable,
         "gantry:plugin/registry": async | trappable,
         default: trappable,

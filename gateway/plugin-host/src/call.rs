@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gantry_model::{AdmissionRequest, Digest, Requester};
+use gantry_model::{
+    AdmissionRequest, Digest, Requester,
+    event::{Delivery, Event},
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::{
     PoolConcurrencyLimitError, Store, Trap,
@@ -18,7 +21,10 @@ use wasmtime::{
 };
 
 use crate::{
-    bindings::exports::gantry::plugin::{admission, authenticator, authorizer, lifecycle},
+    bindings::{
+        exports::gantry::plugin::{admission, authenticator, authorizer, events, lifecycle},
+        gantry::plugin::types,
+    },
     convert,
     engine::Runtime,
     error::{CallError, Failure},
@@ -55,6 +61,7 @@ pub(crate) struct Exports {
     pub(crate) authenticator: Option<authenticator::GuestIndices>,
     pub(crate) authorizer: Option<authorizer::GuestIndices>,
     pub(crate) admission: Option<admission::GuestIndices>,
+    pub(crate) events: Option<events::GuestIndices>,
 }
 
 /// What a fresh instance is asked.
@@ -64,6 +71,7 @@ pub(crate) enum Question {
     Authenticate(authenticator::AuthnRequest),
     Authorize(authorizer::AuthzRequest),
     Admit(Box<admission::AdmissionRequest>),
+    Observe(Vec<events::Event>),
 }
 
 /// What it said.
@@ -73,6 +81,7 @@ pub(crate) enum Said {
     Authenticated(authenticator::Outcome),
     Authorized(authorizer::Decision),
     Admitted(admission::Decision),
+    Observed(Vec<events::Outcome>),
 }
 
 /// Time that a call gets.
@@ -167,6 +176,24 @@ impl Plugin {
         let answer = answer.await;
         self.loaded.record(began, answer)
     }
+
+    /// Hands over a batch of events; answers what became of each, in the order of the events. Nobody asks, so the plugin reads nothing
+    /// of the registry.
+    ///
+    /// # Errors
+    /// [`CallError`]; nothing is known to be delivered.
+    pub async fn observe(&self, events: &[Event]) -> Result<Vec<Delivery>, CallError> {
+        let began = Instant::now();
+        let answer = async {
+            let question = Question::Observe(convert::events(events)?);
+            match self.loaded.call(None, question).await? {
+                Said::Observed(outcomes) => convert::deliveries(events.len(), outcomes),
+                _ => Err(mismatch()),
+            }
+        };
+        let answer = answer.await;
+        self.loaded.record(began, answer)
+    }
 }
 
 impl std::fmt::Debug for Plugin {
@@ -197,9 +224,15 @@ impl Loaded {
     /// One call with the binding's limits.
     async fn call(&self, requester: Option<Requester>, question: Question) -> Result<Said, Stop> {
         let limits = &self.context.limits;
-        let allowance = Allowance {
-            wall: limits.deadline,
-            cpu: limits.cpu,
+        let allowance = match &question {
+            Question::Observe(_) => Allowance {
+                wall: limits.batch_deadline,
+                cpu: limits.batch_cpu,
+            },
+            _ => Allowance {
+                wall: limits.deadline,
+                cpu: limits.cpu,
+            },
         };
         self.run(requester, question, allowance).await
     }
@@ -214,7 +247,8 @@ impl Loaded {
         let place = self.place(allowance.wall).await?;
         let live = self.counters.live();
         let clock = Arc::new(CallClock::start(allowance.wall, allowance.cpu));
-        let mut store = self.store(requester, &clock);
+        let of_batch = matches!(question, Question::Observe(_));
+        let mut store = self.store(requester, &clock, of_batch);
         let output = store.data().output.clone();
         let answered = {
             let mut ask = Box::pin(self.ask(&mut store, question));
@@ -255,9 +289,14 @@ impl Loaded {
             })
     }
 
-    fn store(&self, requester: Option<Requester>, clock: &Arc<CallClock>) -> Store<CallState> {
+    fn store(
+        &self,
+        requester: Option<Requester>,
+        clock: &Arc<CallClock>,
+        of_batch: bool,
+    ) -> Store<CallState> {
         let limits = &self.context.limits;
-        let state = CallState::new(&self.context, requester, Arc::clone(clock));
+        let state = CallState::new(&self.context, requester, Arc::clone(clock), of_batch);
         let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.hostcall_bytes);
@@ -295,30 +334,40 @@ impl Loaded {
                 let tested = guest.call_self_test(&mut *store).await?;
                 Ok(Said::Tested(tested))
             }
+            question => self.ask_hook(store, &instance, question).await,
+        }
+    }
+
+    /// Asks the hook of a configured instance.
+    async fn ask_hook(
+        &self,
+        store: &mut Store<CallState>,
+        instance: &Instance,
+        question: Question,
+    ) -> wasmtime::Result<Said> {
+        let exports = &self.exports;
+        match question {
             Question::Authenticate(request) => {
-                let hook =
-                    exported(self.exports.authenticator.as_ref())?.load(&mut *store, &instance)?;
+                let hook = exported(exports.authenticator.as_ref())?.load(&mut *store, instance)?;
                 let outcome = hook.call_authenticate(&mut *store, &request).await?;
-                Ok(Said::Authenticated(
-                    outcome.map_err(|error| convert::plugin_error(&error))?,
-                ))
+                Ok(Said::Authenticated(answered(outcome)?))
             }
             Question::Authorize(request) => {
-                let hook =
-                    exported(self.exports.authorizer.as_ref())?.load(&mut *store, &instance)?;
+                let hook = exported(exports.authorizer.as_ref())?.load(&mut *store, instance)?;
                 let decision = hook.call_authorize(&mut *store, &request).await?;
-                Ok(Said::Authorized(
-                    decision.map_err(|error| convert::plugin_error(&error))?,
-                ))
+                Ok(Said::Authorized(answered(decision)?))
             }
             Question::Admit(request) => {
-                let hook =
-                    exported(self.exports.admission.as_ref())?.load(&mut *store, &instance)?;
+                let hook = exported(exports.admission.as_ref())?.load(&mut *store, instance)?;
                 let decision = hook.call_admit(&mut *store, &request).await?;
-                Ok(Said::Admitted(
-                    decision.map_err(|error| convert::plugin_error(&error))?,
-                ))
+                Ok(Said::Admitted(answered(decision)?))
             }
+            Question::Observe(events) => {
+                let hook = exported(exports.events.as_ref())?.load(&mut *store, instance)?;
+                let outcomes = hook.call_observe(&mut *store, &events).await?;
+                Ok(Said::Observed(answered(outcomes)?))
+            }
+            Question::Configure | Question::SelfTest => Err(mismatch().into()),
         }
     }
 
@@ -335,6 +384,9 @@ impl Loaded {
             indices.load(&mut *store, instance)?;
         }
         if let Some(indices) = &self.exports.admission {
+            indices.load(&mut *store, instance)?;
+        }
+        if let Some(indices) = &self.exports.events {
             indices.load(&mut *store, instance)?;
         }
         Ok(())
@@ -361,6 +413,11 @@ async fn within(
 
 fn exported<T>(indices: Option<&T>) -> Result<&T, Stop> {
     indices.ok_or_else(|| Stop::new(Failure::Contract, "does not export this hook"))
+}
+
+/// What a guest answered, or its own failure.
+fn answered<T>(answer: Result<T, types::PluginError>) -> Result<T, Stop> {
+    answer.map_err(|error| convert::plugin_error(&error))
 }
 
 /// A question is always answered by its own kind of answer.

@@ -10,11 +10,12 @@ use std::time::Duration;
 use gantry_model::{
     AdmissionRequest, AttributeValue, Change, Client, Denial, DenialCode, Descriptor, Grant,
     OperationKind, Principal, Reason, Scope, TagState,
+    event::{Delivery, Event},
 };
 
 use crate::{
     bindings::{
-        exports::gantry::plugin::{admission, authenticator, authorizer},
+        exports::gantry::plugin::{admission, authenticator, authorizer, events},
         gantry::plugin::{kv, types},
     },
     error::Failure,
@@ -88,6 +89,25 @@ pub(crate) fn admit_request(
         manifest: manifest.transpose()?,
         parents: request.parents.iter().map(ToString::to_string).collect(),
         attributes: Vec::new(),
+    })
+}
+
+pub(crate) fn events(events: &[Event]) -> Result<Vec<events::Event>, Stop> {
+    events.iter().map(event).collect()
+}
+
+fn event(event: &Event) -> Result<events::Event, Stop> {
+    let payload = serde_json::to_string(&event.payload)
+        .map_err(|error| contract(format!("an event's payload is not JSON: {error}")))?;
+    Ok(events::Event {
+        id: event.id.clone(),
+        kind: event.kind.as_str().to_owned(),
+        at: event.at_ms,
+        repository: event.repository.to_string(),
+        digest: event.digest.as_ref().map(ToString::to_string),
+        tag: event.tag.as_ref().map(ToString::to_string),
+        actor: event.actor.clone(),
+        payload,
     })
 }
 
@@ -282,6 +302,25 @@ pub(crate) fn admit_answer(
             cache: cache_hint(accepted.cache, MAX_TTL),
         },
     }
+}
+
+/// What became of `count` events; fails when there is not exactly one outcome for each.
+pub(crate) fn deliveries(
+    count: usize,
+    outcomes: Vec<events::Outcome>,
+) -> Result<Vec<Delivery>, Stop> {
+    if outcomes.len() != count {
+        return Err(contract(format!(
+            "answered {} outcomes for {count} events",
+            outcomes.len()
+        )));
+    }
+    let delivery = |outcome| match outcome {
+        events::Outcome::Delivered => Delivery::Delivered,
+        events::Outcome::Retry(milliseconds) => Delivery::Retry(retry(milliseconds)),
+        events::Outcome::Drop(why) => Delivery::Drop(message(&why, "dropped by the plugin")),
+    };
+    Ok(outcomes.into_iter().map(delivery).collect())
 }
 
 /// A plugin's own failure.

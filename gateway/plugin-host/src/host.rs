@@ -7,6 +7,7 @@ pub(crate) mod clock;
 pub(crate) mod config;
 pub(crate) mod crypto;
 pub(crate) mod http;
+pub(crate) mod jwks;
 pub(crate) mod jwt;
 pub(crate) mod kv;
 pub(crate) mod log;
@@ -24,7 +25,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use crate::{
     bindings::gantry::plugin::types,
     error::CallError,
-    host::{log::LogBudget, password::PasswordPool, wasi::Output},
+    host::{jwks::KeySets, log::LogBudget, password::PasswordPool, wasi::Output},
     limits::{Budgets, CallClock, Limiter, Stop},
     ports::{Grants, HostPorts, Limits},
 };
@@ -38,6 +39,7 @@ pub(crate) struct PluginContext {
     pub(crate) limits: Limits,
     pub(crate) ports: HostPorts,
     pub(crate) passwords: Arc<PasswordPool>,
+    pub(crate) key_sets: Arc<KeySets>,
 }
 
 impl PluginContext {
@@ -72,6 +74,7 @@ impl CallState {
         context: &Arc<PluginContext>,
         requester: Option<Requester>,
         clock: Arc<CallClock>,
+        of_batch: bool,
     ) -> Self {
         let now_ms = (context.ports.now_ms)();
         let output = Output::default();
@@ -82,7 +85,7 @@ impl CallState {
             clock,
             now_ms,
             limiter: Limiter::new(&context.limits),
-            budgets: Budgets::new(),
+            budgets: Budgets::new(of_batch),
             logged: LogBudget::default(),
             wasi: wasi::inert(now_ms, &output),
             output,

@@ -3,7 +3,7 @@
 //! Map: `hook` is the vocabulary of calls (model types in, model types out), `ports` what the binary brings, `error` how a call or
 //! a load fails. `engine` is made once; `load` turns bytes into a plugin (`inspect` says what they are, `cache` keeps what was
 //! compiled); `call` runs one call in a fresh instance under `limits`; `convert` is the only place where WIT types and model types
-//! meet; `host` holds the imports; `stats` counts.
+//! meet; `host` holds the imports, `grant` says which addresses a binding may ask; `stats` counts.
 //! Knows nothing of OCI flow, chains, modes or caches of decisions: the binary's `policy` and `auth` own those.
 
 mod bindings;
@@ -12,6 +12,7 @@ pub mod call;
 mod convert;
 mod engine;
 pub mod error;
+pub mod grant;
 pub mod hook;
 mod host;
 pub mod inspect;
@@ -22,11 +23,14 @@ pub mod stats;
 
 pub use call::Plugin;
 pub use error::{CallError, Failure, LoadError};
+pub use grant::HttpGrant;
 pub use hook::{
     AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest,
     CacheHint, Credential, Hook, Hooks, Identity, Varies,
 };
 pub use inspect::{Capability, Inspection};
 pub use load::{HostUsage, PluginHost};
-pub use ports::{Grants, HostPorts, KeyValue, Limits, PluginSource, RegistryReads, Secret};
+pub use ports::{
+    Grants, HostPorts, KeyValue, Limits, Outbound, PluginSource, RegistryReads, Secret,
+};
 pub use stats::Stats;

@@ -256,15 +256,26 @@ pub(crate) struct Budgets {
     pub(crate) registry: Budget,
     pub(crate) crypto: Budget,
     pub(crate) password: Budget,
+    pub(crate) http: Budget,
 }
 
+/// Outbound requests of a call that somebody waits for, and of one that takes a batch of events.
+const HTTP_REQUESTS: u32 = 8;
+const HTTP_REQUESTS_OF_BATCH: u32 = 128;
+
 impl Budgets {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(of_batch: bool) -> Self {
+        let http = if of_batch {
+            HTTP_REQUESTS_OF_BATCH
+        } else {
+            HTTP_REQUESTS
+        };
         Self {
             kv: Budget::new("key-value", 64),
             registry: Budget::new("registry", 64),
             crypto: Budget::new("crypto", 256),
             password: Budget::new("password", 4),
+            http: Budget::new("http", http),
         }
     }
 }
@@ -284,6 +295,13 @@ impl Budget {
             most,
             left: most,
         }
+    }
+
+    /// Takes one, where the interface has an answer of its own for a spent budget.
+    pub(crate) fn try_take(&mut self) -> bool {
+        let left = self.left.checked_sub(1);
+        self.left = left.unwrap_or(0);
+        left.is_some()
     }
 
     /// Takes one.
@@ -364,5 +382,6 @@ mod tests {
             budget.take().map_err(|stop| stop.failure),
             Err(Failure::HostQuota)
         );
+        assert!(!budget.try_take());
     }
 }

@@ -10,13 +10,13 @@ use tokio::sync::Semaphore;
 use wasmtime::component::{Component, InstancePre};
 
 use crate::{
-    bindings::exports::gantry::plugin::{admission, authenticator, authorizer, lifecycle},
+    bindings::exports::gantry::plugin::{admission, authenticator, authorizer, events, lifecycle},
     cache::{CompiledCache, file_name},
     call::{Allowance, Exports, Loaded, Plugin, Question, Said},
     convert::text,
     engine::{self, Runtime},
     error::LoadError,
-    host::{CallState, PluginContext, password::PasswordPool},
+    host::{CallState, PluginContext, jwks::KeySets, password::PasswordPool},
     inspect::{Inspection, digest_of, refuse_bytes},
     limits::Stop,
     ports::{HostPorts, PluginSource},
@@ -51,6 +51,7 @@ pub struct PluginHost {
     runtime: Arc<Runtime>,
     ports: HostPorts,
     passwords: Arc<PasswordPool>,
+    key_sets: Arc<KeySets>,
     cache: Option<Arc<CompiledCache>>,
 }
 
@@ -78,6 +79,7 @@ impl PluginHost {
         Ok(Self {
             runtime,
             passwords: Arc::new(PasswordPool::new(ports.password_checks)),
+            key_sets: Arc::default(),
             cache: cache.transpose()?,
             ports,
         })
@@ -178,6 +180,7 @@ impl PluginHost {
             limits: source.limits,
             ports: self.ports.clone(),
             passwords: Arc::clone(&self.passwords),
+            key_sets: Arc::clone(&self.key_sets),
         }
     }
 
@@ -240,9 +243,6 @@ fn refuse_binding(source: &PluginSource) -> Result<(), String> {
     if source.name.is_empty() || source.name.contains('/') {
         return Err("its name must not be empty and must not contain `/`".to_owned());
     }
-    if !source.grants.http.is_empty() {
-        return Err("outbound http is not available yet: remove `http` from its grants".to_owned());
-    }
     let limits = &source.limits;
     if limits.memory_bytes > engine::MAX_MEMORY_BYTES {
         return Err(format!(
@@ -251,8 +251,13 @@ fn refuse_binding(source: &PluginSource) -> Result<(), String> {
             engine::MAX_MEMORY_BYTES
         ));
     }
-    let zero = limits.deadline.is_zero() || limits.cpu.is_zero() || limits.concurrency == 0;
-    if zero {
+    let times = [
+        limits.deadline,
+        limits.cpu,
+        limits.batch_deadline,
+        limits.batch_cpu,
+    ];
+    if times.iter().any(Duration::is_zero) || limits.concurrency == 0 {
         return Err("its deadline, CPU time and concurrency must not be zero".to_owned());
     }
     Ok(())
@@ -270,6 +275,7 @@ fn exports(instance: &InstancePre<CallState>, inspection: &Inspection) -> Result
         admission: optional(inspection, "admission", || {
             admission::GuestIndices::new(instance)
         })?,
+        events: optional(inspection, "events", || events::GuestIndices::new(instance))?,
     })
 }
 

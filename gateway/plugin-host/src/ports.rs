@@ -1,10 +1,14 @@
-//! What the binary brings: the plugins' key-value store, reads of the registry, secrets, limits.
+//! What the binary brings: the plugins' key-value store, reads of the registry, a way out to other services, secrets, limits.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{Descriptor, Requester, TagState, glob::Glob};
+use http::{HeaderMap, Method};
+use url::Url;
+
+use crate::grant::HttpGrant;
 
 /// A secret's bytes. `Debug` never shows them.
 #[derive(Clone)]
@@ -24,8 +28,8 @@ pub struct Grants {
     /// Repositories whose manifests, tags, referrers and blobs may be read, by glob on canonical names. A read is made as the
     /// requesting principal and this grant together.
     pub registry: Vec<Glob>,
-    /// Outbound requests, `scheme://host:port/path-prefix`.
-    pub http: Vec<String>,
+    /// Outbound requests.
+    pub http: Vec<HttpGrant>,
     /// Named secrets.
     pub secrets: BTreeMap<String, Secret>,
     /// Whether `secret-ref.reveal` gives the bytes.
@@ -39,6 +43,10 @@ pub struct Limits {
     pub deadline: Duration,
     /// Time the guest itself may compute.
     pub cpu: Duration,
+    /// Wall time of a call that takes a batch of events: nobody waits for its answer, and it waits for other services.
+    pub batch_deadline: Duration,
+    /// Time the guest itself may compute over a batch of events.
+    pub batch_cpu: Duration,
     /// Linear memory, in bytes.
     pub memory_bytes: usize,
     /// Calls at once.
@@ -54,6 +62,8 @@ impl Default for Limits {
         Self {
             deadline: Duration::from_millis(250),
             cpu: Duration::from_millis(20),
+            batch_deadline: Duration::from_secs(30),
+            batch_cpu: Duration::from_secs(1),
             memory_bytes: 64 << 20,
             concurrency: 64,
             hostcall_bytes: 1 << 20,
@@ -237,6 +247,99 @@ pub trait RegistryReads: fmt::Debug + Send + Sync {
     ) -> Result<Bytes, ReadError>;
 }
 
+/// How far away an outbound request may lead, judged by the address that is dialed.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Reach {
+    /// Addresses of the internet only.
+    Public,
+    /// Private addresses too; link-local ones and the metadata services of clouds never.
+    Private,
+    /// This machine only: `localhost`.
+    Loopback,
+    /// The address that the URL itself holds, whichever it is: the grant holds the same one.
+    Literal,
+}
+
+/// A request to another service: one exchange, no redirects. The plugin host has held the URL against the binding's grants.
+/// `Debug` shows neither header values, which may be secrets, nor the query.
+pub struct OutboundRequest {
+    /// The method.
+    pub method: Method,
+    /// The URL; http or https, without user name and fragment.
+    pub url: Url,
+    /// Headers of the guest. Secrets are marked sensitive.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+    /// Where the URL's name may lead.
+    pub reach: Reach,
+    /// How long until the whole response is there.
+    pub timeout: Duration,
+    /// Bytes of the response's body at most.
+    pub max_response_bytes: usize,
+}
+
+impl fmt::Debug for OutboundRequest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("OutboundRequest")
+            .field("method", &self.method)
+            .field("host", &self.url.host_str())
+            .field("path", &self.url.path())
+            .field("headers", &self.headers.keys().collect::<Vec<_>>())
+            .field("body_bytes", &self.body.len())
+            .field("reach", &self.reach)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What another service answered.
+#[derive(Clone, Debug)]
+pub struct OutboundResponse {
+    /// The status.
+    pub status: u16,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+/// Why there is no response.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum OutboundError {
+    /// The name leads to an address that the request may not reach.
+    #[error("the address is out of reach")]
+    Refused,
+    /// The name does not resolve.
+    #[error("the name does not resolve")]
+    Dns,
+    /// No connection.
+    #[error("cannot connect")]
+    Connect,
+    /// No trusted connection.
+    #[error("no trusted connection")]
+    Tls,
+    /// No response in time.
+    #[error("no response in time")]
+    Timeout,
+    /// A body over the limit.
+    #[error("the body is too large")]
+    TooLarge,
+    /// Anything else, for a person.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// The way out to other services.
+#[async_trait]
+pub trait Outbound: fmt::Debug + Send + Sync {
+    /// Sends a request and waits for the whole response; follows nothing.
+    ///
+    /// # Errors
+    /// [`OutboundError`].
+    async fn send(&self, request: OutboundRequest) -> Result<OutboundResponse, OutboundError>;
+}
+
 /// What every plugin of a host shares.
 #[derive(Clone)]
 pub struct HostPorts {
@@ -244,6 +347,8 @@ pub struct HostPorts {
     pub kv: Arc<dyn KeyValue>,
     /// Reads of the registry.
     pub registry: Arc<dyn RegistryReads>,
+    /// The way out to other services.
+    pub outbound: Arc<dyn Outbound>,
     /// Milliseconds since 1970.
     pub now_ms: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// Where compiled components are kept; `None` compiles at every load.

@@ -93,6 +93,18 @@ pub(crate) struct Mirrors {
 impl Mirrors {
     /// Mirrors on `ports`. No upstream is asked before somebody pulls.
     pub(crate) fn new(ports: &Ports, settings: &Settings) -> Self {
+        Self::with(ports, settings, Arc::new(Running::new(settings)))
+    }
+
+    /// The same cache under other mirrors, admission and settings: fills and flights go on, and whoever asks for what is under way
+    /// joins it. What was "not found" is asked again, because another upstream may know it.
+    pub(crate) fn reconfigured(&self, ports: &Ports, settings: &Settings) -> Self {
+        let running = Arc::clone(&self.engine.running);
+        running.not_found.forget();
+        Self::with(ports, settings, running)
+    }
+
+    fn with(ports: &Ports, settings: &Settings, running: Arc<Running>) -> Self {
         let engine = Engine {
             blobs: Arc::clone(&ports.blobs),
             metadata: Arc::clone(&ports.metadata),
@@ -100,17 +112,9 @@ impl Mirrors {
             clock: Arc::clone(&ports.clock),
             mirrors: ports.mirrors.clone(),
             settings: *settings,
-            fills: Mutex::default(),
-            fill_slots: Semaphore::new(settings.max_fills.clamp(1, Semaphore::MAX_PERMITS)),
-            stats: Flights::default(),
-            manifests: Flights::default(),
-            bytes: manifest::bytes_cache(settings.manifest_cache_bytes),
-            not_found: freshness::NotFound::default(),
-            indexes: Flights::default(),
-            referrers: listing::ReferrersCache::default(),
+            running,
             cache: Arc::clone(&ports.cache),
             leases: ports.leases.clone(),
-            uses: keep::Uses::default(),
         };
         Self {
             engine: Arc::new(engine),
@@ -119,7 +123,7 @@ impl Mirrors {
 
     /// Fills under way.
     pub(crate) fn fill_count(&self) -> usize {
-        lock(&self.engine.fills).len()
+        lock(&self.engine.running.fills).len()
     }
 
     /// The manifest, from here when it may be, else from the upstream; stored before it is returned.
@@ -228,6 +232,13 @@ struct Engine {
     clock: Arc<dyn Clock>,
     mirrors: HashMap<Arc<str>, MirrorSettings>,
     settings: Settings,
+    cache: Arc<dyn CacheIndex>,
+    leases: Leases,
+    running: Arc<Running>,
+}
+
+/// What is under way and what is remembered: it outlives every configuration.
+struct Running {
     /// Protects: which blobs are being filled, by repository and digest. Held for a look-up, never over an await.
     fills: Mutex<HashMap<(RepositoryName, Digest), Fill>>,
     fill_slots: Semaphore,
@@ -238,9 +249,23 @@ struct Engine {
     not_found: freshness::NotFound,
     indexes: Flights<(RepositoryName, Digest), Bytes>,
     referrers: listing::ReferrersCache,
-    cache: Arc<dyn CacheIndex>,
-    leases: Leases,
     uses: keep::Uses,
+}
+
+impl Running {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            fills: Mutex::default(),
+            fill_slots: Semaphore::new(settings.max_fills.clamp(1, Semaphore::MAX_PERMITS)),
+            stats: Flights::default(),
+            manifests: Flights::default(),
+            bytes: manifest::bytes_cache(settings.manifest_cache_bytes),
+            not_found: freshness::NotFound::default(),
+            indexes: Flights::default(),
+            referrers: listing::ReferrersCache::default(),
+            uses: keep::Uses::default(),
+        }
+    }
 }
 
 impl fmt::Debug for Engine {
@@ -248,7 +273,7 @@ impl fmt::Debug for Engine {
         formatter
             .debug_struct("Engine")
             .field("mirrors", &self.mirrors)
-            .field("fills", &lock(&self.fills).len())
+            .field("fills", &lock(&self.running.fills).len())
             .finish_non_exhaustive()
     }
 }

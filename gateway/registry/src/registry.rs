@@ -3,7 +3,7 @@
 //! Owns the dispatch and what holds for every operation: a mirrored repository is never written, and a write runs to its end
 //! even when the client that asked for it goes away.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use bytes::Bytes;
 use gantry_model::{Digest, Operation, OperationKind, Permit, Repository, Requester};
@@ -15,7 +15,7 @@ use crate::{
     error::Error,
     mirror::{CacheUsage, Evicted, Mirrors},
     outcome::Outcome,
-    ports::{Ports, Settings},
+    ports::{Admission, MirrorSettings, Ports, Settings},
     staging::TrackedStore,
     upload::session::Uploads,
 };
@@ -43,7 +43,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     /// The store of `ports`, which also knows the staging files that are being written.
     pub(crate) staging: Arc<TrackedStore>,
-    pub(crate) uploads: Uploads,
+    pub(crate) uploads: Arc<Uploads>,
     pub(crate) mirrors: Mirrors,
     /// Verified bytes of manifests. Never asked whether a manifest exists.
     pub(crate) manifests: Cache<Digest, Bytes>,
@@ -79,9 +79,37 @@ impl Registry {
             .build();
         let shared = Shared {
             mirrors: Mirrors::new(&ports, &settings),
-            uploads: Uploads::new(),
+            uploads: Arc::new(Uploads::new()),
             manifests,
             staging,
+            settings,
+            ports,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The same registry under another configuration: stores, open uploads, fills and caches are shared, admission, mirrors and settings
+    /// are the new ones. What is under way keeps to the configuration it began with.
+    #[must_use]
+    pub fn reconfigured(
+        &self,
+        admission: Arc<dyn Admission>,
+        mirrors: HashMap<Arc<str>, MirrorSettings>,
+        settings: Settings,
+    ) -> Self {
+        let shared = &self.shared;
+        let ports = Ports {
+            admission,
+            mirrors,
+            ..shared.ports.clone()
+        };
+        let shared = Shared {
+            mirrors: shared.mirrors.reconfigured(&ports, &settings),
+            uploads: Arc::clone(&shared.uploads),
+            manifests: shared.manifests.clone(),
+            staging: Arc::clone(&shared.staging),
             settings,
             ports,
         };

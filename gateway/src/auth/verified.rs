@@ -19,9 +19,9 @@ use crate::{clock::SystemClock, http::error::Error, policy::binding::Binding};
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// Identities by what proved them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct VerifiedCredentials {
-    key: hmac::Key,
+    key: Arc<hmac::Key>,
     chain: String,
     identities: Cache<[u8; 32], Verified>,
 }
@@ -54,21 +54,33 @@ impl Expiry<[u8; 32], Verified> for PerEntry {
 }
 
 impl VerifiedCredentials {
-    pub(crate) fn new(authenticators: &[Arc<Binding>]) -> anyhow::Result<Self> {
+    /// An empty cache, of no chain yet.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let mut secret = [0_u8; 32];
         rand::fill(&mut secret)
             .map_err(|_unspecified| anyhow::anyhow!("the system gives no random bytes"))?;
         Ok(Self {
-            key: hmac::Key::new(hmac::HMAC_SHA256, &secret),
-            chain: authenticators
-                .iter()
-                .map(|binding| format!("{}={}\n", binding.name(), binding.fingerprint))
-                .collect(),
+            key: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &secret)),
+            chain: String::new(),
             identities: Cache::builder()
                 .max_capacity(10_000)
                 .expire_after(PerEntry)
                 .build(),
         })
+    }
+
+    /// The same cache for a chain: what another chain verified is not found here.
+    pub(crate) fn of_chain(&self, authenticators: &[Arc<Binding>]) -> Self {
+        Self {
+            chain: authenticators
+                .iter()
+                .map(|binding| format!("{}={}\n", binding.name(), binding.fingerprint))
+                .collect(),
+            ..self.clone()
+        }
     }
 
     /// The identity behind the request's credential: kept, or asked once for all who wait.

@@ -127,7 +127,7 @@ fn ask() -> anyhow::Result<String> {
     Ok(first)
 }
 
-fn prompt(question: &str) -> anyhow::Result<String> {
+pub(super) fn prompt(question: &str) -> anyhow::Result<String> {
     let stdin = io::stdin();
     io::stderr().write_all(question.as_bytes())?;
     let before = termios::tcgetattr(&stdin)?;
@@ -140,7 +140,7 @@ fn prompt(question: &str) -> anyhow::Result<String> {
     line
 }
 
-fn first_line(input: impl BufRead) -> anyhow::Result<String> {
+pub(super) fn first_line(input: impl BufRead) -> anyhow::Result<String> {
     let mut line = String::new();
     // Far more than a password may hold: what is longer is refused by its length.
     input

@@ -3,14 +3,20 @@
 //! Owns the shape only: everything is optional here, defaults and meaning are made by the modules beside. The JSON Schema is
 //! generated from these types, and their comments are its descriptions, so write them for the operator.
 
+mod upstream;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::text::{
-    BindingName, ChangeName, DurationText, FromText, GlobText, HostText, LevelText, ListenText,
-    NetworkText, PrefixText, RateText, SizeString, SocketText, UrlText,
+    BindingName, ChangeName, DurationText, FromText, GlobText, HostText, HttpAddress, LevelText,
+    ListenText, NetworkText, PrefixText, RateText, SizeString, SocketText, UrlText,
+};
+
+pub(crate) use upstream::{
+    CredentialsFile, ProxyEntry, ProxyFile, UpstreamLimitsFile, UpstreamTlsFile,
 };
 
 /// The configuration of Gantry. Relative paths start at the folder of this file. Every scalar can be set by an environment
@@ -208,8 +214,16 @@ pub(crate) struct MirrorFile {
     pub(crate) default: Option<bool>,
     /// Whether `alpine` means `library/alpine`. Default: true for Docker Hub, else false.
     pub(crate) library: Option<bool>,
-    /// The account here at the upstream. Default: anonymous.
+    /// The account here at the upstream, sent to the origin of `url` and its token endpoint only. Default: anonymous.
     pub(crate) credentials: Option<CredentialsFile>,
+    /// Token endpoints outside the upstream's own domain that it may name, such as https://ghcr.io for lscr.io. Default: none.
+    pub(crate) token_realms: Option<Vec<UrlText>>,
+    /// What TLS to the upstream rests on.
+    pub(crate) tls: Option<UpstreamTlsFile>,
+    /// The proxy to go through: a URL, `environment` for HTTPS_PROXY, HTTP_PROXY and NO_PROXY, or all of it. Default: none.
+    pub(crate) proxy: Option<ProxyEntry>,
+    /// How much and how slowly the upstream is asked.
+    pub(crate) limits: Option<UpstreamLimitsFile>,
     /// How long an upstream's answer about a tag is believed, and whether its moves are followed.
     pub(crate) tags: Option<TagsFile>,
     /// The same for some tags; the first rule that matches counts, and what it leaves out is as in `tags`. Default: none.
@@ -226,19 +240,6 @@ impl MirrorFile {
             ..Self::default()
         }
     }
-}
-
-/// An account at an upstream.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "Credentials")]
-pub(crate) struct CredentialsFile {
-    /// The user name.
-    #[schemars(required)]
-    pub(crate) username: Option<String>,
-    /// The password or access token.
-    #[schemars(required)]
-    pub(crate) password: Option<SecretFile>,
 }
 
 /// A secret: exactly one of `file` and `env`, never the secret itself.
@@ -378,10 +379,11 @@ pub(crate) struct GrantsFile {
     pub(crate) kv: Option<Vec<BindingName>>,
     /// Repositories whose content it may read, as far as the one who asks may.
     pub(crate) registry: Option<Vec<GlobText>>,
-    /// URLs it may call. Not available yet.
-    #[schemars(schema_with = "not_yet")]
-    #[expect(dead_code, reason = "the key is known so that its error is honest")]
-    http: Option<serde_json::Value>,
+    /// Addresses it may call, `scheme://host[:port]/path-prefix`. A name leads to public addresses only; an IP address and `localhost`
+    /// mean what they say.
+    pub(crate) http: Option<Vec<HttpAddress>>,
+    /// Whether names in `http` may lead to private addresses. Link-local ones and the clouds' metadata services stay out. Default: false.
+    pub(crate) http_private: Option<bool>,
     /// Secrets it may use by name, without seeing them.
     pub(crate) secrets: Option<BTreeMap<String, SecretFile>>,
     /// Whether it may see the bytes of its secrets. Default: false.
@@ -393,9 +395,9 @@ pub(crate) struct GrantsFile {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "PluginLimits")]
 pub(crate) struct PluginLimitsFile {
-    /// Time to compute. Default: 20ms.
+    /// Time to compute. Default: 20ms; 1s for a batch of events.
     pub(crate) cpu: Option<DurationText>,
-    /// Time until its answer, host calls included, the wait for a password check not. Default: 250ms.
+    /// Time until its answer, host calls included, the wait for a password check not. Default: 250ms; 30s for a batch of events.
     pub(crate) deadline: Option<DurationText>,
     /// Memory. Default: 64MiB.
     pub(crate) memory: Option<SizeEntry>,

@@ -2,7 +2,7 @@
 //!
 //! Owns what a message may quote: no byte of a masked range, and never a value from the environment or a secret's file.
 
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, path::PathBuf};
 
 use granit_parser::{Marker, Span};
 
@@ -47,7 +47,7 @@ impl Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Finding {
     pub(crate) place: Place,
-    pub(crate) path: String,
+    pub(crate) path: Box<str>,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
     /// The text at the place must not be quoted.
@@ -62,7 +62,7 @@ impl Finding {
     pub(crate) fn new(place: Place, path: &str, message: impl Into<String>) -> Self {
         Self {
             place,
-            path: path.to_owned(),
+            path: path.into(),
             message: message.into(),
             hint: None,
             secret: false,
@@ -115,6 +115,8 @@ pub struct Report {
     pub file: String,
     /// By line; what has none comes last.
     pub problems: Vec<Problem>,
+    /// The files that were read or looked for until then, besides the configuration itself: a change of one may mend it.
+    pub files: Vec<PathBuf>,
 }
 
 impl std::error::Error for Report {}
@@ -155,6 +157,7 @@ impl Report {
                 .into_iter()
                 .map(|finding| quotation.problem(finding))
                 .collect(),
+            files: Vec::new(),
         }
     }
 }
@@ -225,7 +228,7 @@ impl<'text> Quotation<'text> {
         Problem {
             line,
             column,
-            path: finding.path,
+            path: finding.path.into(),
             variable,
             message: finding.message,
             hint: finding.hint,

@@ -1,11 +1,12 @@
 //! The written configuration → the valid one: defaults, paths, files, secrets, and every mistake of meaning.
 //!
-//! Owns the sections that are small; `resolve/mirrors.rs` and `resolve/plugins.rs` own the two that are not. A section with a
+//! Owns the sections that are small; `resolve/mirrors.rs`, `resolve/upstream.rs` and `resolve/plugins.rs` own those that are not. A section with a
 //! mistake still yields a value, so that the others are checked too; the value is thrown away with the report.
 
 mod listen;
 mod mirrors;
 mod plugins;
+mod upstream;
 
 use std::{
     fs::File,
@@ -19,6 +20,7 @@ use std::{
 use gantry_model::manifest::MAX_MANIFEST_BYTES;
 use gantry_plugin_host::Secret;
 
+pub(crate) use self::listen::admin_address;
 use super::{
     AuditTo, BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat, MetadataStorage,
     Otlp, Report, Storage, Tokens, check, environment,
@@ -64,6 +66,7 @@ pub(crate) fn config(
         environment,
         missing_files,
         findings,
+        files: Vec::new(),
     };
     let config = match serde_json::from_value(root.to_json()) {
         Ok(file) => Some(context.resolve(file)),
@@ -76,10 +79,15 @@ pub(crate) fn config(
             None
         }
     };
-    let findings = context.findings;
+    let Context {
+        findings, files, ..
+    } = context;
     match config {
-        Some(config) if findings.is_empty() => Ok(config),
-        _ => Err(Report::new(name, text, parsed.masks, findings)),
+        Some(config) if findings.is_empty() => Ok(Config { files, ..config }),
+        _ => Err(Report {
+            files,
+            ..Report::new(name, text, parsed.masks, findings)
+        }),
     }
 }
 
@@ -91,6 +99,8 @@ struct Context<'a> {
     environment: &'a Environment,
     missing_files: MissingFiles,
     findings: Vec<Finding>,
+    /// What was read or looked for.
+    files: Vec<PathBuf>,
 }
 
 impl Context<'_> {
@@ -141,6 +151,8 @@ impl Context<'_> {
                 })
             }),
             storage,
+            // Known when every section has been read.
+            files: Vec::new(),
         }
     }
 
@@ -323,6 +335,7 @@ impl Context<'_> {
 
     /// A file that must be readable, as text.
     fn text(&mut self, keys: &[&str], path: &Path, limit: usize) -> Option<String> {
+        self.files.push(path.to_owned());
         match read_text(path, limit) {
             Ok(text) => Some(text),
             Err(reason) => {

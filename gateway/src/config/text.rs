@@ -6,6 +6,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use gantry_model::{Change, RepositoryName, glob::Glob};
+use gantry_plugin_host::HttpGrant;
 use url::Url;
 
 use super::{ListenAddress, Network, suggest};
@@ -105,6 +106,14 @@ text!(
     UrlText(Url), "web-url", web_url, "An http or https URL without user name, query and fragment."
 );
 text!(
+    /// A proxy's URL, or `None` for those of the environment.
+    ProxyText(Option<Url>), "proxy", proxy, "The URL of a proxy without user name, or `environment`."
+);
+text!(
+    /// What a plugin may call.
+    HttpAddress(HttpGrant), "http-grant", http_grant, "An address such as https://hooks.example/in: scheme, host, port and whole segments of the path's beginning."
+);
+text!(
     /// A repository name, or the first components of some.
     PrefixText(RepositoryName), "repository-name", repository_name, "A repository name: lower-case components joined by /."
 );
@@ -137,7 +146,7 @@ pub(crate) enum Origin {
 }
 
 /// The components inside the binary.
-pub(crate) const BUILTINS: [&str; 3] = ["access", "htpasswd", "immutable-tags"];
+pub(crate) const BUILTINS: [&str; 4] = ["access", "htpasswd", "immutable-tags", "webhook"];
 
 /// Whether `text` fits the grammar called `format` by the schema; an unknown format fits anything.
 pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
@@ -150,6 +159,8 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
         "socket-address" => socket_address(text).map(drop),
         "network" => network(text).map(drop),
         "web-url" => web_url(text).map(drop),
+        "proxy" => proxy(text).map(drop),
+        "http-grant" => http_grant(text).map(drop),
         "repository-name" => repository_name(text).map(drop),
         "host" => host(text).map(drop),
         "binding-name" => binding_name(text).map(drop),
@@ -221,6 +232,13 @@ fn glob(text: &str) -> Result<Glob, Refusal> {
     Glob::parse(text).map_err(|error| Refusal::new(&format!("not a glob: {error}")))
 }
 
+fn http_grant(text: &str) -> Result<HttpGrant, Refusal> {
+    text.parse().map_err(|error| {
+        Refusal::new(&format!("not an address to grant: it {error}"))
+            .hint("write https://HOST/PATH-PREFIX or http://HOST:PORT")
+    })
+}
+
 fn socket_address(text: &str) -> Result<SocketAddr, Refusal> {
     text.parse().map_err(|_malformed| {
         Refusal::new("not an address").hint(
@@ -287,6 +305,17 @@ fn web_url(text: &str) -> Result<Url, Refusal> {
         return Err(Refusal::new("a URL with a query or a fragment"));
     }
     Ok(url)
+}
+
+fn proxy(text: &str) -> Result<Option<Url>, Refusal> {
+    if text == "environment" {
+        return Ok(None);
+    }
+    let url = web_url(text).map_err(|refusal| {
+        let hint = "write http://HOST:PORT or `environment`; an account at the proxy as { url: …, username: …, password: { file: PATH } }";
+        refusal.hint(hint)
+    })?;
+    Ok(Some(url))
 }
 
 fn repository_name(text: &str) -> Result<RepositoryName, Refusal> {

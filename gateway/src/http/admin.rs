@@ -1,15 +1,44 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`. Never on the traffic listener, and no OCI there.
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, and the admin API under `/admin/v1/`. Never on the traffic listener, and no OCI
+//! there.
+//!
+//! Owns who may use the API: whoever the authenticators know and the authorizers allow `registry:admin:*`. Being on loopback is no
+//! identity. What it can do is one table, [`ROUTES`]; each family of routes is a file below.
 
-use std::{fmt, sync::Arc};
+mod call;
+mod plugins;
+mod reload;
 
-use futures_util::future::BoxFuture;
-use http::{Method, Request, StatusCode};
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
 
-use super::respond::{self, Reply};
-use crate::{
-    server::{Handler, Peer, RequestBody},
-    telemetry::{METRICS_CONTENT_TYPE, Telemetry},
+use futures_util::{FutureExt as _, future::BoxFuture};
+use gantry_model::OperationKind;
+use http::{HeaderValue, Method, Request, StatusCode, header, request::Parts};
+
+pub use self::call::{Answered, Call, Problem, Route};
+use self::call::{Match, body_of, find, render};
+use super::{
+    body, credential,
+    error::Error,
+    exchange::{Done, Exchange},
+    pace::Rate,
+    respond::{self, Reply},
 };
+use crate::{
+    app::Generation,
+    auth, policy,
+    reload::Reloader,
+    server::{Handler, Peer, RequestBody},
+    telemetry::METRICS_CONTENT_TYPE,
+};
+
+/// Everything the API can do.
+const ROUTES: &[&[Route]] = &[plugins::ROUTES, reload::ROUTES];
+
+/// Bytes of a request's body at most.
+const MAX_BODY_BYTES: u64 = 1 << 20;
+
+/// Where the API begins.
+const API: &str = "/admin/v1/";
 
 /// Asks whether traffic should come here; `Err` says in a sentence what is missing.
 pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -17,7 +46,7 @@ pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Se
 /// Answers the admin listener.
 #[derive(Clone)]
 pub struct Admin {
-    telemetry: Arc<Telemetry>,
+    reloader: Arc<Reloader>,
     ready: Readiness,
 }
 
@@ -30,24 +59,22 @@ impl fmt::Debug for Admin {
 impl Admin {
     /// Makes the handler.
     #[must_use]
-    pub fn new(telemetry: Arc<Telemetry>, ready: Readiness) -> Self {
-        Self { telemetry, ready }
+    pub fn new(reloader: Arc<Reloader>, ready: Readiness) -> Self {
+        Self { reloader, ready }
     }
-}
 
-impl Handler for Admin {
-    async fn handle(&self, request: Request<RequestBody>, _peer: &Peer) -> Reply {
+    /// What anybody may ask.
+    async fn open(&self, method: &Method, path: &str) -> Reply {
         let reply = |status, kind, text: String| respond::plain("admin", status, kind, text);
-        if request.method() != Method::GET && request.method() != Method::HEAD {
+        if method != Method::GET && method != Method::HEAD {
             let text = "only GET\n".to_owned();
             let mut reply = reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", text);
-            reply.headers_mut().insert(
-                http::header::ALLOW,
-                http::HeaderValue::from_static("GET, HEAD"),
-            );
+            reply
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return reply;
         }
-        match request.uri().path() {
+        match path {
             "/healthz" => reply(StatusCode::OK, "text/plain", "ok\n".to_owned()),
             "/readyz" => match (self.ready)().await {
                 Ok(()) => reply(StatusCode::OK, "text/plain", "ready\n".to_owned()),
@@ -59,7 +86,7 @@ impl Handler for Admin {
             "/metrics" => reply(
                 StatusCode::OK,
                 METRICS_CONTENT_TYPE,
-                self.telemetry.metrics_text(),
+                self.reloader.app().telemetry.metrics_text(),
             ),
             _ => reply(
                 StatusCode::NOT_FOUND,
@@ -67,5 +94,107 @@ impl Handler for Admin {
                 "not found\n".to_owned(),
             ),
         }
+    }
+
+    /// The API: authenticate → authorize → route. Nobody learns what there is before showing who they are.
+    async fn api(&self, request: Request<RequestBody>, peer: &Peer) -> Reply {
+        let generation = self.reloader.app().current();
+        let (parts, body) = request.into_parts();
+        let mut exchange = Exchange::begin(&generation, &parts, peer, body.received());
+        exchange.names(OperationKind::Admin.as_str());
+        let about = format!("{} {}", parts.method, parts.uri.path());
+        exchange.begin_audit(None, Some(about));
+        let span = exchange.span();
+        let answer = Box::pin(self.answer(&generation, &mut exchange, &parts, body));
+        let result = AssertUnwindSafe(answer).catch_unwind();
+        let result = tracing::Instrument::instrument(result, span).await;
+        let result = result.unwrap_or_else(|_panic| {
+            generation.telemetry.panics.inc();
+            Err(Error::Panicked)
+        });
+        let mut reply = exchange.finish(result);
+        if reply.status() == StatusCode::UNAUTHORIZED {
+            // The challenge of `/v2/` names a token endpoint that is not on this listener.
+            reply.headers_mut().insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Basic realm=\"gantry admin\", charset=\"UTF-8\""),
+            );
+        }
+        reply
+    }
+
+    async fn answer(
+        &self,
+        generation: &Arc<Generation>,
+        exchange: &mut Exchange,
+        parts: &Parts,
+        body: RequestBody,
+    ) -> Result<Done, Error> {
+        let principal = permit(generation, exchange, parts).await?;
+        let answered = match find(ROUTES, &parts.method, parts.uri.path()) {
+            Match::Found(route, captured) => {
+                let rate = Rate {
+                    bytes_per_second: generation.edge.minimum_rate,
+                    window: generation.edge.minimum_rate_window,
+                };
+                let call = Call {
+                    reloader: Arc::clone(&self.reloader),
+                    generation: Arc::clone(generation),
+                    principal,
+                    captured,
+                    query: parts.uri.query().unwrap_or_default().to_owned(),
+                    body: body_of(body::capped(body, Some(MAX_BODY_BYTES), rate)).await,
+                };
+                run_to_its_end((route.run)(call)).await
+            }
+            Match::Methods(allow) => Err(Problem::method(allow)),
+            Match::Nothing => Err(Problem::not_found("there is nothing here")),
+        };
+        let reply = render(exchange.request_id(), answered);
+        Ok(Done::Plain(Box::new(reply)))
+    }
+}
+
+/// Runs a route in a task of its own: a client that goes away stops nothing half way.
+async fn run_to_its_end(route: impl Future<Output = Answered> + Send + 'static) -> Answered {
+    let task = tracing::Instrument::in_current_span(route);
+    tokio::spawn(task)
+        .await
+        .unwrap_or_else(|_panicked| Err(Problem::internal()))
+}
+
+/// Who asks, when they may.
+async fn permit(
+    generation: &Generation,
+    exchange: &mut Exchange,
+    parts: &Parts,
+) -> Result<Arc<gantry_model::Principal>, Error> {
+    let credential = credential::parse(&parts.headers)?;
+    let client = Arc::clone(exchange.client());
+    let identified = exchange
+        .deadline(Box::pin(auth::authenticate(
+            generation, &client, credential,
+        )))
+        .await?;
+    exchange.identified(&identified.principal);
+    let requester = exchange.requester(Arc::clone(&identified.principal));
+    let reason = exchange
+        .deadline(Box::pin(policy::authorize_admin(
+            generation,
+            &requester,
+            &identified,
+        )))
+        .await?;
+    exchange.allowed(&reason.code, &reason.text);
+    Ok(identified.principal)
+}
+
+impl Handler for Admin {
+    async fn handle(&self, request: Request<RequestBody>, peer: &Peer) -> Reply {
+        let path = request.uri().path();
+        if path.starts_with(API) {
+            return self.api(request, peer).await;
+        }
+        self.open(request.method(), path).await
     }
 }

@@ -22,7 +22,7 @@ use super::{
     respond::{self, Frame, Reply},
 };
 use crate::{
-    app::App,
+    app::Generation,
     server::Peer,
     telemetry::{self, AccessLine, AuditLine, Telemetry},
 };
@@ -46,23 +46,37 @@ pub struct Exchange {
 impl Exchange {
     /// Reads from the request's head what the whole exchange needs.
     #[must_use]
-    pub fn begin(app: &App, parts: &Parts, peer: &Peer, received: Arc<AtomicU64>) -> Self {
-        let origin = forwarded::origin(parts, peer.address, peer.tls, &app.edge.trusted_proxies);
+    pub fn begin(
+        generation: &Generation,
+        parts: &Parts,
+        peer: &Peer,
+        received: Arc<AtomicU64>,
+    ) -> Self {
+        let origin = forwarded::origin(
+            parts,
+            peer.address,
+            peer.tls,
+            &generation.edge.trusted_proxies,
+        );
         let user_agent = parts
             .headers
             .get(http::header::USER_AGENT)
             .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         let request_id: Arc<str> = request_id().into();
-        let challenge = Challenge::new(app.edge.external_url.as_ref(), &origin, &app.namespaces);
+        let challenge = Challenge::new(
+            generation.edge.external_url.as_ref(),
+            &origin,
+            &generation.namespaces,
+        );
         let started = Instant::now();
         // An error's level: whatever the log shows, its lines say which request they belong to.
         let span = tracing::error_span!("request", request.id = &*request_id);
         telemetry::adopt_parent(&span, &parts.headers);
         Self {
             span,
-            telemetry: Arc::clone(&app.telemetry),
+            telemetry: Arc::clone(&generation.telemetry),
             started,
-            deadline: started + app.edge.decision_deadline,
+            deadline: started + generation.edge.decision_deadline,
             client: Arc::new(Client {
                 address: origin.address,
                 user_agent: user_agent.clone(),

@@ -20,7 +20,7 @@ use super::{
     route::{Query, RouteError},
 };
 use crate::{
-    app::App,
+    app::Generation,
     auth::{self, IssuedToken, TokenRequest},
 };
 
@@ -35,7 +35,7 @@ const MAX_SCOPES: usize = 64;
 /// # Errors
 /// [`Error::Unauthorized`] for a bad credential; [`Error::Route`] for a request that is no token request.
 pub async fn answer(
-    app: &App,
+    generation: &Generation,
     exchange: &mut Exchange,
     parts: &Parts,
     body: Body,
@@ -44,7 +44,9 @@ pub async fn answer(
     let credential = form.credential(parts)?;
     let client = Arc::clone(exchange.client());
     let identified = exchange
-        .deadline(Box::pin(auth::authenticate(app, &client, credential)))
+        .deadline(Box::pin(auth::authenticate(
+            generation, &client, credential,
+        )))
         .await?;
     exchange.identified(&identified.principal);
     let address = Address {
@@ -56,10 +58,12 @@ pub async fn answer(
         request_id: Arc::clone(exchange.request_id()),
         client,
         identified,
-        scopes: resolve(app, address, form.scopes()),
+        scopes: resolve(generation, address, form.scopes()),
         service: exchange.frame().challenge.service.clone(),
     };
-    let token = exchange.deadline(auth::issue_token(app, request)).await?;
+    let token = exchange
+        .deadline(auth::issue_token(generation, request))
+        .await?;
     exchange.allowed("token-issued", "a token was issued");
     Ok(render(exchange.request_id(), &token))
 }
@@ -146,7 +150,7 @@ impl Form {
 }
 
 fn resolve(
-    app: &App,
+    generation: &Generation,
     address: Address<'_>,
     scopes: Vec<Scope>,
 ) -> Vec<(Scope, Option<Repository>)> {
@@ -154,7 +158,12 @@ fn resolve(
         .into_iter()
         .map(|scope| {
             let repository = (scope.kind == "repository")
-                .then(|| app.namespaces.resolve_in_scope(address, &scope.name).ok())
+                .then(|| {
+                    generation
+                        .namespaces
+                        .resolve_in_scope(address, &scope.name)
+                        .ok()
+                })
                 .flatten();
             (scope, repository)
         })

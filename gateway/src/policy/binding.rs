@@ -1,24 +1,43 @@
-//! A plugin as the configuration binds it: which repositories and changes it sees, what its failure means, whether it is heard.
+//! A plugin as the configuration binds it: which repositories and changes it sees, what its failure means, whether it is heard, and how
+//! it does.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use gantry_model::{AdmissionRequest, Change, Requester, glob::Glob};
 use gantry_plugin_host::{
     AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest,
-    CallError, Hook, Plugin,
+    CallError, Failure, Hook, Plugin,
 };
+use gantry_registry::Clock as _;
+use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use crate::{
-    config::{Mode, OnError},
+    clock::SystemClock,
+    config::{Mode, OnError, PluginFrom},
     telemetry::{self, Asked, PluginMeter},
 };
+
+/// So many failures of the guest's own…
+const TRIPS_AFTER: usize = 5;
+/// …within so long make a binding trip.
+const TRIPS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A plugin in its place in the chain.
 #[derive(Debug)]
 pub struct Binding {
-    /// The loaded component.
+    /// The loaded component. Called through this binding only, so that its failures are seen.
     pub plugin: Plugin,
+    /// How its calls go.
+    pub health: Arc<Health>,
+    /// The generation that loaded it.
+    pub generation: u64,
+    /// Where the component is from.
+    pub from: PluginFrom,
     /// Canonical repository names it sees.
     pub repositories: Vec<Glob>,
     /// Changes it is asked about, when it exports `admission`.
@@ -54,13 +73,11 @@ impl Binding {
         self.changes.contains(&change) && self.sees(repository)
     }
 
-    /// Whether a failure ends the chain.
-    pub(crate) fn failure_denies(&self) -> bool {
-        self.mode == Mode::Enforce && self.on_error != OnError::Skip
-    }
-
-    /// Asks the plugin; the call is counted, and a failure is in the audit.
-    pub(crate) async fn authenticate(
+    /// Asks who a credential belongs to.
+    ///
+    /// # Errors
+    /// [`CallError`]; never a decision.
+    pub async fn authenticate(
         &self,
         request: &AuthenticateRequest,
     ) -> Result<AuthenticateAnswer, CallError> {
@@ -73,8 +90,11 @@ impl Binding {
         .await
     }
 
-    /// Asks the plugin; the call is counted, and a failure is in the audit.
-    pub(crate) async fn authorize(
+    /// Asks whether a principal may do something.
+    ///
+    /// # Errors
+    /// [`CallError`]; never a decision.
+    pub async fn authorize(
         &self,
         request: &AuthorizeRequest,
     ) -> Result<AuthorizeAnswer, CallError> {
@@ -83,16 +103,19 @@ impl Binding {
         self.ask(Hook::Authorize, requester, call, authorized).await
     }
 
-    /// An authorizer's answer was in the cache.
-    pub(crate) fn authorized_by_cache(&self, answer: &AuthorizeAnswer) {
-        self.meter.cached(Hook::Authorize, authorized(answer));
-    }
-
-    /// Asks the plugin; the call is counted, and a failure is in the audit.
-    pub(crate) async fn admit(&self, request: &AdmissionRequest) -> Result<AdmitAnswer, CallError> {
+    /// Asks whether content may enter, change or leave.
+    ///
+    /// # Errors
+    /// [`CallError`]; never a decision.
+    pub async fn admit(&self, request: &AdmissionRequest) -> Result<AdmitAnswer, CallError> {
         let requester = Some(&request.requester);
         let call = self.plugin.admit(request);
         self.ask(Hook::Admit, requester, call, admitted).await
+    }
+
+    /// An authorizer's answer was in the cache.
+    pub(crate) fn authorized_by_cache(&self, answer: &AuthorizeAnswer) {
+        self.meter.cached(Hook::Authorize, authorized(answer));
     }
 
     /// An admission's answer was in the cache.
@@ -100,6 +123,7 @@ impl Binding {
         self.meter.cached(Hook::Admit, admitted(answer));
     }
 
+    /// Every call goes through here: it is counted, it is part of the trace, and a failure is in the audit.
     async fn ask<A>(
         &self,
         hook: Hook,
@@ -108,14 +132,119 @@ impl Binding {
         outcome: impl FnOnce(&A) -> Asked,
     ) -> Result<A, CallError> {
         let span = tracing::debug_span!("plugin", plugin.name = &**self.name(), hook = ?hook);
-        let answer = self
-            .meter
-            .measured(hook, call.instrument(span), outcome)
-            .await;
+        let call = call.instrument(span);
+        let answer = self.meter.measured(hook, call, outcome).await;
         if let Err(error) = &answer {
             telemetry::audit_failure(error, hook, requester, self.failure_denies());
         }
+        self.health.note(answer)
+    }
+
+    /// Whether a failure ends the chain.
+    pub(crate) fn failure_denies(&self) -> bool {
+        self.mode == Mode::Enforce && self.on_error != OnError::Skip
+    }
+}
+
+/// A binding failed so often that the one before should take its place.
+#[derive(Clone, Debug)]
+pub struct Trip {
+    /// Which.
+    pub plugin: Arc<str>,
+    /// Whose calls failed: by now another may run under the name.
+    pub health: Arc<Health>,
+    /// The last failure.
+    pub error: String,
+}
+
+/// How a loaded plugin's calls go.
+#[derive(Debug)]
+pub struct Health {
+    plugin: Arc<str>,
+    trips: mpsc::Sender<Trip>,
+    /// Held for single operations, never over an await.
+    failures: Mutex<Failures>,
+}
+
+#[derive(Debug, Default)]
+struct Failures {
+    recent: VecDeque<Instant>,
+    last: Option<LastError>,
+}
+
+/// The newest failure.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LastError {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// How and why; for operators.
+    pub text: String,
+}
+
+impl Health {
+    /// Nothing failed yet. Trips are told to `trips`.
+    #[must_use]
+    pub fn new(plugin: Arc<str>, trips: mpsc::Sender<Trip>) -> Self {
+        Self {
+            plugin,
+            trips,
+            failures: Mutex::default(),
+        }
+    }
+
+    /// The newest failure.
+    #[must_use]
+    pub fn last_error(&self) -> Option<LastError> {
+        self.failures().last.clone()
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note<T>(self: &Arc<Self>, answer: Result<T, CallError>) -> Result<T, CallError> {
+        if let Err(error) = &answer
+            && self.failed(error, Instant::now())
+        {
+            let trip = Trip {
+                plugin: Arc::clone(&self.plugin),
+                health: Arc::clone(self),
+                error: format!("{}: {}", error.failure.as_str(), error.detail),
+            };
+            if self.trips.try_send(trip).is_err() {
+                tracing::debug!(plugin.name = &*self.plugin, "too many trips at once");
+            }
+        }
         answer
+    }
+
+    /// Records a failure, and says whether it is one too many. Being late or out of place is not the guest's code being wrong: load makes
+    /// any plugin late.
+    fn failed(&self, error: &CallError, now: Instant) -> bool {
+        let mut failures = self.failures();
+        failures.last = Some(LastError {
+            at_ms: SystemClock.now_ms(),
+            text: format!("{}: {}", error.failure.as_str(), error.detail),
+        });
+        if !matches!(
+            error.failure,
+            Failure::Trap | Failure::Memory | Failure::Contract
+        ) {
+            return false;
+        }
+        let recent = &mut failures.recent;
+        recent.push_back(now);
+        while recent
+            .front()
+            .is_some_and(|at| now.duration_since(*at) > TRIPS_WITHIN)
+        {
+            recent.pop_front();
+        }
+        let trips = recent.len() >= TRIPS_AFTER;
+        if trips {
+            recent.clear();
+        }
+        trips
     }
 }
 
@@ -143,4 +272,70 @@ pub fn default_changes() -> BTreeSet<Change> {
         .into_iter()
         .filter(|change| !change.is_serve() && *change != Change::Fill)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(failure: Failure) -> CallError {
+        CallError {
+            plugin: "p".into(),
+            failure,
+            detail: "why".to_owned(),
+        }
+    }
+
+    fn health() -> (Health, mpsc::Receiver<Trip>) {
+        let (trips, tripped) = mpsc::channel(4);
+        (Health::new("p".into(), trips), tripped)
+    }
+
+    #[test]
+    fn five_traps_within_ten_seconds_are_one_too_many() {
+        let (health, _tripped) = health();
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let trap = failure(Failure::Trap);
+        for second in [0, 1, 2, 3] {
+            assert!(!health.failed(&trap, at(second)));
+        }
+        assert!(health.failed(&trap, at(4)));
+        assert!(!health.failed(&trap, at(5)), "it counts from the start");
+    }
+
+    #[test]
+    fn slow_trickles_and_late_answers_do_not_trip() {
+        let (health, _tripped) = health();
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        for step in 0..40 {
+            assert!(!health.failed(&failure(Failure::Trap), at(step * 3)));
+        }
+        for late in [
+            Failure::Deadline,
+            Failure::Saturated,
+            Failure::Plugin,
+            Failure::HostQuota,
+        ] {
+            for _ in 0..20 {
+                assert!(!health.failed(&failure(late), at(200)));
+            }
+        }
+        assert_eq!(health.last_error().unwrap().text, "host_quota: why");
+    }
+
+    #[test]
+    fn a_trip_names_the_plugin_and_why() {
+        let (health, mut tripped) = health();
+        let health = Arc::new(health);
+        for _ in 0..5 {
+            let answer: Result<(), _> = health.note(Err(failure(Failure::Contract)));
+            answer.unwrap_err();
+        }
+        let trip = tripped.try_recv().unwrap();
+        assert_eq!((&*trip.plugin, &*trip.error), ("p", "contract: why"));
+        assert!(Arc::ptr_eq(&trip.health, &health));
+        assert!(tripped.try_recv().is_err());
+    }
 }

@@ -30,7 +30,7 @@ use super::{
     served::{self, Streams},
     set_user_timeout, subject,
 };
-use crate::http::pace::Rate;
+use crate::{app::EdgeSettings, http::pace::Rate};
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -54,6 +54,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// A connection that was accepted.
 pub(super) struct Connection<H> {
     pub(super) shared: Arc<Shared<H>>,
+    /// The limits it was accepted under.
+    pub(super) edge: Arc<EdgeSettings>,
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     pub(super) address: IpAddr,
     /// Its place among all connections, given back when it ends.
@@ -71,7 +73,7 @@ impl<H: Handler> Connection<H> {
     pub(super) async fn run(self, transport: Transport) {
         let _counted = Counted::new(&self.shared.telemetry.connections);
         let stage = self.shared.stage.clone();
-        let drain = self.shared.edge.drain_timeout;
+        let drain = self.edge.drain_timeout;
         let end = async {
             reached(stage.clone(), Stage::Drain).await;
             tokio::select! {
@@ -87,14 +89,14 @@ impl<H: Handler> Connection<H> {
 
     fn rate(&self) -> Rate {
         Rate {
-            bytes_per_second: self.shared.edge.minimum_rate,
-            window: self.shared.edge.minimum_rate_window,
+            bytes_per_second: self.edge.minimum_rate,
+            window: self.edge.minimum_rate_window,
         }
     }
 
     async fn serve(self, transport: Transport) {
-        set_user_timeout(&transport, self.shared.edge.minimum_rate_window);
-        let limit = Instant::now() + self.shared.edge.header_timeout;
+        set_user_timeout(&transport, self.edge.minimum_rate_window);
+        let limit = Instant::now() + self.edge.header_timeout;
         let stage = self.shared.stage.clone();
         // Boxed, like the protocols below: an idle connection costs its present phase, not the largest.
         let begun = Box::pin(async {
@@ -112,8 +114,8 @@ impl<H: Handler> Connection<H> {
             return;
         };
         let activity = Activity::new(Limits {
-            header: self.shared.edge.header_timeout,
-            idle: self.shared.edge.idle_timeout,
+            header: self.edge.header_timeout,
+            idle: self.edge.idle_timeout,
         });
         let guard = match version {
             Version::Http1 => {
@@ -168,7 +170,7 @@ impl<H: Handler> Connection<H> {
         peer: Peer,
         activity: Arc<Activity>,
     ) -> Result<(), hyper::Error> {
-        let edge = &self.shared.edge;
+        let edge = &self.edge;
         let handler = Arc::clone(&self.shared.handler);
         let watch = Arc::clone(&activity);
         let peer = Arc::new(peer);
@@ -246,9 +248,9 @@ impl<H: Handler> Connection<H> {
 
     fn last_words(&self) -> Duration {
         let buffered = (MAX_SEND_BYTES as u64)
-            .checked_div(self.shared.edge.minimum_rate)
+            .checked_div(self.edge.minimum_rate)
             .unwrap_or_default();
-        self.shared.edge.header_timeout + Duration::from_secs(buffered)
+        self.edge.header_timeout + Duration::from_secs(buffered)
     }
 }
 

@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use arc_swap::ArcSwap;
+use aws_lc_rs::digest::{Context, SHA256};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
@@ -23,6 +25,43 @@ pub struct TlsFiles {
     pub client_ca: Option<PathBuf>,
     /// Whether TLS 1.2 is refused.
     pub only_tls13: bool,
+}
+
+/// One reading of the files: what to serve, and a digest of what it was made from.
+#[derive(Clone, Debug)]
+pub struct LoadedTls {
+    /// What rustls takes.
+    pub config: Arc<ServerConfig>,
+    digest: [u8; 32],
+}
+
+/// The TLS of one listener while it serves: each new connection takes what is there then.
+#[derive(Clone, Debug)]
+pub struct ServedTls {
+    current: Arc<ArcSwap<LoadedTls>>,
+}
+
+impl ServedTls {
+    /// Serves what was loaded.
+    #[must_use]
+    pub fn new(loaded: LoadedTls) -> Self {
+        Self {
+            current: Arc::new(ArcSwap::from_pointee(loaded)),
+        }
+    }
+
+    /// What a connection takes that is accepted now.
+    #[must_use]
+    pub fn current(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current.load().config)
+    }
+
+    /// Serves something else from now on. The same files are no change: sessions that clients keep stay good.
+    pub fn replace(&self, loaded: LoadedTls) {
+        if self.current.load().digest != loaded.digest {
+            self.current.store(Arc::new(loaded));
+        }
+    }
 }
 
 /// TLS cannot be set up.
@@ -47,12 +86,50 @@ pub enum TlsError {
     Rejected(#[from] rustls::Error),
 }
 
+impl From<&crate::config::Tls> for TlsFiles {
+    fn from(tls: &crate::config::Tls) -> Self {
+        Self {
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+            client_ca: tls.client_ca.clone(),
+            only_tls13: tls.minimum == crate::config::TlsVersion::Tls13,
+        }
+    }
+}
+
 impl TlsFiles {
     /// Reads the files.
     ///
     /// # Errors
     /// [`TlsError`], naming the file.
-    pub fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
+    pub fn load(&self) -> Result<LoadedTls, TlsError> {
+        // Before the reading: what changes meanwhile differs next time.
+        let digest = self.digest();
+        let config = self.configure()?;
+        Ok(LoadedTls { config, digest })
+    }
+
+    /// Digest of the files' bytes; an unreadable one is told by reading it for its meaning.
+    fn digest(&self) -> [u8; 32] {
+        let mut context = Context::new(&SHA256);
+        context.update(&[u8::from(self.only_tls13)]);
+        let files = [
+            Some(&self.certificate),
+            Some(&self.key),
+            self.client_ca.as_ref(),
+        ];
+        for path in files {
+            let bytes = path.and_then(|path| std::fs::read(path).ok());
+            let bytes = bytes.unwrap_or_default();
+            context.update(&(bytes.len() as u64).to_le_bytes());
+            context.update(&bytes);
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref());
+        digest
+    }
+
+    fn configure(&self) -> Result<Arc<ServerConfig>, TlsError> {
         let chain = certificates(&self.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|source| TlsError::File {
             path: self.key.clone(),

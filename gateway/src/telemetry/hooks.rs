@@ -1,4 +1,4 @@
-//! Audit lines of single hooks: what each plugin answered, also when its answer does not count.
+//! Audit lines of single hooks: what each plugin answered, and each decision whose answer counts. What does not count is in `policy/unenforced.rs`.
 
 use std::sync::Arc;
 
@@ -6,20 +6,7 @@ use gantry_model::{AdmissionRequest, Denial, Requester};
 use gantry_plugin_host::{AdmitAnswer, CallError, Hook};
 
 use super::plugins::hook_label;
-use crate::{config::Mode, policy::binding::Binding};
-
-/// An authorizer in audit mode answered; its answer does not count.
-pub fn audit_ignored(plugin: &Arc<str>, requester: &Requester, answer: &str) {
-    tracing::info!(
-        target: "audit",
-        { request.id = &*requester.request_id,
-        principal.subject = requester.principal.id.as_str(),
-        plugin.name = &**plugin,
-        mode = "audit",
-        decision = answer },
-        "authorization not enforced"
-    );
-}
+use crate::policy::binding::Binding;
 
 /// A plugin gave no answer. `enforced` says whether that refuses the request.
 pub fn audit_failure(error: &CallError, hook: Hook, requester: Option<&Requester>, enforced: bool) {
@@ -62,11 +49,6 @@ pub fn audit_admission(binding: &Binding, request: &AdmissionRequest, answer: &A
         ),
         AdmitAnswer::Hold { reason, .. } => ("hold", "", reason.as_str()),
     };
-    let mode = if binding.mode == Mode::Audit {
-        "audit"
-    } else {
-        "enforce"
-    };
     tracing::info!(
         target: "audit",
         { request.id = &*request.requester.request_id,
@@ -76,7 +58,7 @@ pub fn audit_admission(binding: &Binding, request: &AdmissionRequest, answer: &A
         tag = request.tag.as_ref().map(gantry_model::Tag::as_str),
         manifest.digest = request.target.digest.as_str(),
         plugin.name = &**binding.name(),
-        mode,
+        mode = "enforce",
         decision,
         reason.code = code,
         reason.text = text },

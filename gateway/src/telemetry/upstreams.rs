@@ -53,6 +53,7 @@ pub(super) struct UpstreamFamilies {
     calls: Family<CallLabels, Counter>,
     seconds: Family<KindLabels, Histogram>,
     resting: Family<MirrorLabels, Gauge>,
+    remaining: Family<MirrorLabels, Gauge>,
 }
 
 impl UpstreamFamilies {
@@ -61,6 +62,7 @@ impl UpstreamFamilies {
             calls: Family::default(),
             seconds: Family::new_with_constructor(call_seconds),
             resting: Family::default(),
+            remaining: Family::default(),
         };
         registry.register(
             "upstream_requests",
@@ -78,6 +80,11 @@ impl UpstreamFamilies {
             "Servers of an upstream that are left alone because they failed (breaker open)",
             families.resting.clone(),
         );
+        registry.register(
+            "upstream_quota_remaining",
+            "Requests an upstream says it still allows in its window, such as Docker Hub",
+            families.remaining.clone(),
+        );
         families
     }
 }
@@ -86,14 +93,14 @@ impl UpstreamFamilies {
 #[derive(Debug)]
 pub struct MeasuredUpstream {
     mirror: Arc<str>,
-    client: RegistryClient,
+    client: Arc<RegistryClient>,
     families: UpstreamFamilies,
 }
 
 impl MeasuredUpstream {
     /// Counts the calls of `client` under the mirror's name.
     #[must_use]
-    pub fn new(telemetry: &Telemetry, mirror: &Arc<str>, client: RegistryClient) -> Self {
+    pub fn new(telemetry: &Telemetry, mirror: &Arc<str>, client: Arc<RegistryClient>) -> Self {
         Self {
             mirror: Arc::clone(mirror),
             client,
@@ -133,10 +140,26 @@ impl MeasuredUpstream {
         let seconds = self.families.seconds.get_or_create(&labels);
         seconds.observe(began.elapsed().as_secs_f64());
         drop(seconds);
-        let resting = i64::try_from(self.client.resting_count()).unwrap_or(i64::MAX);
-        let labels = MirrorLabels { mirror: mirror() };
-        self.families.resting.get_or_create(&labels).set(resting);
+        self.note_state();
         result
+    }
+}
+
+impl MeasuredUpstream {
+    /// What the call taught about the upstream.
+    fn note_state(&self) {
+        let labels = MirrorLabels {
+            mirror: Arc::clone(&self.mirror),
+        };
+        let endpoints = self.client.stats().endpoints;
+        let broken = endpoints.iter().filter(|endpoint| endpoint.is_broken);
+        let broken = i64::try_from(broken.count()).unwrap_or(i64::MAX);
+        self.families.resting.get_or_create(&labels).set(broken);
+        let quotas = endpoints.iter().filter_map(|endpoint| endpoint.quota);
+        if let Some(least) = quotas.map(|quota| quota.remaining).min() {
+            let least = i64::try_from(least).unwrap_or(i64::MAX);
+            self.families.remaining.get_or_create(&labels).set(least);
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+#[path = "storage/adopt.rs"]
+mod adopt;
 #[path = "storage/faulty.rs"]
 mod faulty;
 #[path = "storage/folder.rs"]

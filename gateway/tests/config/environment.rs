@@ -1,5 +1,7 @@
 //! Promise: `GANTRY_A__B` overrides a single value, a wrong one is said by the variable's name, and no value is ever shown.
 
+use gantry_upstream::CredentialSource;
+
 use super::{PLUGINS, parse_in};
 use gantry::config::{BlobStorage, Config, Environment, LogFormat, MetadataStorage, Report};
 
@@ -44,7 +46,7 @@ fn a_variable_sets_a_value_that_the_file_has_or_lacks() {
         config.storage.blobs,
         BlobStorage::Filesystem("/var/lib/gantry".into())
     );
-    assert_eq!(config.mirrors[0].url.as_str(), "https://b.io/");
+    assert_eq!(config.mirrors[0].upstream.url.as_str(), "https://b.io/");
     assert!(config.mirrors[0].default);
     assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:2");
     assert_eq!(config.limits.uploads_per_client, 7);
@@ -242,8 +244,10 @@ fn variables_that_the_file_names_and_those_of_kubernetes_are_no_mistake() {
         ],
     )
     .unwrap();
-    let credentials = config.mirrors[0].credentials.as_ref().unwrap();
-    assert_eq!(&*credentials.password.0, b"canary");
+    let Some(CredentialSource::Fixed(credentials)) = &config.mirrors[0].upstream.credentials else {
+        panic!("no credentials");
+    };
+    assert_eq!(credentials.password.as_str(), "canary");
     assert!(!format!("{config:?}").contains("canary"));
 }
 

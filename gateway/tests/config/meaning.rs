@@ -8,6 +8,7 @@ use gantry::config::{
 };
 use gantry_model::{Change, namespace::Address};
 use gantry_registry::Moves;
+use gantry_upstream::{CredentialSource, Helper};
 
 use super::{PLUGINS, parse, parse_in};
 
@@ -287,8 +288,10 @@ fn an_empty_or_broken_secret_is_refused_and_not_shown() {
         assert!(!format!("{report} {report:?}").contains("canary"));
     }
     let config = load(b"  canary with blanks \n").unwrap();
-    let credentials = config.mirrors[0].credentials.as_ref().unwrap();
-    assert_eq!(&*credentials.password.0, b"  canary with blanks ");
+    let Some(CredentialSource::Fixed(credentials)) = &config.mirrors[0].upstream.credentials else {
+        panic!("no credentials");
+    };
+    assert_eq!(credentials.password.as_str(), "  canary with blanks ");
 }
 
 #[test]
@@ -326,4 +329,153 @@ fn audit_and_traces_go_where_they_are_told() {
     ] {
         assert!(parse(wrong).is_err(), "{wrong}");
     }
+}
+
+fn helper_of(config: &Config) -> &Helper {
+    match &config.mirrors[0].upstream.credentials {
+        Some(CredentialSource::Helper(helper)) => helper,
+        other => panic!("no helper: {other:?}"),
+    }
+}
+
+#[test]
+fn a_credential_helper_is_docker_s_program_with_a_small_environment() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("docker-credential-ecr-login");
+    fs::write(&program, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = folder.path().display().to_string();
+    let variables = [
+        ("PATH", path.as_str()),
+        ("HOME", "/home/gantry"),
+        ("AWS_REGION", "eu-west-1"),
+        ("SECRET", "canary"),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let environment = Environment::from(variables);
+    let load = |mirror: &str| {
+        let text = format!("mirrors: {{ {mirror} }}{PLUGINS}");
+        parse_in(folder.path(), &text, &environment).unwrap()
+    };
+    let config = load(
+        "a: { url: \"https://r.io:5000\", credentials: { helper: ecr-login, pass_environment: [AWS_REGION, UNSET], refresh: 1h } }",
+    );
+    let helper = helper_of(&config);
+    assert_eq!(helper.program, "docker-credential-ecr-login");
+    assert_eq!(helper.arguments, ["get"]);
+    assert_eq!(helper.server, "r.io:5000");
+    let names: Vec<_> = helper.environment.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["PATH", "HOME", "AWS_REGION"]);
+    assert_eq!(helper.refresh, Duration::from_secs(3600));
+    assert_eq!(helper.timeout, Duration::from_secs(10));
+    assert!(!format!("{config:?}").contains("canary"));
+
+    let config = load(
+        "docker.io: { url: \"https://registry-1.docker.io\", credentials: { exec: [./docker-credential-ecr-login, a] } }",
+    );
+    let helper = helper_of(&config);
+    assert_eq!(helper.program, program.as_os_str());
+    assert_eq!(helper.arguments, ["a"]);
+    assert_eq!(helper.server, "https://index.docker.io/v1/");
+}
+
+#[test]
+fn a_proxy_is_the_one_that_is_written_or_the_environments_when_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("password"), "c@n:ary\n").unwrap();
+    let variables = [
+        ("HTTPS_PROXY", "http://u:canary@env:3128"),
+        ("http_proxy", "plain:3128"),
+        ("NO_PROXY", ".corp"),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let environment = Environment::from(variables);
+    let proxy = |written: &str| {
+        let text = format!("mirrors: {{ a: {{ url: \"https://a.io\"{written} }} }}{PLUGINS}");
+        let config = parse_in(folder.path(), &text, &environment).unwrap();
+        assert!(!format!("{config:?}").contains("ary"));
+        let proxy = config.mirrors[0].upstream.proxy.clone()?;
+        let text = |url: Option<url::Url>| url.map(|url| url.to_string()).unwrap_or_default();
+        Some((text(proxy.https), text(proxy.http), proxy.bypass))
+    };
+    let found = |https: &str, http: &str, bypass: &str| {
+        Some((https.to_owned(), http.to_owned(), bypass.to_owned()))
+    };
+    assert_eq!(proxy(""), None);
+    let url = "http://p:3128/";
+    assert_eq!(proxy(", proxy: \"http://p:3128\""), found(url, url, ""));
+    let environment = found("http://u:canary@env:3128/", "http://plain:3128/", ".corp");
+    assert_eq!(proxy(", proxy: environment"), environment);
+    let full = ", proxy: { url: \"http://p:3128\", username: u, password: { file: password }, bypass: [a.corp, b.corp] }";
+    let url = "http://u:c%40n%3Aary@p:3128/";
+    assert_eq!(proxy(full), found(url, url, "a.corp,b.corp"));
+}
+
+#[test]
+fn a_broken_proxy_of_the_environment_is_refused_and_not_shown() {
+    let variables = [("HTTPS_PROXY".to_owned(), "socks5://u:canary@p".to_owned())];
+    let text =
+        format!("mirrors: {{ a: {{ url: \"https://a.io\", proxy: environment }} }}{PLUGINS}");
+    let report = parse_in(
+        Path::new("/nonexistent"),
+        &text,
+        &Environment::from(variables),
+    );
+    let report = report.unwrap_err().to_string();
+    assert!(
+        report.contains("HTTPS_PROXY is not an http or https URL"),
+        "{report}"
+    );
+    assert!(!report.contains("canary"), "{report}");
+}
+
+#[test]
+fn the_limits_of_an_upstream_have_defaults_and_are_taken_over() {
+    let load = |limits: &str| {
+        let text = format!("mirrors: {{ a: {{ url: \"https://a.io\"{limits} }} }}{PLUGINS}");
+        let settings = parse(&text).unwrap().mirrors.remove(0).upstream;
+        let rate = settings.requests_per_second.map(std::num::NonZeroU32::get);
+        let milliseconds = [
+            settings.connect_timeout,
+            settings.idle_timeout,
+            settings.queue_timeout,
+        ]
+        .map(|duration| duration.as_millis());
+        (
+            settings.max_concurrency,
+            rate,
+            settings.minimum_rate,
+            milliseconds,
+        )
+    };
+    let default = (64, None, 1024, [10_000, 30_000, 30_000]);
+    assert_eq!(load(""), default);
+    let written = ", limits: { concurrency: 4, requests_per_second: 9, slowest_rate: 2KiB/s, connect_timeout: 1s, silence_timeout: 2s, queue_timeout: 500ms }";
+    assert_eq!(load(written), (4, Some(9), 2048, [1000, 2000, 500]));
+}
+
+#[test]
+fn a_client_certificate_that_is_not_its_keys_is_refused_by_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let pair = || rcgen::generate_simple_self_signed(["gantry".to_owned()]).unwrap();
+    let (one, other) = (pair(), pair());
+    fs::write(folder.path().join("c.pem"), one.cert.pem()).unwrap();
+    fs::write(folder.path().join("k.pem"), one.signing_key.serialize_pem()).unwrap();
+    fs::write(
+        folder.path().join("o.pem"),
+        other.signing_key.serialize_pem(),
+    )
+    .unwrap();
+    let load = |key: &str| {
+        let text = format!(
+            "mirrors: {{ a: {{ url: \"https://a.io\", tls: {{ ca: c.pem, certificate: c.pem, key: {key}, minimum: \"1.3\" }} }} }}{PLUGINS}"
+        );
+        parse_in(folder.path(), &text, &Environment::new())
+    };
+    let tls = load("k.pem").unwrap().mirrors.remove(0).upstream.tls;
+    assert!(tls.roots.is_some() && tls.identity.is_some() && tls.only_1_3);
+    let report = load("o.pem").unwrap_err().to_string();
+    assert!(report.contains("not each other's"), "{report}");
 }

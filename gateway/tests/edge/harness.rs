@@ -11,7 +11,10 @@ use gantry::{
         pace::Rate,
         respond::{self, Reply},
     },
-    server::{self, Handler, Listener, Peer, RequestBody, Stage},
+    server::{
+        self, Handler, Listener, Peer, RequestBody, Stage,
+        tls::{LoadedTls, ServedTls},
+    },
     telemetry::Telemetry,
 };
 use gantry_registry::BodyError;
@@ -176,7 +179,8 @@ impl Server {
         Self::start_with(edge, None)
     }
 
-    pub(crate) fn start_with(edge: &EdgeSettings, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+    pub(crate) fn start_with(edge: &EdgeSettings, tls: Option<LoadedTls>) -> Self {
+        let tls = tls.map(ServedTls::new);
         let listener = Listener::tcp(([127, 0, 0, 1], 0).into(), tls).unwrap();
         let address = listener.address().unwrap();
         let handler = Arc::new(TestHandler {

@@ -11,7 +11,7 @@ use url::{Host, Url};
 
 /// How far away an address is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Reach {
+pub enum Reach {
     /// On the internet.
     Public,
     /// This machine, a private network, or no unicast address at all.
@@ -21,7 +21,9 @@ pub(crate) enum Reach {
 }
 
 impl Reach {
-    pub(crate) fn of(address: IpAddr) -> Self {
+    /// Where an address lies.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => Self::of_v4(address),
             IpAddr::V6(address) => Self::of_v6(address),
@@ -69,11 +71,21 @@ impl Reach {
 #[error("the upstream points at an address that is not public")]
 pub(crate) struct Blocked;
 
+/// A name has no address.
+#[derive(Debug, thiserror::Error)]
+#[error("the name cannot be resolved")]
+pub(crate) struct Unresolved(#[source] std::io::Error);
+
 /// The addresses one base URL may lead to.
+///
+/// Behind a proxy it is the proxy that resolves names, so there only what is written is judged: literal addresses, and names that
+/// cannot be public. Which names lead outside is then the proxy's own rule.
 #[derive(Clone, Debug)]
 pub(crate) struct Bounds {
     host: Host<String>,
     internal: bool,
+    /// The operator's proxies: they are dialed, but no upstream may point at them.
+    proxies: Vec<Host<String>>,
 }
 
 impl Bounds {
@@ -84,24 +96,33 @@ impl Bounds {
             Host::Ipv4(address) => Reach::of_v4(*address) != Reach::Public,
             Host::Ipv6(address) => Reach::of_v6(*address) != Reach::Public,
         };
-        let host = host.clone();
-        Self { host, internal }
+        Self {
+            host: host.clone(),
+            internal,
+            proxies: Vec::new(),
+        }
+    }
+
+    /// The same, reached through these proxies.
+    pub(crate) fn through(self, proxies: Vec<Host<String>>) -> Self {
+        Self { proxies, ..self }
     }
 
     /// Judges the host of a URL as far as it is an address; names are judged when they are resolved.
     pub(crate) fn check(&self, url: &Url) -> Result<(), Blocked> {
-        let address = match url.host() {
-            Some(Host::Ipv4(address)) => IpAddr::V4(address),
-            Some(Host::Ipv6(address)) => IpAddr::V6(address),
-            Some(Host::Domain(_)) => return Ok(()),
-            None => return Err(Blocked),
-        };
-        let is_home = url.host().is_some_and(|host| host.to_owned() == self.host);
-        if is_home || self.allows(address) {
-            Ok(())
-        } else {
-            Err(Blocked)
-        }
+        let host = url.host().ok_or(Blocked)?.to_owned();
+        let is_allowed = host == self.host
+            || !self.proxies.contains(&host)
+                && match &host {
+                    Host::Ipv4(address) => self.allows(IpAddr::V4(*address)),
+                    Host::Ipv6(address) => self.allows(IpAddr::V6(*address)),
+                    Host::Domain(name) => self.allows_name(name),
+                };
+        is_allowed.then_some(()).ok_or(Blocked)
+    }
+
+    fn allows_name(&self, name: &str) -> bool {
+        self.proxies.is_empty() || self.internal || !is_internal_name(name)
     }
 
     fn allows(&self, address: IpAddr) -> bool {
@@ -112,8 +133,10 @@ impl Bounds {
         }
     }
 
-    fn is_home(&self, name: &str) -> bool {
-        matches!(&self.host, Host::Domain(home) if home.eq_ignore_ascii_case(name))
+    /// Whether the operator named it.
+    fn is_configured(&self, name: &str) -> bool {
+        let mut hosts = self.proxies.iter().chain([&self.host]);
+        hosts.any(|host| matches!(host, Host::Domain(home) if home.eq_ignore_ascii_case(name)))
     }
 }
 
@@ -132,8 +155,9 @@ impl Resolve for Bounds {
     fn resolve(&self, name: Name) -> Resolving {
         let bounds = self.clone();
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let found: Vec<SocketAddr> = if bounds.is_home(name.as_str()) {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            let found = found.map_err(Unresolved)?;
+            let found: Vec<SocketAddr> = if bounds.is_configured(name.as_str()) {
                 found.collect()
             } else {
                 found.filter(|to| bounds.allows(to.ip())).collect()
@@ -249,6 +273,24 @@ mod tests {
         check("http://169.254.1.1", "http://169.254.1.1/x", true);
         check("http://169.254.1.1", "http://169.254.169.254/x", false);
         check("https://internal.example", "http://10.0.0.1/x", false);
+    }
+
+    #[test]
+    fn behind_a_proxy_names_that_cannot_be_public_and_the_proxy_itself_are_blocked() {
+        let proxy = Host::Domain("proxy.corp.example".to_owned());
+        let bounds = bounds("https://registry-1.docker.io").through(vec![proxy]);
+        let allows = |url: &str| bounds.check(&url.parse().unwrap()).is_ok();
+        assert!(allows("https://registry-1.docker.io/v2/"));
+        assert!(allows("https://cdn.example/x"));
+        for inside in [
+            "https://localhost/x",
+            "https://vault/x",
+            "https://db.corp.internal/x",
+            "https://proxy.corp.example/x",
+            "https://10.0.0.1/x",
+        ] {
+            assert!(!allows(inside), "{inside}");
+        }
     }
 
     #[tokio::test]

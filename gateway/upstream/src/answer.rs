@@ -7,7 +7,10 @@ use std::time::Duration;
 use gantry_model::{Digest, MediaType};
 use http::{HeaderMap, HeaderName, StatusCode, header};
 
-use crate::error::{Call, Kind, UpstreamError};
+use crate::{
+    error::{Call, Cause, Kind, UpstreamError},
+    rate::{self, Word},
+};
 
 /// No upstream is left alone longer because it said so.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -31,9 +34,33 @@ pub(crate) fn failure(
     };
     let place = if is_foreign { " after a redirect" } else { "" };
     let answer = format_args!("{}{place}", status.as_u16());
+    let cause = match kind {
+        Kind::RateLimited => Cause::RateLimit,
+        _ => Cause::Answer,
+    };
     UpstreamError {
         retry_after: retry_after(headers),
+        cause,
         ..call.fail(kind, answer)
+    }
+}
+
+/// What the response says about how often we may ask.
+pub(crate) fn word(status: StatusCode, headers: &HeaderMap, is_foreign: bool) -> Word {
+    const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+    const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+    let retry_after = retry_after(headers);
+    let refusal = match status {
+        StatusCode::TOO_MANY_REQUESTS => Some(Kind::RateLimited),
+        StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => Some(Kind::Unavailable),
+        _ => None,
+    };
+    let quota = || rate::quota(text(headers, &LIMIT)?, text(headers, &REMAINING)?);
+    Word {
+        refusal,
+        retry_after,
+        quota: quota(),
+        is_foreign,
     }
 }
 

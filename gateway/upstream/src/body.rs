@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::error::{Call, Kind, UpstreamError};
+use crate::error::{Call, Cause, Kind, UpstreamError};
 
 /// How slow a body may be.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,7 @@ impl Body {
     /// The body as a stream that holds `permit` while it lives. Dropping it closes the connection.
     pub(crate) fn into_stream(
         self,
-        permit: Option<OwnedSemaphorePermit>,
+        permit: OwnedSemaphorePermit,
     ) -> BoxStream<'static, Result<Bytes, UpstreamError>> {
         stream::unfold(Some((self, permit)), async |state| {
             let (mut body, permit) = state?;
@@ -90,12 +90,16 @@ impl Body {
         let part = part
             .map_err(|silence| {
                 let answer = "the body stalled";
-                self.call.fail_with(Kind::Unavailable, answer, silence)
+                self.call
+                    .fail_with(Kind::Unavailable, answer, silence)
+                    .because(Cause::Stalled)
             })?
             .map_err(|error| {
                 let answer = "the body broke off";
                 let source = error.without_url();
-                self.call.fail_with(Kind::Unavailable, answer, source)
+                self.call
+                    .fail_with(Kind::Unavailable, answer, source)
+                    .because(Cause::Broken)
             })?;
         match part {
             Some(part) => self.count(&part).map(|()| Some(part)),
@@ -121,7 +125,8 @@ impl Body {
         }
         let required = u128::from(self.pace.minimum_rate) * self.waited.as_millis() / 1000;
         if u128::from(self.received_in_window) < required {
-            return Err(self.call.fail(Kind::Unavailable, "the body is too slow"));
+            let error = self.call.fail(Kind::Unavailable, "the body is too slow");
+            return Err(error.because(Cause::TooSlow));
         }
         self.waited = Duration::ZERO;
         self.received_in_window = 0;
@@ -132,7 +137,10 @@ impl Body {
         match self.expected {
             Some(expected) if self.received < expected => {
                 let answer = "the body is shorter than announced";
-                Err(self.call.fail(Kind::Unavailable, answer))
+                Err(self
+                    .call
+                    .fail(Kind::Unavailable, answer)
+                    .because(Cause::Broken))
             }
             _ => Ok(()),
         }

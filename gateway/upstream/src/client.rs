@@ -3,23 +3,33 @@
 //! Owns the order of base URLs, the bound on concurrency and the reading of answers. How a request is authenticated and where
 //! redirects may lead is `endpoint`'s; what a status means is `answer`'s.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use gantry_model::{Digest, Page, Reference, RepositoryName, manifest::MAX_MANIFEST_BYTES};
 use http::{Method, StatusCode};
 use reqwest::Response;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout},
+};
+use url::Url;
 
 use crate::{
     BlobStream, FetchedManifest, ManifestHead, TagPage, Upstream, answer,
     body::Body,
+    credential::CredentialSource,
     endpoint::{Ask, Endpoint},
-    error::{Call, Kind, UpstreamError},
+    error::{Call, Cause, Kind, UpstreamError},
+    rate::Pacer,
     settings::{BuildError, ClientSettings},
 };
 
+pub use crate::endpoint::EndpointStats;
+
+/// What a caller is told to wait when the queue is full.
+const SATURATED_PAUSE: Duration = Duration::from_secs(1);
 /// Everything this registry stores. `*/*` is left out: it makes registries of old convert to schema 1.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
@@ -36,7 +46,19 @@ const MAX_TAG_LIST_BYTES: usize = 4 << 20;
 pub struct RegistryClient {
     name: Arc<str>,
     endpoints: Vec<Endpoint>,
+    home: Url,
     permits: Arc<Semaphore>,
+    pacer: Option<Pacer>,
+    queue_timeout: Duration,
+}
+
+/// How an upstream fares.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// The base URL and its alternatives, in order.
+    pub endpoints: Vec<EndpointStats>,
+    /// Requests and bodies that may still begin at once.
+    pub free: usize,
 }
 
 impl RegistryClient {
@@ -51,17 +73,30 @@ impl RegistryClient {
         Ok(Self {
             name: settings.name.into(),
             endpoints: endpoints?,
+            home: settings.url,
             permits: Arc::new(Semaphore::new(max_concurrency)),
+            pacer: settings.requests_per_second.map(Pacer::new),
+            queue_timeout: settings.queue_timeout,
         })
     }
 
-    /// How many of the base URLs are left alone because they failed too often.
+    /// Uses other credentials from now on, for the origin they were for. What is under way ends with the old ones; a token got
+    /// with those is not used again.
+    pub fn replace_credentials(&self, source: Option<&CredentialSource>) {
+        let home = self.endpoints.iter();
+        for endpoint in home.filter(|endpoint| endpoint.is_at(&self.home)) {
+            endpoint.replace_credentials(source.cloned());
+        }
+    }
+
+    /// How the upstream fares now.
     #[must_use]
-    pub fn resting_count(&self) -> usize {
-        self.endpoints
-            .iter()
-            .filter(|endpoint| endpoint.is_resting())
-            .count()
+    pub fn stats(&self) -> Stats {
+        let now = Instant::now();
+        Stats {
+            endpoints: self.endpoints.iter().map(|one| one.stats(now)).collect(),
+            free: self.permits.available_permits(),
+        }
     }
 
     fn ask<'a>(
@@ -82,9 +117,28 @@ impl RegistryClient {
         }
     }
 
-    /// Waits for its turn. `None` only if the semaphore were closed, which nobody does.
-    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.permits).acquire_owned().await.ok()
+    /// Waits for its turn, for so long as is allowed.
+    async fn permit(&self, call: &Call) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        let began = Instant::now();
+        let saturated = |pause: Duration| {
+            call.fail(
+                Kind::Unavailable,
+                "not tried, too many requests are waiting",
+            )
+            .because(Cause::Saturated)
+            .retry_after(pause)
+        };
+        let turn = Arc::clone(&self.permits).acquire_owned();
+        // The semaphore is never closed, so that only the time can run out.
+        let Ok(Ok(permit)) = timeout(self.queue_timeout, turn).await else {
+            return Err(saturated(SATURATED_PAUSE));
+        };
+        if let Some(pacer) = &self.pacer {
+            let patience = self.queue_timeout.saturating_sub(began.elapsed());
+            let wait = pacer.take(Instant::now(), patience).map_err(saturated)?;
+            sleep(wait).await;
+        }
+        Ok(permit)
     }
 
     async fn first_of<'a, T>(
@@ -156,13 +210,13 @@ impl Upstream for RegistryClient {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<ManifestHead, UpstreamError> {
-        let _permit = self.permit().await;
         let reference = reference.to_string();
         let path = ["manifests", reference.as_str()];
         let ask = Ask {
             accept: Some(MANIFEST_TYPES),
             ..self.ask("HEAD manifest", Method::HEAD, repository, path)
         };
+        let _permit = self.permit(&ask.call).await?;
         let response = self.head(&ask).await?;
         Ok(ManifestHead {
             digest: answer::content_digest(&ask.call, response.headers())?,
@@ -176,13 +230,13 @@ impl Upstream for RegistryClient {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<FetchedManifest, UpstreamError> {
-        let _permit = self.permit().await;
         let reference = reference.to_string();
         let path = ["manifests", reference.as_str()];
         let ask = Ask {
             accept: Some(MANIFEST_TYPES),
             ..self.ask("GET manifest", Method::GET, repository, path)
         };
+        let _permit = self.permit(&ask.call).await?;
         self.fetched_manifest(&ask).await
     }
 
@@ -191,9 +245,9 @@ impl Upstream for RegistryClient {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        let _permit = self.permit().await;
         let path = ["blobs", digest.as_str()];
         let ask = self.ask("HEAD blob", Method::HEAD, repository, path);
+        let _permit = self.permit(&ask.call).await?;
         let response = self.head(&ask).await?;
         Ok(answer::content_length(response.headers()))
     }
@@ -204,13 +258,13 @@ impl Upstream for RegistryClient {
         digest: &Digest,
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
-        let permit = self.permit().await;
         let path = ["blobs", digest.as_str()];
         let ask = Ask {
             offset,
             ..self.ask("GET blob", Method::GET, repository, path)
         };
         let ask = &ask;
+        let permit = self.permit(&ask.call).await?;
         let opened = self.first_of(&ask.call, |endpoint| Box::pin(open_blob(endpoint, ask)));
         let (size, offset, body) = opened.await?;
         Ok(BlobStream {
@@ -225,13 +279,13 @@ impl Upstream for RegistryClient {
         repository: &RepositoryName,
         page: &Page,
     ) -> Result<TagPage, UpstreamError> {
-        let _permit = self.permit().await;
         let limit = page.limit.map(|limit| ("n", limit.to_string()));
         let after = page.after.clone().map(|after| ("last", after));
         let ask = Ask {
             query: limit.into_iter().chain(after).collect(),
             ..self.ask("GET tags", Method::GET, repository, ["tags", "list"])
         };
+        let _permit = self.permit(&ask.call).await?;
         let (headers, body) = self.document(&ask, MAX_TAG_LIST_BYTES).await?;
         let list: TagList = serde_json::from_slice(&body).map_err(|error| {
             let answer = "not a tag list";
@@ -250,12 +304,12 @@ impl Upstream for RegistryClient {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<FetchedManifest, UpstreamError> {
-        let _permit = self.permit().await;
         let path = ["referrers", digest.as_str()];
         let ask = Ask {
             accept: Some(gantry_model::media_type::OCI_INDEX),
             ..self.ask("GET referrers", Method::GET, repository, path)
         };
+        let _permit = self.permit(&ask.call).await?;
         self.fetched_manifest(&ask).await
     }
 }

@@ -4,21 +4,54 @@
 //! [`Realm`] that this origin was allowed to name, and to nothing else (CVE-2020-15157, CVE-2026-33540 and their family).
 //! Knows nothing of challenges or tokens.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use reqwest::RequestBuilder;
 use url::{Host, Url};
 use zeroize::Zeroizing;
 
-use crate::realm::Realm;
+use crate::{helper::Helper, realm::Realm};
 
-/// A user name and password, as configured. Wiped from memory when dropped.
-#[derive(Clone)]
+/// The user name that says that the secret is an identity token, as docker's credential helpers have it.
+const IDENTITY_TOKEN: &str = "<token>";
+
+/// A user name and password, or an identity token. Wiped from memory when dropped.
+#[derive(Clone, Eq, PartialEq)]
 pub struct Credentials {
-    /// Who we are to the upstream.
+    /// Who we are to the upstream; `<token>` for an identity token.
     pub username: String,
     /// Its secret.
     pub password: Zeroizing<String>,
+}
+
+impl Credentials {
+    /// An identity (or refresh) token: exchanged for bearer tokens at the upstream's token endpoint.
+    #[must_use]
+    pub fn identity_token(token: Zeroizing<String>) -> Self {
+        Self {
+            username: IDENTITY_TOKEN.to_owned(),
+            password: token,
+        }
+    }
+
+    fn is_identity_token(&self) -> bool {
+        self.username == IDENTITY_TOKEN
+    }
+}
+
+/// Where credentials come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum CredentialSource {
+    /// As configured.
+    Fixed(Credentials),
+    /// A program that brings them when they are needed.
+    Helper(Helper),
+}
+
+impl From<Credentials> for CredentialSource {
+    fn from(credentials: Credentials) -> Self {
+        Self::Fixed(credentials)
+    }
 }
 
 impl fmt::Debug for Credentials {
@@ -62,14 +95,41 @@ impl Origin {
 }
 
 /// Credentials bound to an origin for good.
+#[derive(Clone)]
 pub(crate) struct Credential {
     origin: Origin,
-    secret: Credentials,
+    secret: Arc<Credentials>,
 }
 
 impl Credential {
-    pub(crate) fn bind(secret: Credentials, origin: Origin) -> Self {
+    pub(crate) fn bind(secret: Arc<Credentials>, origin: Origin) -> Self {
         Self { origin, secret }
+    }
+
+    /// Whether it is this secret.
+    pub(crate) fn holds(&self, secret: &Credentials) -> bool {
+        *self.secret == *secret
+    }
+
+    /// Whether it can only be exchanged at a token endpoint.
+    pub(crate) fn is_identity_token(&self) -> bool {
+        self.secret.is_identity_token()
+    }
+
+    /// The form of an OAuth2 refresh with the identity token (token spec, OAuth2 variant), when the realm was named by, and
+    /// admitted for, the origin.
+    pub(crate) fn refresh_form<'a>(
+        &'a self,
+        realm: &Realm,
+    ) -> Option<[(&'static str, &'a str); 3]> {
+        let is_ours = self.is_identity_token() && *realm.named_by() == self.origin;
+        is_ours.then(|| {
+            [
+                ("grant_type", "refresh_token"),
+                ("client_id", "gantry"),
+                ("refresh_token", self.secret.password.as_str()),
+            ]
+        })
     }
 
     /// Adds `Authorization: Basic`, when the request's target is the origin itself.
@@ -91,6 +151,9 @@ impl Credential {
     }
 
     fn attach(&self, request: RequestBuilder) -> RequestBuilder {
+        if self.is_identity_token() {
+            return request;
+        }
         request.basic_auth(&self.secret.username, Some(self.secret.password.as_str()))
     }
 }
@@ -114,7 +177,7 @@ mod tests {
             username: "acme".to_owned(),
             password: Zeroizing::new("canary".to_owned()),
         };
-        let credential = Credential::bind(secret, origin(bound_to));
+        let credential = Credential::bind(Arc::new(secret), origin(bound_to));
         let request = credential.attach_to(reqwest::Client::new().get(target), &origin(target));
         request
             .build()
@@ -141,10 +204,10 @@ mod tests {
             username: "acme".to_owned(),
             password: Zeroizing::new("canary".to_owned()),
         };
-        let credential = Credential::bind(secret, origin("https://r.example.com"));
+        let credential = Credential::bind(Arc::new(secret), origin("https://r.example.com"));
         let is_attached = |named_by: &str| {
             let url = "https://auth.example.com/token";
-            let realm = Realm::admit(url, &origin(named_by)).unwrap();
+            let realm = Realm::admit(url, &origin(named_by), &[]).unwrap();
             let request = reqwest::Client::new().get(url);
             let request = credential.attach_to_realm(request, &realm).build().unwrap();
             request.headers().contains_key("authorization")
@@ -154,12 +217,28 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_token_leaves_in_the_form_for_its_own_realm_only() {
+        let token = Credentials::identity_token(Zeroizing::new("canary".to_owned()));
+        let own = origin("https://r.example.com");
+        let credential = Credential::bind(Arc::new(token), own.clone());
+        let request = reqwest::Client::new().get("https://r.example.com/v2/");
+        let request = credential.attach_to(request, &own).build().unwrap();
+        assert!(!request.headers().contains_key("authorization"));
+        let has_form = |named_by: &str| {
+            let realm = Realm::admit("https://auth.example.com/t", &origin(named_by), &[]);
+            credential.refresh_form(&realm.unwrap()).is_some()
+        };
+        assert!(has_form("https://r.example.com"));
+        assert!(!has_form("https://other.example.com"));
+    }
+
+    #[test]
     fn debug_shows_no_secret() {
         let secret = Credentials {
             username: "acme".to_owned(),
             password: Zeroizing::new("canary".to_owned()),
         };
-        let bound = Credential::bind(secret.clone(), origin("https://r.example"));
+        let bound = Credential::bind(Arc::new(secret.clone()), origin("https://r.example"));
         assert_eq!(
             format!("{secret:?} {bound:?}"),
             "Credentials(***) Credential(***)"

@@ -1,43 +1,38 @@
 //! One base URL of an upstream: sends a request there, with the proof of identity it asks for and along its redirects.
 //!
-//! Owns the HTTP client, the tokens, what was learned of the registry's authentication, and the breaker of that base URL. Does not
-//! know what a response is good for.
+//! Owns the tokens, what was learned of the registry's authentication, and the breaker and budget of that base URL. Does not know
+//! what a response is good for.
 //! Invariant: `Authorization` is added only while the request stays on the base URL's origin.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use gantry_model::RepositoryName;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use moka::sync::Cache;
-use reqwest::{Client, RequestBuilder, Response};
-use tokio::time::{Instant, timeout};
+use reqwest::{RequestBuilder, Response};
+use tokio::time::Instant;
 use url::Url;
 
 use crate::{
-    address::Bounds,
+    account::Account,
     answer,
     body::{Body, Pace},
     breaker::Breaker,
     challenge::Challenge,
-    credential::{Credential, Origin},
-    error::{Call, Kind, UpstreamError},
-    realm::Realm,
-    redirect,
+    credential::{Credential, CredentialSource, Origin},
+    error::{Call, Cause, Kind, UpstreamError},
+    rate::{self, Budget, Quota},
+    realm::{Realm, RealmError},
+    redirect::{self, RedirectError},
     settings::{BuildError, ClientSettings},
     token::{MAX_TOKEN_BODY_BYTES, Token, TokenKey, Tokens},
+    transport::{Transport, drain},
 };
 
 /// Without a token, with a kept one that turns out stale, with a fresh one.
 const MAX_ROUNDS: usize = 3;
 /// Repositories whose way of authentication is remembered.
 const MAX_REMEMBERED: u64 = 10_000;
-/// The largest list of response headers over HTTP/2; over HTTP/1 hyper stops at 100 headers and about 400 KiB.
-const MAX_HEADER_BYTES: u32 = 64 << 10;
-/// An unwanted body up to this size is read away, so that the connection can be used again.
-const MAX_DRAINED_BYTES: usize = 16 << 10;
-/// How long reading one away may take.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// What is asked of a registry, whichever base URL it has.
 pub(crate) struct Ask<'a> {
     pub(crate) call: Call,
@@ -53,14 +48,15 @@ pub(crate) struct Ask<'a> {
 /// One base URL.
 pub(crate) struct Endpoint {
     base: Url,
-    origin: Origin,
-    bounds: Bounds,
-    http: Client,
-    credential: Option<Credential>,
+    /// What its registry calls the repositories before their names; empty or ending in a slash.
+    prefix: String,
+    transport: Transport,
+    account: Account,
+    realms: Vec<Origin>,
     tokens: Tokens,
     remembered: Cache<RepositoryName, Scheme>,
     breaker: Breaker,
-    head_timeout: Duration,
+    budget: Budget,
     pace: Pace,
 }
 
@@ -74,8 +70,21 @@ enum Scheme {
 /// What a request proves its sender with.
 enum Proof {
     None,
-    Basic,
+    Basic(Credential),
     Bearer(Arc<TokenKey>, Token),
+}
+
+/// How one base URL fares.
+#[derive(Clone, Debug)]
+pub struct EndpointStats {
+    /// The base URL.
+    pub url: Url,
+    /// What it said last about its quota, as Docker Hub does.
+    pub quota: Option<Quota>,
+    /// For how long some requests are not sent there, because it asked for that.
+    pub paused_for: Option<Duration>,
+    /// Whether it is left alone because it failed too often.
+    pub is_broken: bool,
 }
 
 /// A response, and whether it comes from another origin than was asked.
@@ -88,21 +97,20 @@ impl Endpoint {
     /// Builds the client for `base`. Sends nothing.
     pub(crate) fn new(base: &Url, settings: &ClientSettings) -> Result<Self, BuildError> {
         let origin = origin_of_base(base)?;
-        let home = origin_of_base(&settings.url)?;
-        let bounds = Bounds::around(origin.host());
-        let secret = settings.credentials.clone().filter(|_| origin == home);
+        let is_home = origin == origin_of_base(&settings.url)?;
+        let source = settings.credentials.clone().filter(|_| is_home);
+        let realms: Option<Vec<Origin>> = settings.token_realms.iter().map(Origin::of).collect();
+        let (base, prefix) = split_base(base);
         Ok(Self {
-            base: base.clone(),
-            credential: secret.map(|secret| Credential::bind(secret, home)),
-            http: build_http(settings, bounds.clone())?,
-            origin,
-            bounds,
+            base,
+            prefix,
+            transport: Transport::new(origin.clone(), is_home, settings)?,
+            account: Account::new(origin, source),
+            realms: realms.ok_or(BuildError::Url)?,
             tokens: Tokens::new(),
             remembered: Cache::new(MAX_REMEMBERED),
             breaker: Breaker::default(),
-            head_timeout: settings
-                .connect_timeout
-                .saturating_add(settings.idle_timeout),
+            budget: Budget::default(),
             pace: Pace {
                 idle_timeout: settings.idle_timeout,
                 minimum_rate: settings.minimum_rate,
@@ -110,31 +118,55 @@ impl Endpoint {
         })
     }
 
-    /// Whether its breaker is open.
-    pub(crate) fn is_resting(&self) -> bool {
-        self.breaker.is_open()
+    /// Uses other credentials from now on.
+    pub(crate) fn replace_credentials(&self, source: Option<CredentialSource>) {
+        self.account.replace(source);
     }
 
-    /// Runs `attempt` unless the breaker is open, and tells the breaker how it went.
+    /// Whether it is the origin of that URL.
+    pub(crate) fn is_at(&self, url: &Url) -> bool {
+        Origin::of(url).as_ref() == Some(self.transport.origin())
+    }
+
+    pub(crate) fn stats(&self, now: Instant) -> EndpointStats {
+        EndpointStats {
+            url: self.base.clone(),
+            quota: self.budget.quota(),
+            paused_for: self.budget.paused_for(now),
+            is_broken: self.breaker.is_open(),
+        }
+    }
+
+    /// Runs `attempt` unless the upstream asked for a pause or the breaker is open, and tells the breaker how it went.
     pub(crate) async fn guarded<T>(
         &self,
         call: &Call,
         attempt: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
-        let pass = match self.breaker.admit(Instant::now()) {
-            Ok(pass) => pass,
-            Err(pause) => {
-                let error = call.fail(Kind::Unavailable, "not tried, it failed too often just now");
-                return Err(UpstreamError {
-                    retry_after: Some(pause),
-                    ..error
-                });
-            }
-        };
+        self.check_pause(call)?;
+        let pass = self.breaker.admit(Instant::now()).map_err(|pause| {
+            call.fail(Kind::Unavailable, "not tried, it failed too often just now")
+                .because(Cause::Breaker)
+                .retry_after(pause)
+        })?;
         let result = attempt.await;
         let is_unavailable = matches!(&result, Err(error) if error.kind == Kind::Unavailable);
         pass.settle(!is_unavailable, Instant::now());
         result
+    }
+
+    fn check_pause(&self, call: &Call) -> Result<(), UpstreamError> {
+        let admitted = self.budget.admit(call.verb(), Instant::now());
+        admitted.map_err(|(kind, left)| {
+            call.fail(kind, "not tried, it asked to come back later")
+                .because(rate::cause_of(kind))
+                .retry_after(left)
+        })
+    }
+
+    fn hear(&self, call: &Call, response: &Response, is_foreign: bool) {
+        let word = answer::word(response.status(), response.headers(), is_foreign);
+        self.budget.hear(call.verb(), word, Instant::now());
     }
 
     /// The response to `ask`, when its status is `wanted`.
@@ -147,6 +179,7 @@ impl Endpoint {
             response,
             is_foreign,
         } = self.ask(ask).await?;
+        self.hear(&ask.call, &response, is_foreign);
         if wanted.contains(&response.status()) {
             return Ok(response);
         }
@@ -166,6 +199,7 @@ impl Endpoint {
         let began = Instant::now();
         let mut proof = self.remembered_proof(ask).await?;
         let mut rounds = 1..=MAX_ROUNDS;
+        let mut is_renewed = false;
         loop {
             let answer = self.send(ask, &proof).await?;
             let is_challenge = answer.response.status() == StatusCode::UNAUTHORIZED;
@@ -176,7 +210,11 @@ impl Endpoint {
             // What was fetched or sent for this very call and is refused all the same will not do better again.
             let is_final = match &proof {
                 Proof::None => false,
-                Proof::Basic => true,
+                Proof::Basic(_) if is_renewed => true,
+                Proof::Basic(refused) => {
+                    is_renewed = true;
+                    !self.account.renew(&ask.call, refused).await?
+                }
                 Proof::Bearer(_, token) => token.issued() >= began,
             };
             if is_final || rounds.is_empty() {
@@ -208,21 +246,20 @@ impl Endpoint {
             .filter(|challenge| challenge.scheme == "bearer")
             .find_map(|challenge| Some((challenge, challenge.parameter("realm")?)));
         if let Some((challenge, realm)) = bearer {
-            let realm = Realm::admit(realm, &self.origin).map_err(|error| {
-                let answer = format_args!("401, {error}; nothing was sent to it");
-                ask.call.fail_with(Kind::Refused, answer, error)
-            })?;
+            let realm = Realm::admit(realm, self.transport.origin(), &self.realms)
+                .map_err(|error| unadmitted(&ask.call, error))?;
             return Ok(Scheme::Bearer(Arc::new(TokenKey {
                 realm,
                 service: challenge.parameter("service").map(str::to_owned),
-                scope: scope(ask.repository, challenge),
+                scope: scope(&self.prefix, ask.repository, challenge),
+                generation: self.account.generation(),
             })));
         }
         match challenges
             .iter()
             .any(|challenge| challenge.scheme == "basic")
         {
-            true if self.credential.is_some() => Ok(Scheme::Basic),
+            true if self.account.is_known() => Ok(Scheme::Basic),
             true => Err(refused(
                 "it wants a user and there are no credentials for it",
             )),
@@ -234,9 +271,14 @@ impl Endpoint {
     async fn prove(&self, ask: &Ask<'_>, scheme: Scheme) -> Result<Proof, UpstreamError> {
         let repository = ask.repository.clone();
         let Scheme::Bearer(key) = scheme else {
+            let proof = self.basic(&ask.call).await?;
             self.remembered.insert(repository, scheme);
-            return Ok(Proof::Basic);
+            return Ok(proof);
         };
+        let key = Arc::new(TokenKey {
+            generation: self.account.generation(),
+            ..(*key).clone()
+        });
         let fetch = self.fetch_token(&ask.call, &key);
         match self.tokens.get(&key, fetch).await {
             Ok(token) => {
@@ -245,28 +287,52 @@ impl Endpoint {
                 Ok(Proof::Bearer(key, token))
             }
             Err(error) => {
-                self.remembered.invalidate(ask.repository);
+                // A limit says nothing about the realm; forgetting it would cost a challenge for every call until then.
+                if error.kind != Kind::RateLimited {
+                    self.remembered.invalidate(ask.repository);
+                }
+                let cause = match error.cause {
+                    Cause::Answer => Cause::Token,
+                    cause => cause,
+                };
                 Err(UpstreamError {
                     retry_after: error.retry_after,
+                    cause,
                     ..ask.call.fail_with(error.kind, "no token", error)
                 })
             }
         }
     }
 
+    async fn basic(&self, call: &Call) -> Result<Proof, UpstreamError> {
+        match self.account.current(call).await? {
+            Some(credential) if !credential.is_identity_token() => Ok(Proof::Basic(credential)),
+            Some(_) => Err(call.fail(
+                Kind::Refused,
+                "401, it wants a user and there is only an identity token",
+            )),
+            None => Ok(Proof::None),
+        }
+    }
+
     async fn fetch_token(&self, call: &Call, key: &TokenKey) -> Result<Token, UpstreamError> {
         let call = call.instead("GET token");
+        self.check_pause(&call)?;
         let issued = Instant::now();
-        let mut url = key.realm.url().clone();
-        let service = key.service.iter().map(|service| ("service", service));
-        url.query_pairs_mut()
-            .extend_pairs(service.chain([("scope", &key.scope)]));
-        let request = self.request(&call, Method::GET, &url)?;
-        let request = match &self.credential {
-            Some(credential) => credential.attach_to_realm(request, &key.realm),
-            None => request,
-        };
-        let response = self.dispatch(&call, request).await?;
+        let credential = self.account.current(&call).await?;
+        let mut response = self.ask_for_token(&call, key, credential.as_ref()).await?;
+        let is_refusal = matches!(
+            response.status(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        );
+        if let Some(refused) = credential.filter(|_| is_refusal)
+            && self.account.renew(&call, &refused).await?
+        {
+            drain(response).await;
+            let other = self.account.current(&call).await?;
+            response = self.ask_for_token(&call, key, other.as_ref()).await?;
+        }
+        self.hear(&call, &response, false);
         if response.status() != StatusCode::OK {
             let error = answer::failure(&call, response.status(), response.headers(), false);
             drain(response).await;
@@ -286,6 +352,31 @@ impl Endpoint {
             .ok_or_else(|| call.fail(Kind::Invalid, "the answer has no usable token"))
     }
 
+    async fn ask_for_token(
+        &self,
+        call: &Call,
+        key: &TokenKey,
+        credential: Option<&Credential>,
+    ) -> Result<Response, UpstreamError> {
+        let mut url = key.realm.url().clone();
+        let service = key.service.iter().map(|service| ("service", &**service));
+        let asked = service.chain([("scope", &*key.scope)]);
+        let form = credential.and_then(|credential| credential.refresh_form(&key.realm));
+        let request = if let Some(form) = form {
+            let form: Vec<(&str, &str)> = asked.chain(form).collect();
+            let request = self.transport.request(call, Method::POST, &url)?;
+            request.form(&form)
+        } else {
+            url.query_pairs_mut().extend_pairs(asked);
+            let request = self.transport.request(call, Method::GET, &url)?;
+            match credential {
+                Some(credential) => credential.attach_to_realm(request, &key.realm),
+                None => request,
+            }
+        };
+        self.transport.dispatch(call, request).await
+    }
+
     // --- sending ---
 
     /// Sends `ask` and follows its redirects. Once a redirect leaves the origin, the proof stays behind for good.
@@ -293,7 +384,9 @@ impl Endpoint {
         let mut url = self.url(ask);
         let mut is_foreign = false;
         for _ in 0..=redirect::MAX_REDIRECTS {
-            let mut request = self.request(&ask.call, ask.method.clone(), &url)?;
+            let mut request = self
+                .transport
+                .request(&ask.call, ask.method.clone(), &url)?;
             if let Some(accept) = ask.accept {
                 request = request.header(header::ACCEPT, accept);
             }
@@ -303,49 +396,32 @@ impl Endpoint {
             if !is_foreign {
                 request = self.attach(request, proof);
             }
-            let response = self.dispatch(&ask.call, request).await?;
+            let response = self.transport.dispatch(&ask.call, request).await?;
             if !redirect::is_redirect(response.status()) {
                 return Ok(Answer {
                     response,
                     is_foreign,
                 });
             }
-            let target = redirect::target(&url, response.headers(), &self.bounds);
-            url = target.map_err(|error| ask.call.fail(Kind::Invalid, error))?;
-            is_foreign |= Origin::of(&url).as_ref() != Some(&self.origin);
+            let target = redirect::target(&url, response.headers(), self.transport.bounds());
+            url = target.map_err(|error| {
+                let cause = match error {
+                    RedirectError::Blocked(_) => Cause::Blocked,
+                    _ => Cause::Answer,
+                };
+                ask.call.fail(Kind::Invalid, error).because(cause)
+            })?;
+            is_foreign |= !self.is_at(&url);
             drain(response).await;
         }
         Err(ask.call.fail(Kind::Invalid, "too many redirects"))
     }
 
     fn attach(&self, request: RequestBuilder, proof: &Proof) -> RequestBuilder {
-        match (proof, &self.credential) {
-            (Proof::Bearer(_, token), _) => token.attach(request),
-            (Proof::Basic, Some(credential)) => credential.attach_to(request, &self.origin),
-            (Proof::Basic | Proof::None, _) => request,
-        }
-    }
-
-    /// The one place where a request is begun: an address out of bounds does not get past it.
-    fn request(
-        &self,
-        call: &Call,
-        method: Method,
-        url: &Url,
-    ) -> Result<RequestBuilder, UpstreamError> {
-        let blocked = |error| call.fail_with(Kind::Refused, error, error);
-        self.bounds.check(url).map_err(blocked)?;
-        Ok(self.http.request(method, url.clone()))
-    }
-
-    async fn dispatch(
-        &self,
-        call: &Call,
-        request: RequestBuilder,
-    ) -> Result<Response, UpstreamError> {
-        match timeout(self.head_timeout, request.send()).await {
-            Ok(sent) => sent.map_err(|error| call.transport(error)),
-            Err(silence) => Err(call.fail_with(Kind::Unavailable, "no answer in time", silence)),
+        match proof {
+            Proof::Bearer(_, token) => token.attach(request),
+            Proof::Basic(credential) => credential.attach_to(request, self.transport.origin()),
+            Proof::None => request,
         }
     }
 
@@ -356,6 +432,7 @@ impl Endpoint {
             segments
                 .pop_if_empty()
                 .push("v2")
+                .extend(self.prefix.split_terminator('/'))
                 .extend(ask.repository.as_str().split('/'))
                 .extend(ask.path);
         }
@@ -368,8 +445,8 @@ impl Endpoint {
 
 /// The scope to ask for: pulling the repository, by the name its registry knows it under. A gateway below a path prefix calls it
 /// by its own longer name, which is taken over from the challenge; nothing else in a challenge's scope is.
-fn scope(repository: &RepositoryName, challenge: &Challenge) -> String {
-    let own = format!("repository:{repository}:pull");
+fn scope(prefix: &str, repository: &RepositoryName, challenge: &Challenge) -> String {
+    let own = format!("repository:{prefix}{repository}:pull");
     let Some(asked) = challenge.parameter("scope") else {
         return own;
     };
@@ -397,45 +474,25 @@ fn origin_of_base(base: &Url) -> Result<Origin, BuildError> {
     Origin::of(base).filter(|_| is_plain).ok_or(BuildError::Url)
 }
 
-fn build_http(settings: &ClientSettings, bounds: Bounds) -> Result<Client, BuildError> {
-    let identity = HeaderValue::from_static("identity");
-    let builder = Client::builder()
-        .user_agent(&settings.user_agent)
-        .default_headers(HeaderMap::from_iter([(header::ACCEPT_ENCODING, identity)]))
-        .connect_timeout(settings.connect_timeout)
-        .dns_resolver(bounds)
-        .redirect(reqwest::redirect::Policy::none())
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .referer(false)
-        .no_proxy()
-        .no_gzip()
-        .no_brotli()
-        .no_zstd()
-        .no_deflate();
-    let builder = match &settings.root_certificates {
-        None => builder,
-        Some(pem) => {
-            let broken = |error| BuildError::RootCertificates(Some(error));
-            let roots = reqwest::Certificate::from_pem_bundle(pem).map_err(broken)?;
-            if roots.is_empty() {
-                return Err(BuildError::RootCertificates(None));
-            }
-            builder.tls_certs_merge(roots)
-        }
+/// The part of a base URL before `/v2`, and the names' prefix after it: `https://harbor.example/v2/hub-proxy` is one project of a
+/// registry at `https://harbor.example`.
+fn split_base(base: &Url) -> (Url, String) {
+    let path = base.path().trim_end_matches('/');
+    let (before, after) = match path.find("/v2/") {
+        Some(at) => path.split_at(at),
+        None => (path.strip_suffix("/v2").unwrap_or(path), ""),
     };
-    builder.build().map_err(BuildError::Client)
+    let mut prefix = after.trim_start_matches("/v2/").to_owned();
+    if !prefix.is_empty() {
+        prefix.push('/');
+    }
+    let mut url = base.clone();
+    url.set_path(before);
+    (url, prefix)
 }
 
-/// Reads an unwanted body away when it is small and quick; else its connection is closed.
-async fn drain(mut response: Response) {
-    let read = async {
-        let mut left = MAX_DRAINED_BYTES;
-        while let Ok(Some(part)) = response.chunk().await {
-            let Some(rest) = left.checked_sub(part.len()) else {
-                return;
-            };
-            left = rest;
-        }
-    };
-    timeout(DRAIN_TIMEOUT, read).await.unwrap_or_default();
+fn unadmitted(call: &Call, error: RealmError) -> UpstreamError {
+    let answer = format_args!("401, {error}; nothing was sent to it");
+    call.fail_with(Kind::Refused, answer, error)
+        .because(Cause::Blocked)
 }

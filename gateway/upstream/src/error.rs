@@ -1,8 +1,8 @@
 //! An upstream failed: what the caller can do about it.
 
-use std::{error::Error as _, fmt::Display, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt::Display, io, sync::Arc, time::Duration};
 
-use crate::address::Blocked;
+use crate::address::{Blocked, Unresolved};
 
 /// What the caller can do about it; also the metric label.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -19,6 +19,65 @@ pub enum Kind {
     Invalid,
 }
 
+/// Where it went wrong; a metric label finer than [`Kind`], for people who look for the fault.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Cause {
+    /// The upstream answered, and that was the answer.
+    Answer,
+    /// Its name has no address.
+    Dns,
+    /// No connection in time, or a refused one.
+    Connect,
+    /// No TLS: an unknown issuer, a wrong name, a client certificate it does not take.
+    Tls,
+    /// Connected, and no head of a response in time.
+    FirstByte,
+    /// The connection broke, before the response or in its body.
+    Broken,
+    /// A body that came to a halt.
+    Stalled,
+    /// A body slower than the minimum rate.
+    TooSlow,
+    /// It leads to an address or a realm it may not lead to.
+    Blocked,
+    /// The token endpoint failed or refused.
+    Token,
+    /// The credential helper brought nothing.
+    Credentials,
+    /// Over the upstream's rate limit: by its answer now, or by an earlier one that still holds.
+    RateLimit,
+    /// Not asked: it said when to come back.
+    Paused,
+    /// Not asked: it failed too often just now.
+    Breaker,
+    /// Not asked: our own limits for this upstream are used up.
+    Saturated,
+}
+
+impl Cause {
+    /// The label of a metric.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Answer => "answer",
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::FirstByte => "first_byte",
+            Self::Broken => "broken",
+            Self::Stalled => "stalled",
+            Self::TooSlow => "too_slow",
+            Self::Blocked => "blocked",
+            Self::Token => "token",
+            Self::Credentials => "credentials",
+            Self::RateLimit => "rate_limit",
+            Self::Paused => "paused",
+            Self::Breaker => "breaker",
+            Self::Saturated => "saturated",
+        }
+    }
+}
+
 /// A source of any type.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -28,6 +87,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct UpstreamError {
     /// What the caller can do about it.
     pub kind: Kind,
+    /// Where it went wrong.
+    pub cause: Cause,
     /// The mirror's name.
     pub upstream: String,
     /// What was attempted and what came back, such as `GET manifest: 503`.
@@ -45,6 +106,20 @@ impl UpstreamError {
     pub fn is_retryable(&self) -> bool {
         matches!(self.kind, Kind::Unavailable | Kind::RateLimited)
     }
+
+    /// The same, with its cause.
+    pub(crate) fn because(self, cause: Cause) -> Self {
+        Self { cause, ..self }
+    }
+
+    /// The same, with the time to come back.
+    pub(crate) fn retry_after(self, pause: Duration) -> Self {
+        let retry_after = Some(pause);
+        Self {
+            retry_after,
+            ..self
+        }
+    }
 }
 
 /// What is being attempted at which upstream: where every error of a call comes from.
@@ -60,6 +135,11 @@ impl Call {
         Self { upstream, verb }
     }
 
+    /// What is attempted: the class of the request.
+    pub(crate) fn verb(&self) -> &'static str {
+        self.verb
+    }
+
     /// The same upstream, something else attempted.
     pub(crate) fn instead(&self, verb: &'static str) -> Self {
         Self::new(&self.upstream, verb)
@@ -68,6 +148,7 @@ impl Call {
     pub(crate) fn fail(&self, kind: Kind, answer: impl Display) -> UpstreamError {
         UpstreamError {
             kind,
+            cause: Cause::Answer,
             upstream: self.upstream.as_ref().to_owned(),
             attempt: format!("{}: {answer}", self.verb),
             retry_after: None,
@@ -91,20 +172,38 @@ impl Call {
     /// The HTTP client failed. Its own text names the URL, which may carry a CDN's signature, so that is taken off.
     pub(crate) fn transport(&self, error: reqwest::Error) -> UpstreamError {
         let error = error.without_url();
-        let mut below = error.source();
-        while let Some(source) = below {
-            if source.is::<Blocked>() {
-                return self.fail(Kind::Refused, Blocked);
+        let (answer, cause) = match root(&error) {
+            Some(Cause::Blocked) => {
+                return self.fail(Kind::Refused, Blocked).because(Cause::Blocked);
             }
-            below = source.source();
-        }
-        let answer = if error.is_timeout() {
-            "timed out"
-        } else if error.is_connect() {
-            "cannot connect"
-        } else {
-            "the connection broke"
+            Some(Cause::Dns) => ("the name has no address", Cause::Dns),
+            Some(cause) => ("no TLS", cause),
+            None if error.is_connect() => ("cannot connect", Cause::Connect),
+            None if error.is_timeout() => ("timed out", Cause::FirstByte),
+            None => ("the connection broke", Cause::Broken),
         };
         self.fail_with(Kind::Unavailable, answer, error)
+            .because(cause)
     }
+}
+
+/// What lies at the bottom, where that is ours or the TLS stack's.
+fn root(error: &reqwest::Error) -> Option<Cause> {
+    let mut below = error.source();
+    while let Some(source) = below {
+        if source.is::<Blocked>() {
+            return Some(Cause::Blocked);
+        } else if source.is::<Unresolved>() {
+            return Some(Cause::Dns);
+        } else if source.is::<rustls::Error>() {
+            return Some(Cause::Tls);
+        }
+        // An I/O error's `source` skips what it was made of.
+        let made_of = source.downcast_ref().and_then(io::Error::get_ref);
+        below = match made_of {
+            Some(inner) => Some(inner),
+            None => source.source(),
+        };
+    }
+    None
 }

@@ -2,13 +2,15 @@
 //!
 //! Map: this file is the port; `error` what can go wrong and what a caller can do about it; `settings` what a client is told.
 //! `client` speaks the distribution API over one or several base URLs, `endpoint` sends a request to one of them, `answer` and `body`
-//! read what comes back, `breaker` spares an upstream that fails. `challenge`, `token`, `realm` and `credential` are authentication;
-//! `redirect` and `address` say where an upstream may send us. Knows nothing of storage, freshness or policy.
+//! read what comes back, `transport` holds the connections, `breaker` spares an upstream that fails and `rate` one that limits.
+//! `challenge`, `token`, `realm`, `credential`, `account` and `helper` are authentication; `redirect` and `address` say where an
+//! upstream may send us. Knows nothing of storage, freshness or policy.
 //! Invariant: a credential leaves only for the origin it is bound to, or a realm that origin is allowed to name.
 
 pub mod client;
 pub mod error;
 
+mod account;
 mod address;
 mod answer;
 mod body;
@@ -16,21 +18,27 @@ mod breaker;
 mod challenge;
 mod credential;
 mod endpoint;
+mod helper;
+mod rate;
 mod realm;
 mod redirect;
 mod settings;
 mod token;
+mod transport;
 
 use std::fmt::Debug;
 
+pub use address::Reach;
 use async_trait::async_trait;
 use bytes::Bytes;
-pub use client::RegistryClient;
-pub use credential::Credentials;
-pub use error::{Kind, UpstreamError};
+pub use client::{EndpointStats, RegistryClient, Stats};
+pub use credential::{CredentialSource, Credentials};
+pub use error::{Cause, Kind, UpstreamError};
 use futures_util::stream::BoxStream;
 use gantry_model::{Digest, MediaType, Page, Reference, RepositoryName, Tag};
-pub use settings::{BuildError, ClientSettings};
+pub use helper::Helper;
+pub use rate::Quota;
+pub use settings::{BuildError, ClientSettings, Proxy, Tls};
 
 /// What a HEAD of a manifest told. HEADs are not counted by Docker Hub's pull limit.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -4,9 +4,8 @@
 //! origin before anything is sent (CVE-2026-33540). Not even an anonymous request goes to a realm that fails: that would
 //! let an upstream make us knock at addresses of our own network.
 //!
-//! Limits: without the public suffix list, "the same registrable domain" means the same last two labels, of names only, and only
-//! when those two do not look like a suffix under which strangers register. An upstream under such a suffix, and one whose
-//! tokens come from another company's domain (lscr.io → ghcr.io), must name a realm on its own host, or is refused.
+//! "The same registrable domain" is what the public suffix list says, and a short list of its own for hosts whose subdomains belong
+//! to strangers without being on it. A realm elsewhere (lscr.io names ghcr.io's) is admitted where the operator lists its origin.
 
 use url::{Host, Url};
 
@@ -33,8 +32,12 @@ pub(crate) struct Realm {
 }
 
 impl Realm {
-    /// Holds `text` against the origin whose challenge named it.
-    pub(crate) fn admit(text: &str, named_by: &Origin) -> Result<Self, RealmError> {
+    /// Holds `text` against the origin whose challenge named it, and what the operator lists beside it.
+    pub(crate) fn admit(
+        text: &str,
+        named_by: &Origin,
+        listed: &[Origin],
+    ) -> Result<Self, RealmError> {
         let malformed = |_parse| RealmError::Malformed;
         let mut url: Url = text.parse().map_err(malformed)?;
         url.set_fragment(None);
@@ -45,7 +48,7 @@ impl Realm {
         if named_by.is_secure() && !realm.is_secure() {
             return Err(RealmError::Insecure);
         }
-        if !same_domain(named_by.host(), realm.host()) {
+        if !listed.contains(&realm) && !same_domain(named_by.host(), realm.host()) {
             return Err(RealmError::Foreign);
         }
         let named_by = named_by.clone();
@@ -73,54 +76,27 @@ fn same_domain(one: &Host<String>, other: &Host<String>) -> bool {
     }
 }
 
-/// The last two labels, unless strangers can register below them.
-fn registrable(name: &str) -> Option<(&str, &str)> {
-    let mut labels = name.rsplit('.');
-    let (top, second) = (labels.next()?, labels.next()?);
-    let is_word = top.len() >= 2 && top.bytes().all(|byte| byte.is_ascii_alphabetic());
-    // `co.uk`, `com.au`, `asso.fr`, `eu.org`: a short label there is nearly always a name under which names are sold.
-    let is_suffix = second.len() <= 2 || (top.len() == 2 && second.len() <= 4);
-    let is_shared = SHARED_SUFFIXES.contains(&(second, top));
-    (is_word && !is_suffix && !is_shared).then_some((second, top))
+/// The domain somebody registered, unless strangers can stand below it.
+fn registrable(name: &str) -> Option<&str> {
+    let domain = psl::domain_str(name)?;
+    let is_shared = SHARED_DOMAINS.contains(&domain);
+    (!is_shared).then_some(domain)
 }
 
-/// Hosting domains whose subdomains belong to strangers; the ones a registry or an attacker can cheaply stand on.
-const SHARED_SUFFIXES: &[(&str, &str)] = &[
-    ("amazonaws", "com"),
-    ("appspot", "com"),
-    ("azurecr", "io"),
-    ("azureedge", "net"),
-    ("azurewebsites", "net"),
-    ("blogspot", "com"),
-    ("cloudapp", "net"),
-    ("cloudfront", "net"),
-    ("digitaloceanspaces", "com"),
-    ("duckdns", "org"),
-    ("firebaseapp", "com"),
-    ("fly", "dev"),
-    ("github", "io"),
-    ("gitlab", "io"),
-    ("googleapis", "com"),
-    ("herokuapp", "com"),
-    ("netlify", "app"),
-    ("ngrok", "io"),
-    ("ngrok", "app"),
-    ("ngrok-free", "app"),
-    ("nip", "io"),
-    ("on", "aws"),
-    ("onrender", "com"),
-    ("pages", "dev"),
-    ("pkg", "dev"),
-    ("r2", "dev"),
-    ("railway", "app"),
-    ("run", "app"),
-    ("scw", "cloud"),
-    ("sslip", "io"),
-    ("trycloudflare", "com"),
-    ("vercel", "app"),
-    ("web", "app"),
-    ("windows", "net"),
-    ("workers", "dev"),
+/// Domains that are no public suffixes to the list although their subdomains belong to strangers.
+const SHARED_DOMAINS: &[&str] = &[
+    "amazonaws.com",
+    "azurecr.io",
+    "azureedge.net",
+    "cloudfront.net",
+    "digitaloceanspaces.com",
+    "gitlab.io",
+    "googleapis.com",
+    "nip.io",
+    "pkg.dev",
+    "scw.cloud",
+    "sslip.io",
+    "windows.net",
 ];
 
 #[cfg(test)]
@@ -129,7 +105,7 @@ mod tests {
 
     fn check(upstream: &str, realm: &str, expect: Result<(), RealmError>) {
         let origin = Origin::of(&upstream.parse().unwrap()).unwrap();
-        let admitted = Realm::admit(realm, &origin).map(drop);
+        let admitted = Realm::admit(realm, &origin, &[]).map(drop);
         assert_eq!(admitted, expect, "{upstream} naming {realm}");
     }
 
@@ -189,6 +165,46 @@ mod tests {
         check("https://a.com.au", "https://b.com.au/token", foreign);
         check("https://a.eu.org", "https://b.eu.org/token", foreign);
         check("https://registry", "https://auth/token", foreign);
+    }
+
+    #[test]
+    fn subdomains_that_belong_to_strangers_are_foreign_to_each_other() {
+        for shared in [
+            "azurecr.io",
+            "github.io",
+            "pages.dev",
+            "herokuapp.com",
+            "s3.amazonaws.com",
+            "amazonaws.com",
+            "cloudfront.net",
+            "workers.dev",
+            "web.app",
+            "run.app",
+            "nip.io",
+            "co.jp",
+            "kawasaki.jp",
+            "com.br",
+            "uk.com",
+        ] {
+            check(
+                &format!("https://a.{shared}"),
+                &format!("https://b.{shared}/token"),
+                Err(RealmError::Foreign),
+            );
+        }
+        check("https://a.b.co.jp", "https://c.b.co.jp/token", Ok(()));
+    }
+
+    #[test]
+    fn a_realm_elsewhere_is_admitted_where_its_origin_is_listed() {
+        let origin = |url: &str| Origin::of(&url.parse().unwrap()).unwrap();
+        let (lscr, listed) = (origin("https://lscr.io"), [origin("https://ghcr.io")]);
+        let admit = |realm: &str| Realm::admit(realm, &lscr, &listed).map(drop);
+        assert_eq!(admit("https://ghcr.io/token"), Ok(()));
+        assert_eq!(admit("http://ghcr.io/token"), Err(RealmError::Insecure));
+        assert_eq!(admit("https://ghcr.io:444/token"), Err(RealmError::Foreign));
+        assert_eq!(admit("https://x.ghcr.io/token"), Err(RealmError::Foreign));
+        assert_eq!(admit("https://u@ghcr.io/token"), Err(RealmError::Userinfo));
     }
 
     #[test]

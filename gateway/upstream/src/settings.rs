@@ -1,22 +1,26 @@
 //! What a registry client is told about its upstream, and why it may refuse to be built from that.
 
-use std::{fmt, time::Duration};
+use std::{fmt, num::NonZeroU32, time::Duration};
 
 use url::Url;
+use zeroize::Zeroizing;
 
-use crate::credential::Credentials;
+use crate::credential::CredentialSource;
 
 /// One upstream, as configured.
-#[derive(Clone)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct ClientSettings {
     /// The mirror's name, for errors.
     pub name: String,
-    /// Where the registry lies, without `/v2`; a path in it goes before `/v2`.
+    /// Where the registry lies. A path in it goes before `/v2`; what comes after a `/v2` of its own goes before every repository's
+    /// name (`https://harbor.example/v2/hub-proxy`).
     pub url: Url,
     /// Other places of the same content, asked in order when the one before is unavailable or rate limited.
     pub alternatives: Vec<Url>,
     /// For the origin of `url` only. Alternatives on another origin are asked anonymously.
-    pub credentials: Option<Credentials>,
+    pub credentials: Option<CredentialSource>,
+    /// Origins of token endpoints that the upstream may name beside those of its own domain.
+    pub token_realms: Vec<Url>,
     /// Resolving, connecting and the TLS handshake, together.
     pub connect_timeout: Duration,
     /// The longest silence: before the response's head, and between two parts of its body.
@@ -25,10 +29,66 @@ pub struct ClientSettings {
     pub minimum_rate: u64,
     /// Requests and bodies under way at once; 0 counts as 1.
     pub max_concurrency: usize,
-    /// PEM certificates trusted beside the platform's own roots.
-    pub root_certificates: Option<Vec<u8>>,
+    /// How long a request may wait for its turn, by either limit, before it fails.
+    pub queue_timeout: Duration,
+    /// Requests per second over time; `None` = as many as come.
+    pub requests_per_second: Option<NonZeroU32>,
+    /// What TLS rests on.
+    pub tls: Tls,
+    /// The proxies to go through; `None` = straight on.
+    pub proxy: Option<Proxy>,
     /// The `User-Agent` header.
     pub user_agent: String,
+}
+
+/// What TLS rests on.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct Tls {
+    /// PEM certificates trusted beside the platform's own roots.
+    pub roots: Option<Vec<u8>>,
+    /// Who we are, PEM: the certificate and its chain, and the private key. Shown to the origin of the URL only.
+    pub identity: Option<Zeroizing<Vec<u8>>>,
+    /// Whether TLS 1.2 is refused.
+    pub only_1_3: bool,
+}
+
+/// The proxies to go through. `CONNECT` for https; a user and password in a proxy's URL are for that proxy.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct Proxy {
+    /// For https URLs.
+    pub https: Option<Url>,
+    /// For http URLs.
+    pub http: Option<Url>,
+    /// Hosts, domains and networks that are reached without, as in `NO_PROXY`.
+    pub bypass: String,
+}
+
+impl ClientSettings {
+    /// Whether a client made from the one can serve as a client of the other once its credentials are replaced.
+    #[must_use]
+    pub fn same_but_for_credentials(&self, other: &Self) -> bool {
+        let other = Self {
+            credentials: self.credentials.clone(),
+            ..other.clone()
+        };
+        *self == other
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Tls")
+            .field("only_1_3", &self.only_1_3)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Proxy {
+    /// Leaves out the URLs, which carry passwords.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Proxy").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for ClientSettings {
@@ -50,7 +110,13 @@ pub enum BuildError {
         "an upstream's URL must be http or https, with a host and without user, query or fragment"
     )]
     Url,
-    /// `root_certificates` has no certificate, or a broken one.
+    /// A proxy's URL is none, or not http or https.
+    #[error("the proxy's URL must be http or https, with a host")]
+    Proxy,
+    /// `tls.identity` is no certificate with its key.
+    #[error("the client certificate and its key are not PEM, or not each other's")]
+    Identity(#[source] reqwest::Error),
+    /// `tls.roots` has no certificate, or a broken one.
     #[error("the root certificates are not PEM certificates")]
     RootCertificates(#[source] Option<reqwest::Error>),
     /// The TLS stack refuses: a certificate is no certificate, the platform has no roots, or the user agent is no header value.

@@ -31,6 +31,8 @@ pub(crate) struct TokenKey {
     pub(crate) realm: Realm,
     pub(crate) service: Option<String>,
     pub(crate) scope: String,
+    /// Of the account it was got with, so that none outlives its credentials.
+    pub(crate) generation: u64,
 }
 
 /// A token, and since when we have it.

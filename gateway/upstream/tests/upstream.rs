@@ -6,9 +6,13 @@
 #[cfg(test)]
 #[path = "upstream"]
 mod upstream {
+    mod accounts;
     mod answers;
     mod bodies;
     mod failures;
+    mod limits;
+    mod matrix;
+    mod proxies;
     mod redirects;
     mod secrets;
     mod server;

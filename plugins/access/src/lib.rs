@@ -3,7 +3,7 @@
 //! | key | what it is |
 //! |---|---|
 //! | `rules[].who` | globs on principal ids (`user:alice`, `robot:*`), `group:<glob>`, `authenticated` or `*` for anyone with a credential, `anonymous` |
-//! | `rules[].may` | `pull`, `push`, `delete`, `catalog`, `*` |
+//! | `rules[].may` | `pull`, `push`, `delete`, `catalog`, `*` for these, and `admin` (the admin API), which no `*` gives |
 //! | `rules[].what` | globs on canonical repository names |
 //! | `rules[].deny` | refuse instead of allow; overrides every allow, also another plugin's |
 //! | `rules[].name` | what the audit log calls the rule |
@@ -134,7 +134,12 @@ impl Rule {
                 format!("unknown action {action}; {hint}"),
             );
         }
-        if self.what.is_empty() && self.may.iter().any(|action| action != CATALOG) {
+        if self.what.is_empty()
+            && self
+                .may
+                .iter()
+                .any(|action| action != CATALOG && action != ADMIN)
+        {
             issues.fatal(
                 format!("{pointer}/what"),
                 "names no repository; \"**\" means every repository",
@@ -170,6 +175,13 @@ impl Rule {
             "registry" if scope.name == CATALOG => {
                 self.may.iter().any(|action| action == CATALOG)
                     || (self.has(EVERY) && self.what.iter().any(|what| what.as_str() == "**"))
+            }
+            // Whoever may do everything to repositories may not change who may do what; `*` takes it away all the same.
+            "registry" if scope.name == ADMIN => {
+                self.has(ADMIN)
+                    || (self.deny
+                        && self.has(EVERY)
+                        && self.what.iter().any(|what| what.as_str() == "**"))
             }
             _ => false,
         }
@@ -235,10 +247,11 @@ fn granted(rules: &[&Rule], scope: &Scope) -> Option<Scope> {
 const GROUP: &str = "group:";
 const EVERY: &str = "*";
 const CATALOG: &str = "catalog";
+const ADMIN: &str = "admin";
 /// What can be done to a repository.
 const ACTIONS: [&str; 3] = ["pull", "push", "delete"];
 /// What `may` can hold.
-const WORDS: [&str; 5] = ["pull", "push", "delete", CATALOG, EVERY];
+const WORDS: [&str; 6] = ["pull", "push", "delete", CATALOG, ADMIN, EVERY];
 
 #[cfg(test)]
 mod tests;

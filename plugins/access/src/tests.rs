@@ -207,6 +207,33 @@ fn a_question_for_nothing_but_an_identity_is_allowed_to_the_known() {
 }
 
 #[test]
+fn the_admin_api_is_given_by_name_only_and_taken_away_with_everything() {
+    let (access, issues) = access(
+        r#"{"rules":[
+            {"who":["user:*"],"may":["*"],"what":["**"]},
+            {"who":["user:root","user:gone"],"may":["admin"]},
+            {"name":"gone","who":["user:gone"],"may":["*"],"what":["**"],"deny":true}
+        ]}"#,
+    );
+    assert_eq!(issues.iter().count(), 0);
+    for (who, expect) in [
+        ("user:alice", ""),
+        ("user:root", "+admin:*"),
+        ("user:gone", "-gone"),
+        ("anonymous", ""),
+    ] {
+        let asked = "registry:admin:*";
+        let who = principal(who, &[]);
+        assert_eq!(
+            outcome(&access, &who, Operation::Admin, asked),
+            expect,
+            "{}",
+            who.id
+        );
+    }
+}
+
+#[test]
 fn the_reason_names_the_rule_and_the_decision_may_be_reused() {
     let (access, _) = access(RULES);
     for (who, code) in [("user:alice", "writers"), ("user:root", "rules/2")] {
@@ -241,7 +268,7 @@ fn every_mistake_in_the_rules_is_reported_with_its_place() {
             ),
             (
                 "/rules/0/may/1",
-                "unknown action administer; there are pull, push, delete, catalog, *",
+                "unknown action administer; there are pull, push, delete, catalog, admin, *",
                 true
             ),
             (

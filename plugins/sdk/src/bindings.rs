@@ -70,6 +70,11 @@ exported!(
     "package gantry:sdk; world exports-admission { export gantry:plugin/admission@0.1.0; }",
     "gantry:sdk/exports-admission"
 );
+exported!(
+    events,
+    "package gantry:sdk; world exports-events { export gantry:plugin/events@0.1.0; }",
+    "gantry:sdk/exports-events"
+);
 
 #[cfg(test)]
 mod tests {

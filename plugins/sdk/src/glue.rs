@@ -6,11 +6,12 @@ use std::{cell::RefCell, marker::PhantomData};
 
 pub use crate::bindings::lifecycle::exports::gantry::plugin::lifecycle::ConfigIssue;
 use crate::{
-    Admission, Authenticator, Authorizer,
+    Admission, Authenticator, Authorizer, Events,
     bindings::{
         admission::exports::gantry::plugin::admission as admission_wit,
         authenticator::exports::gantry::plugin::authenticator as authenticator_wit,
         authorizer::exports::gantry::plugin::authorizer as authorizer_wit,
+        events::exports::gantry::plugin::events as events_wit,
         lifecycle::exports::gantry::plugin::lifecycle as lifecycle_wit,
     },
     plugin::{Answer, Issues, Plugin, parse_config},
@@ -89,6 +90,12 @@ impl<P: Exported + Admission> admission_wit::Guest for Glue<P> {
     }
 }
 
+impl<P: Exported + Events> events_wit::Guest for Glue<P> {
+    fn observe(events: Vec<events_wit::Event>) -> Answer<Vec<events_wit::Outcome>> {
+        ask(|plugin: &P| plugin.observe(&events))
+    }
+}
+
 /// Checks that a type exports `lifecycle`.
 pub fn lifecycle<G: lifecycle_wit::Guest>() {}
 /// Checks that a type exports `authenticator`.
@@ -97,3 +104,5 @@ pub fn authenticator<G: authenticator_wit::Guest>() {}
 pub fn authorizer<G: authorizer_wit::Guest>() {}
 /// Checks that a type exports `admission`.
 pub fn admission<G: admission_wit::Guest>() {}
+/// Checks that a type exports `events`.
+pub fn events<G: events_wit::Guest>() {}

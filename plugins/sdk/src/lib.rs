@@ -1,7 +1,7 @@
 //! Guest SDK for Gantry plugins: write a policy in Rust, run it as a WebAssembly component behind `gantry:plugin`.
 //!
 //! A plugin is a type built from its configuration ([`Plugin`]) that takes part in one or more hooks ([`Authenticator`],
-//! [`Authorizer`], [`Admission`]); [`export!`] makes it a component. Questions and answers are the contract's own types from `wit/`,
+//! [`Authorizer`], [`Admission`], [`Events`]); [`export!`] makes it a component. Questions and answers are the contract's own types from `wit/`,
 //! with helpers to make the common answers.
 //!
 //! ```
@@ -37,7 +37,7 @@
 //! Build it with `cargo build --release --target wasm32-wasip2` from a crate with `crate-type = ["cdylib", "rlib"]`; the rlib is for
 //! `cargo test`, which runs decisions on the machine itself. Host imports ([`crypto`], [`registry`], …) answer only inside a host.
 //!
-//! Map: `plugin` is what every plugin has, `admission`, `authenticator` and `authorizer` are the hooks, `types` the words they share,
+//! Map: `plugin` is what every plugin has, `admission`, `authenticator`, `authorizer` and `events` are the hooks, `types` the words they share,
 //! `serve` closes the side doors of policies about images; `glob`, `log` and `nearest` are tools; `bindings` is generated, `glue` joins it to the traits.
 
 #![warn(missing_docs)]
@@ -45,6 +45,7 @@
 pub mod admission;
 pub mod authenticator;
 pub mod authorizer;
+pub mod events;
 pub mod glob;
 pub mod log;
 pub mod nearest;
@@ -64,6 +65,8 @@ pub use authenticator::Authenticator;
 #[doc(inline)]
 pub use authorizer::Authorizer;
 pub use bindings::imports::gantry::plugin::{clock, config, crypto, http, kv, random, registry};
+#[doc(inline)]
+pub use events::Events;
 pub use plugin::{Answer, Issues, Plugin, parse_config};
 
 /// Makes a type the component: `export!(MyPolicy: admission);` or `export!(MyPolicy: authenticator, authorizer);`.

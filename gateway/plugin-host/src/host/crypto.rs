@@ -56,13 +56,37 @@ impl crypto::Host for CallState {
         Ok(key.and_then(|key| jwt::verify_signature(alg, &key, &message, &signature)))
     }
 
-    fn verify_jwt(
+    async fn verify_jwt(
         &mut self,
         token: String,
-        policy: crypto::JwtPolicy,
+        mut policy: crypto::JwtPolicy,
     ) -> wasmtime::Result<Result<String, crypto::JwtError>> {
         self.budgets.crypto.take()?;
-        Ok(jwt::verify(&token, &policy, self.now_ms))
+        let crypto::JwksSource::Url(url) = &policy.jwks else {
+            return Ok(jwt::verify(&token, &policy, self.now_ms));
+        };
+        // What no key could have signed does not make the host ask anybody.
+        if let Err(error) = jwt::check_form(&token, &policy) {
+            return Ok(Err(error));
+        }
+        let Some(source) = self.key_source(url) else {
+            return Ok(Err(crypto::JwtError::JwksUnavailable));
+        };
+        let Some(set) = source.keys().await else {
+            return Ok(Err(crypto::JwtError::JwksUnavailable));
+        };
+        policy.jwks = crypto::JwksSource::Inline(set.to_string());
+        let verified = jwt::verify(&token, &policy, self.now_ms);
+        if !matches!(verified, Err(crypto::JwtError::UnknownKey)) {
+            return Ok(verified);
+        }
+        match source.newer_keys().await {
+            Some(newer) if newer != set => {
+                policy.jwks = crypto::JwksSource::Inline(newer.to_string());
+                Ok(jwt::verify(&token, &policy, self.now_ms))
+            }
+            _ => Ok(verified),
+        }
     }
 
     fn sha256(&mut self, data: Vec<u8>) -> wasmtime::Result<Vec<u8>> {

@@ -119,17 +119,6 @@ async fn the_machine_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_binding_that_grants_http_is_refused_until_there_is_http() {
-    let mut source = source(json!({}), generous());
-    source.grants.http = vec!["https://example.com:443/".to_owned()];
-    let error = guest::host().load(source).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "plugin hostile: outbound http is not available yet: remove `http` from its grants"
-    );
-}
-
-#[tokio::test]
 async fn secrets_never_show_in_debug() {
     let mut source = source(json!({ "users": guest::SECRET }), generous());
     source.grants = guest::grants();

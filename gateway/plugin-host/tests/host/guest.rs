@@ -29,27 +29,37 @@ pub(crate) fn component() -> Bytes {
 }
 
 fn build() -> Bytes {
+    built("hostile", "hostile.wasm")
+}
+
+/// A component of a package of the workspace.
+pub(crate) fn built(package: &str, file: &str) -> Bytes {
     let workspace = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| workspace.join("target"), PathBuf::from)
         .join("guests");
     let status = Command::new(env!("CARGO"))
         .current_dir(&workspace)
-        .args(["build", "--package", "hostile", "--target", "wasm32-wasip2"])
+        .args(["build", "--package", package, "--target", "wasm32-wasip2"])
         .args(["--profile", "guest", "--target-dir"])
         .arg(&target)
         .status()
         .expect("cargo runs");
     assert!(status.success(), "the guest builds");
-    let component = target.join("wasm32-wasip2/guest/hostile.wasm");
-    std::fs::read(component).expect("the guest is there").into()
+    std::fs::read(target.join("wasm32-wasip2/guest").join(file))
+        .expect("the guest is there")
+        .into()
+}
+
+/// Where compiled code is kept.
+pub(crate) fn kept() -> Option<PathBuf> {
+    Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("compiled"))
 }
 
 /// A host. Compiled code is kept between tests and runs: compiling the guest is most of their time.
 pub(crate) fn host() -> PluginHost {
-    let kept = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("compiled");
     PluginHost::new(HostPorts {
-        cache_directory: Some(kept),
+        cache_directory: kept(),
         ..ports::ports()
     })
     .expect("a host")

@@ -16,13 +16,13 @@ use crate::{
     ports::NOW_MS,
 };
 
-struct Issuer {
+pub(crate) struct Issuer {
     key: EcdsaKeyPair,
     id: &'static str,
 }
 
 impl Issuer {
-    fn new(id: &'static str) -> Self {
+    pub(crate) fn new(id: &'static str) -> Self {
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         Self { key, id }
     }
@@ -35,13 +35,13 @@ impl Issuer {
         format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
     }
 
-    fn token(&self, change: impl FnOnce(&mut Value)) -> String {
+    pub(crate) fn token(&self, change: impl FnOnce(&mut Value)) -> String {
         let mut claims = claims();
         change(&mut claims);
         self.sign(&json!({ "alg": "ES256", "kid": self.id }), &claims)
     }
 
-    fn jwk(&self) -> Value {
+    pub(crate) fn jwk(&self) -> Value {
         let point = self.key.public_key().as_ref();
         let part = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
         json!({

@@ -68,7 +68,8 @@ impl Engine {
         let (upstream, remote) = (Arc::clone(&origin.settings.upstream), origin.remote.clone());
         let asked = digest.clone();
         let span = tracing::info_span!(parent: None, "stat_blob", repository.name = %key.0, blob.digest = %digest);
-        self.stats
+        self.running
+            .stats
             .run(key, span, || async move {
                 Ok(upstream.stat_blob(&remote, &asked).await?)
             })

@@ -79,6 +79,7 @@ impl Failure {
     pub(super) fn interrupted(mirror: &str, attempt: String) -> Self {
         Self::Upstream(Arc::new(UpstreamError {
             kind: Kind::Unavailable,
+            cause: gantry_upstream::Cause::Broken,
             upstream: mirror.to_owned(),
             attempt,
             retry_after: None,

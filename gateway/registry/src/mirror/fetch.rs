@@ -38,7 +38,7 @@ impl Engine {
     /// one of them may read another may not.
     pub(super) fn join_or_start(self: &Arc<Self>, origin: &Origin, digest: &Digest) -> Fill {
         let key = (origin.name().clone(), digest.clone());
-        let mut fills = lock(&self.fills);
+        let mut fills = lock(&self.running.fills);
         if let Some(fill) = fills.get(&key) {
             origin.count(CacheContent::Blob, CacheOutcome::Joined);
             return fill.clone();
@@ -66,7 +66,7 @@ impl Engine {
     /// The length of a blob that is being filled for this repository, when its upstream has said it.
     pub(super) fn filling_size(&self, origin: &Origin, digest: &Digest) -> Option<u64> {
         let key = (origin.name().clone(), digest.clone());
-        lock(&self.fills).get(&key)?.known_size()
+        lock(&self.running.fills).get(&key)?.known_size()
     }
 
     /// Frees a staging file. A failure leaves it to the sweep: the caller has its own answer to give.
@@ -106,7 +106,7 @@ impl Fetch {
     async fn run(self) {
         let result = contained(self.fill()).await;
         let key = (self.origin.name().clone(), self.digest.clone());
-        lock(&self.engine.fills).remove(&key);
+        lock(&self.engine.running.fills).remove(&key);
         let outcome = match &result {
             Ok(_) => CacheOutcome::Filled,
             Err(Failure::NotFound) => CacheOutcome::NotFound,
@@ -130,6 +130,7 @@ impl Fetch {
         }
         let _slot = self
             .engine
+            .running
             .fill_slots
             .acquire()
             .await

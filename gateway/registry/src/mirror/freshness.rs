@@ -47,6 +47,10 @@ impl NotFound {
     pub(super) fn remember(&self, key: (RepositoryName, Reference), until_ms: u64) {
         self.until_ms.insert(key, until_ms);
     }
+
+    pub(super) fn forget(&self) {
+        self.until_ms.invalidate_all();
+    }
 }
 
 impl Engine {

@@ -73,7 +73,7 @@ type Pinned = BTreeSet<(RepositoryName, Digest)>;
 impl Engine {
     /// Remembers that content was given to somebody. Costs no I/O.
     pub(super) fn used(&self, repository: &RepositoryName, digest: &Digest) {
-        let mut pending = lock(&self.uses.pending);
+        let mut pending = lock(&self.running.uses.pending);
         if pending.len() < MAX_PENDING {
             pending.insert((repository.clone(), digest.clone()), self.now_ms());
         }
@@ -95,7 +95,7 @@ impl Engine {
 
     /// Writes what was used, and takes out of every mirror what it need not keep.
     pub(super) async fn evict(&self) -> Result<Evicted, Failure> {
-        self.cache.record_uses(self.uses.take()).await?;
+        self.cache.record_uses(self.running.uses.take()).await?;
         let mut evicted = Evicted::default();
         for settings in self.mirrors.values() {
             if settings.keep.is_everything() {

@@ -101,13 +101,13 @@ impl Engine {
     ) -> Result<Vec<Value>, Failure> {
         let key = (origin.name().clone(), digest.clone());
         let now_ms = self.now_ms();
-        let cached = self.referrers.indexes.get(&key);
+        let cached = self.running.referrers.indexes.get(&key);
         if let Some(cached) = cached.filter(|cached| now_ms < cached.until_ms) {
             return descriptors(&cached.index);
         }
         let span = tracing::info_span!(parent: None, "mirror_referrers", repository.name = %key.0, manifest.digest = %digest);
         let (engine, asked, subject) = (Arc::clone(self), origin.clone(), digest.clone());
-        let flight = self.indexes.run(key, span, || async move {
+        let flight = self.running.indexes.run(key, span, || async move {
             engine.pull_referrers(&asked, &subject).await
         });
         match flight.await {
@@ -139,7 +139,7 @@ impl Engine {
             index: index.clone(),
         };
         let key = (origin.name().clone(), digest.clone());
-        self.referrers.indexes.insert(key, cached);
+        self.running.referrers.indexes.insert(key, cached);
         Ok(index)
     }
 

@@ -64,7 +64,7 @@ impl Engine {
             return Ok(known);
         }
         let key = (origin.name().clone(), reference.clone());
-        if self.not_found.remembers(&key, self.now_ms()) {
+        if self.running.not_found.remembers(&key, self.now_ms()) {
             return Err(Failure::NotFound);
         }
         let meanwhile = match reference {
@@ -85,11 +85,11 @@ impl Engine {
             async move { engine.land(&origin, &reference, &requester).await }
         };
         if let Some(stale) = meanwhile {
-            self.manifests.start(key, span, land);
+            self.running.manifests.start(key, span, land);
             *joined = false;
             return Ok(stale);
         }
-        self.manifests.run(key, span, land).await
+        self.running.manifests.run(key, span, land).await
     }
 
     /// The flight of a manifest: looks again, because another may have landed since, and then asks the upstream.
@@ -112,7 +112,7 @@ impl Engine {
                     .now_ms()
                     .saturating_add(millis(origin.settings.not_found_for));
                 let key = (origin.name().clone(), reference.clone());
-                self.not_found.remember(key, until_ms);
+                self.running.not_found.remember(key, until_ms);
             }
             Err(failure) => tracing::warn!(
                 error = failure as &dyn std::error::Error,
@@ -183,7 +183,7 @@ impl Engine {
         let Some(record) = self.metadata.manifest(repository, digest).await? else {
             return Ok(None);
         };
-        if let Some(bytes) = self.bytes.get(digest) {
+        if let Some(bytes) = self.running.bytes.get(digest) {
             return Ok(Some((record, bytes)));
         }
         let Some(blob) = self.blobs.open(digest).await? else {
@@ -193,7 +193,7 @@ impl Engine {
         if digest_of(digest.algorithm(), &bytes) != *digest {
             return Err(StorageError::corrupt("verify a stored manifest's bytes").into());
         }
-        self.bytes.insert(digest.clone(), bytes.clone());
+        self.running.bytes.insert(digest.clone(), bytes.clone());
         Ok(Some((record, bytes)))
     }
 

@@ -1,15 +1,19 @@
 //! Listeners: addresses that can be bound together, TLS files that are there.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 
 use super::Context;
 use crate::config::{
-    Listen, ListenAddress, Tls, TlsVersion,
+    Environment, Listen, ListenAddress, Tls, TlsVersion, environment,
     file::{AdminEntry, ListenEntry, OneOrMany, TlsFile, TlsMinimum},
+    tree,
 };
+
+/// Where the admin listener is when nothing is written.
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
 
 /// Longest PEM file.
 const MAX_PEM_BYTES: usize = 4 << 20;
@@ -85,7 +89,7 @@ impl Context<'_> {
     }
 
     /// A PEM file that holds at least one `kind`.
-    fn pem(
+    pub(super) fn pem(
         &mut self,
         keys: &[&str],
         key: &str,
@@ -112,7 +116,7 @@ impl Context<'_> {
         let address = match file {
             Some(AdminEntry::Off(_)) => return None,
             Some(AdminEntry::Address(address)) => address.0,
-            None => SocketAddr::from(([127, 0, 0, 1], 5001)),
+            None => ADMIN,
         };
         let own = ListenAddress::Tcp(address);
         if listen
@@ -128,6 +132,19 @@ impl Context<'_> {
             );
         }
         Some(address)
+    }
+}
+
+/// The `admin` of a file, whatever else is in it.
+pub(crate) fn admin_address(text: &str, environment: &Environment) -> Option<SocketAddr> {
+    let mut root = tree::parse(text).root?;
+    environment::apply(&mut root, environment, &mut Vec::new());
+    let Some(written) = root.get("admin") else {
+        return Some(ADMIN);
+    };
+    match serde_json::from_value(written.to_json()).ok()? {
+        AdminEntry::Address(address) => Some(address.0),
+        AdminEntry::Off(_) => None,
     }
 }
 

@@ -6,10 +6,10 @@ use gantry_model::{RepositoryName, glob::Glob, namespace::MirrorNames};
 use gantry_registry::{Freshness, Keep, Moves, TagRule};
 use url::Url;
 
-use super::Context;
+use super::{Context, upstream::Place};
 use crate::config::{
-    Credentials, Hosted, Mirror,
-    file::{CredentialsFile, KeepFile, MirrorEntry, MirrorFile, MovesText, TagRuleFile, TagsFile},
+    Hosted, Mirror,
+    file::{KeepFile, MirrorEntry, MirrorFile, MovesText, TagRuleFile, TagsFile},
     text::DurationText,
 };
 
@@ -53,7 +53,7 @@ impl Context<'_> {
             };
             self.distinct(&mirror, &mirrors);
             if !explicit {
-                implied.push((mirrors.len(), authority(&mirror.url)));
+                implied.push((mirrors.len(), authority(&mirror.upstream.url)));
             }
             mirrors.push(mirror);
         }
@@ -62,8 +62,8 @@ impl Context<'_> {
         mirrors
     }
 
-    fn mirror(&mut self, name: &str, file: MirrorFile) -> Option<Mirror> {
-        let prefix = match (file.prefix, name.parse::<RepositoryName>()) {
+    fn mirror(&mut self, name: &str, mut file: MirrorFile) -> Option<Mirror> {
+        let prefix = match (file.prefix.take(), name.parse::<RepositoryName>()) {
             (Some(prefix), _) => prefix.0,
             (None, Ok(name)) => name,
             (None, Err(error)) => {
@@ -77,19 +77,23 @@ impl Context<'_> {
                 return None;
             }
         };
-        let (freshness, not_found_for) = self.freshness(name, file.tags.unwrap_or_default());
-        let rules = file.tag_rules.unwrap_or_default().into_iter().enumerate();
+        let (freshness, not_found_for) = self.freshness(name, file.tags.take().unwrap_or_default());
+        let rules = file.tag_rules.take().unwrap_or_default();
+        let rules = rules.into_iter().enumerate();
         let tag_rules = rules
             .filter_map(|(index, rule)| self.tag_rule(name, index, rule, freshness))
             .collect();
-        let credentials = file
-            .credentials
-            .and_then(|written| self.credentials(name, written));
-        let url = file.url?.0;
-        let hub = prefix.as_str() == "docker.io"
+        let url = file.url.take()?.0;
+        let is_hub = prefix.as_str() == "docker.io"
             || url
                 .host_str()
                 .is_some_and(|host| DOCKER_HUB.contains(&host));
+        let place = Place {
+            mirror: name,
+            url,
+            is_hub,
+        };
+        let upstream = self.upstream(&place, &mut file);
         let names = MirrorNames {
             mirror: Arc::from(name),
             prefix,
@@ -103,21 +107,14 @@ impl Context<'_> {
                 .into_iter()
                 .map(|host| host.0)
                 .collect(),
-            library: file.library.unwrap_or(hub),
+            library: file.library.unwrap_or(is_hub),
         };
         Some(Mirror {
             name: Arc::clone(&names.mirror),
             names,
-            url,
-            alternatives: file
-                .alternatives
-                .unwrap_or_default()
-                .into_iter()
-                .map(|url| url.0)
-                .collect(),
+            upstream,
             default: file.default.unwrap_or(false),
-            credentials,
-            keep: self.keep(name, file.keep.unwrap_or_default()),
+            keep: self.keep(name, file.keep.take().unwrap_or_default()),
             freshness,
             tag_rules,
             not_found_for,
@@ -223,24 +220,6 @@ impl Context<'_> {
         written.map(|written| self.duration(&keys, Some(written), written.0, bounds))
     }
 
-    fn credentials(&mut self, mirror: &str, file: CredentialsFile) -> Option<Credentials> {
-        let keys = ["mirrors", mirror, "credentials", "password"];
-        let password = self.secret(&keys, &file.password?);
-        let username = file.username?;
-        // RFC 7617: the first colon ends the user name.
-        if username.is_empty() || username.contains(':') {
-            self.refuse(
-                &["mirrors", mirror, "credentials", "username"],
-                "a user name is not empty and holds no colon",
-                None,
-            );
-        }
-        Some(Credentials {
-            username,
-            password: password?,
-        })
-    }
-
     /// Whether every name means one mirror.
     fn distinct(&mut self, mirror: &Mirror, others: &[Mirror]) {
         for other in others {
@@ -322,7 +301,7 @@ fn imply_hosts(mirrors: &mut [Mirror], implied: &[(usize, String)]) {
 }
 
 /// `host`, with the port where it is not the scheme's own.
-fn authority(url: &Url) -> String {
+pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port() {
         Some(port) => format!("{host}:{port}"),

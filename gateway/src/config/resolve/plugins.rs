@@ -90,19 +90,17 @@ impl Context<'_> {
     ) -> Mode {
         let keys = [keys, &["mode"][..]].concat();
         match written {
-            Some(ModeText::Shadow) => {
-                let hint = "`audit` records without enforcing".to_owned();
-                self.refuse(&keys, "`shadow` is not available yet", hint);
-                Mode::Shadow
-            }
-            Some(ModeText::Audit) => {
+            Some(ModeText::Enforce) | None => Mode::Enforce,
+            Some(unheard @ (ModeText::Audit | ModeText::Shadow)) => {
                 if is_builtin(from, "htpasswd") {
                     let message = "only `enforce` is possible for plugins that say who someone is";
                     self.refuse(&keys, message, None);
                 }
-                Mode::Audit
+                match unheard {
+                    ModeText::Shadow => Mode::Shadow,
+                    ModeText::Audit | ModeText::Enforce => Mode::Audit,
+                }
             }
-            Some(ModeText::Enforce) | None => Mode::Enforce,
         }
     }
 
@@ -120,6 +118,7 @@ impl Context<'_> {
             }
             Origin::File(written) => {
                 let path = self.path(&written.to_string_lossy());
+                self.files.push(path.clone());
                 // The bytes are read when the plugin is loaded; here it is enough that they can be.
                 let reason = match std::fs::File::open(&path).and_then(|file| file.metadata()) {
                     Ok(metadata) if metadata.is_dir() => "it is a folder".to_owned(),
@@ -176,6 +175,7 @@ impl Context<'_> {
     }
 
     fn grants(&mut self, keys: &[&str; 2], file: GrantsFile) -> Grants {
+        let private = file.http_private.unwrap_or(false);
         let mut grants = Grants {
             kv: file
                 .kv
@@ -188,6 +188,12 @@ impl Context<'_> {
                 .unwrap_or_default()
                 .into_iter()
                 .map(|pattern| pattern.0)
+                .collect(),
+            http: file
+                .http
+                .unwrap_or_default()
+                .into_iter()
+                .map(|address| address.0.private(private))
                 .collect(),
             secret_reveal: file.reveal_secrets.unwrap_or(false),
             ..Grants::default()
@@ -234,6 +240,12 @@ impl Context<'_> {
         Limits {
             deadline,
             cpu,
+            // What is written holds for every call; only the defaults differ.
+            batch_deadline: file
+                .deadline
+                .as_ref()
+                .map_or(default.batch_deadline, |_| deadline),
+            batch_cpu: file.cpu.as_ref().map_or(default.batch_cpu, |_| cpu),
             memory_bytes: memory
                 .and_then(|bytes| usize::try_from(bytes).ok())
                 .unwrap_or(default.memory_bytes),
@@ -252,6 +264,7 @@ impl Context<'_> {
         };
         if let Some(written) = reference {
             let file = self.path(written);
+            self.files.push(file.clone());
             let text = self.included(path, &file);
             files.push(file);
             *value = Value::String(text);

@@ -257,9 +257,9 @@ async fn bad_settings_are_refused_when_building() {
         assert!(RegistryClient::new(settings(&url)).is_err(), "{url}");
     }
     let mut broken = settings(&"https://r.example".parse().unwrap());
-    broken.root_certificates = Some(b"no certificate".to_vec());
+    broken.tls.roots = Some(b"no certificate".to_vec());
     assert!(RegistryClient::new(broken.clone()).is_err());
-    broken.root_certificates = None;
+    broken.tls.roots = None;
     broken.user_agent = "a\nb".to_owned();
     assert!(RegistryClient::new(broken).is_err());
 }

@@ -23,10 +23,13 @@ fn printed(error: &UpstreamError) -> String {
 
 fn canary_settings(url: &url::Url) -> ClientSettings {
     ClientSettings {
-        credentials: Some(Credentials {
-            username: "canary-user".to_owned(),
-            password: Zeroizing::new("canary-password".to_owned()),
-        }),
+        credentials: Some(
+            Credentials {
+                username: "canary-user".to_owned(),
+                password: Zeroizing::new("canary-password".to_owned()),
+            }
+            .into(),
+        ),
         ..settings(url)
     }
 }

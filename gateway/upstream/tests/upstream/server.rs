@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use gantry_model::{Digest, Reference, RepositoryName};
-use gantry_upstream::{ClientSettings, Credentials, RegistryClient};
+use gantry_upstream::{ClientSettings, Credentials, RegistryClient, Tls};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn,
@@ -33,6 +33,9 @@ pub(super) struct Seen {
     pub(super) method: Method,
     pub(super) target: String,
     pub(super) headers: HeaderMap,
+    pub(super) body: String,
+    /// Whether the client showed a certificate.
+    pub(super) is_certified: bool,
 }
 
 impl Seen {
@@ -152,10 +155,11 @@ async fn accept(
         let (stream, _) = listener.accept().await.unwrap();
         let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
         match acceptor.clone() {
-            None => connections.spawn(serve(stream, script, seen)),
+            None => connections.spawn(serve(stream, false, script, seen)),
             Some(acceptor) => connections.spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
-                    serve(stream, script, seen).await;
+                    let is_certified = stream.get_ref().1.peer_certificates().is_some();
+                    serve(stream, is_certified, script, seen).await;
                 }
             }),
         };
@@ -164,18 +168,26 @@ async fn accept(
 
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    is_certified: bool,
     script: Arc<Script>,
     seen: Arc<Mutex<Vec<Seen>>>,
 ) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let one = Seen {
-            method: request.method().clone(),
-            target: request.uri().to_string(),
-            headers: request.headers().clone(),
-        };
-        let answer = script(&one);
-        seen.lock().unwrap().push(one);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let (script, seen) = (&script, &seen);
         async move {
+            let mut body = Vec::new();
+            while let Some(Ok(frame)) = request.frame().await {
+                body.extend(frame.into_data().unwrap());
+            }
+            let one = Seen {
+                method: request.method().clone(),
+                target: request.uri().to_string(),
+                headers: request.headers().clone(),
+                body: String::from_utf8(body).unwrap(),
+                is_certified,
+            };
+            let answer = script(&one);
+            seen.lock().unwrap().push(one);
             match answer {
                 Some(answer) => Ok::<_, Infallible>(answer),
                 None => pending().await,
@@ -297,18 +309,26 @@ pub(super) fn settings(url: &Url) -> ClientSettings {
         idle_timeout: Duration::from_secs(5),
         minimum_rate: 0,
         max_concurrency: 64,
-        root_certificates: None,
+        queue_timeout: Duration::from_secs(5),
+        requests_per_second: None,
+        token_realms: Vec::new(),
+        tls: Tls::default(),
+        proxy: None,
         user_agent: "gantry-test".to_owned(),
     }
 }
 
 pub(super) fn with_credentials(url: &Url) -> ClientSettings {
     ClientSettings {
-        credentials: Some(Credentials {
-            username: "acme".to_owned(),
-            password: Zeroizing::new("s3cret".to_owned()),
-        }),
+        credentials: Some(acme().into()),
         ..settings(url)
+    }
+}
+
+pub(super) fn acme() -> Credentials {
+    Credentials {
+        username: "acme".to_owned(),
+        password: Zeroizing::new("s3cret".to_owned()),
     }
 }
 

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
-use gantry_upstream::{ClientSettings, Kind, RegistryClient, Upstream as _};
+use gantry_upstream::{Cause, ClientSettings, Kind, RegistryClient, Tls, Upstream as _};
 use tokio_rustls::{
     TlsAcceptor,
-    rustls::{ServerConfig, pki_types::PrivatePkcs8KeyDer},
+    rustls::{
+        RootCertStore, ServerConfig, pki_types::PrivatePkcs8KeyDer, server::WebPkiClientVerifier,
+        version::TLS12,
+    },
 };
+use zeroize::Zeroizing;
 
 use super::server::{
-    Server, alpine, challenge_to, client, digest, latest, manifest, redirect, reply, token,
-    with_credentials,
+    Seen, Server, acme, alpine, blob_path, challenge_to, client, digest, latest, manifest,
+    redirect, reply, token, with_credentials,
 };
 
 /// A server side for `localhost`, and the PEM of its root.
@@ -29,7 +33,10 @@ fn localhost() -> (TlsAcceptor, Vec<u8>) {
 
 fn trusting(server: &Server, root: Vec<u8>) -> RegistryClient {
     RegistryClient::new(ClientSettings {
-        root_certificates: Some(root),
+        tls: Tls {
+            roots: Some(root),
+            ..Tls::default()
+        },
         ..with_credentials(&server.url)
     })
     .unwrap()
@@ -48,8 +55,8 @@ async fn only_a_trusted_root_is_trusted() {
         .await
         .unwrap_err();
     assert_eq!(
-        (error.kind, error.attempt.as_str()),
-        (Kind::Unavailable, "GET manifest: cannot connect")
+        (error.kind, error.cause, error.attempt.as_str()),
+        (Kind::Unavailable, Cause::Tls, "GET manifest: no TLS")
     );
     assert_eq!(server.seen().len(), 1);
 }
@@ -80,4 +87,114 @@ async fn an_https_upstream_cannot_redirect_to_http() {
         .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
     assert_eq!(plain.seen().len(), 0);
+}
+
+/// A client's certificate with its key, and a server side for `localhost` that asks for it, or insists, with the PEM of its root.
+fn mutual(insists: bool, client: &rcgen::CertifiedKey<rcgen::KeyPair>) -> (TlsAcceptor, Vec<u8>) {
+    let mut roots = RootCertStore::empty();
+    roots.add(client.cert.der().clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots));
+    let verifier = match insists {
+        true => verifier,
+        false => verifier.allow_unauthenticated(),
+    };
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let config = ServerConfig::builder()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let pem = made.cert.pem().into_bytes();
+    (TlsAcceptor::from(Arc::new(config)), pem)
+}
+
+fn client_certificate() -> rcgen::CertifiedKey<rcgen::KeyPair> {
+    rcgen::generate_simple_self_signed(["gantry".to_owned()]).unwrap()
+}
+
+fn identity(client: &rcgen::CertifiedKey<rcgen::KeyPair>) -> Option<Zeroizing<Vec<u8>>> {
+    let pem = format!(
+        "{}{}",
+        client.cert.pem(),
+        client.signing_key.serialize_pem()
+    );
+    Some(Zeroizing::new(pem.into_bytes()))
+}
+
+#[tokio::test]
+async fn a_client_certificate_opens_a_server_that_insists_on_one() {
+    let ours = client_certificate();
+    let (acceptor, root) = mutual(true, &ours);
+    let server = Server::start_tls(acceptor, |_| manifest()).await;
+    let mut settings = with_credentials(&server.url);
+    settings.tls.roots = Some(root);
+    let without = RegistryClient::new(settings.clone()).unwrap();
+    let error = without.manifest(&alpine(), &latest()).await.unwrap_err();
+    assert_eq!((error.kind, error.cause), (Kind::Unavailable, Cause::Tls));
+    assert_eq!(server.seen().len(), 0);
+    settings.tls.identity = identity(&ours);
+    let client = RegistryClient::new(settings).unwrap();
+    client.manifest(&alpine(), &latest()).await.unwrap();
+    assert!(server.seen()[0].is_certified);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_the_upstreams_own_origin_only() {
+    let ours = client_certificate();
+    let (acceptor, cdn_root) = mutual(false, &ours);
+    let cdn = Server::start_tls(acceptor, |_| reply(200, &[], "bytes")).await;
+    let target = cdn.at("/data");
+    let (acceptor, root) = mutual(true, &ours);
+    let server = Server::start_tls(acceptor, move |_: &Seen| redirect(&target)).await;
+    let mut settings = with_credentials(&server.url);
+    settings.tls.roots = Some([root, cdn_root].concat());
+    settings.tls.identity = identity(&ours);
+    settings.credentials = Some(acme().into());
+    let client = RegistryClient::new(settings).unwrap();
+    client.blob(&alpine(), &digest(), 0).await.unwrap();
+    assert!(server.seen()[0].is_certified);
+    assert_eq!(server.count(&blob_path()), 1);
+    assert_eq!(cdn.count("/data"), 1);
+    assert!(!cdn.seen()[0].is_certified);
+}
+
+#[tokio::test]
+async fn a_certificate_without_its_key_is_refused_when_building() {
+    let settings = |identity: String| ClientSettings {
+        tls: Tls {
+            identity: Some(Zeroizing::new(identity.into_bytes())),
+            ..Tls::default()
+        },
+        ..with_credentials(&"https://r.example".parse().unwrap())
+    };
+    let (ours, other) = (client_certificate(), client_certificate());
+    let key = other.signing_key.serialize_pem();
+    for identity in [
+        ours.cert.pem(),
+        key.clone(),
+        format!("{}{key}", ours.cert.pem()),
+    ] {
+        let error = RegistryClient::new(settings(identity)).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("PRIVATE"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_minimum_version_refuses_an_older_server() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let config = ServerConfig::builder_with_protocol_versions(&[&TLS12])
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let server = Server::start_tls(acceptor, |_| manifest()).await;
+    let mut settings = with_credentials(&server.url);
+    settings.tls.roots = Some(made.cert.pem().into_bytes());
+    let client = RegistryClient::new(settings.clone()).unwrap();
+    client.manifest(&alpine(), &latest()).await.unwrap();
+    settings.tls.only_1_3 = true;
+    let client = RegistryClient::new(settings).unwrap();
+    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    assert_eq!((error.kind, error.cause), (Kind::Unavailable, Cause::Tls));
 }

@@ -7,9 +7,10 @@
 //! | `loop`, `fill`, `stack`, `trap`, `exit`, `sleep` | never comes back, or not well |
 //! | `memory`, `handles`, `log-flood`, `stderr-flood`, `kv-flood`, `kv-fill`, `kv-block` | takes too much, or waits |
 //! | `count`, `canary` | tells whether an earlier instance left something |
+//! | `http`, `http-flood` | asks each of `requests`, or asks without end |
 //! | `password`, `probe`, `machine`, `reveal`, `keep` | uses an import and tells the outcome as the reason's code |
 //!
-//! `at` says when: `authenticate`, `authorize`, `admit`, `configure` or `self-test`; without it in every hook. `configure` and `self-test`
+//! `at` says when: `authenticate`, `authorize`, `admit`, `observe`, `configure` or `self-test`; without it in every hook. `configure` and `self-test`
 //! are also made to fail by `fatal`, `warn` and `refuse-test`.
 
 #![expect(
@@ -25,6 +26,7 @@ wit_bindgen::generate!({
             include gantry:plugin/authenticator-plugin@0.1.0;
             include gantry:plugin/authorizer-plugin@0.1.0;
             include gantry:plugin/admission-plugin@0.1.0;
+            include gantry:plugin/events-plugin@0.1.0;
         }
     ",
     world: "hostile:guest/everything",
@@ -36,7 +38,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use exports::gantry::plugin::{admission, authenticator, authorizer, lifecycle};
+use exports::gantry::plugin::{admission, authenticator, authorizer, events, lifecycle};
 use gantry::plugin::{clock, config, crypto, http, kv, logging, random, registry, types::*};
 use serde_json::{Value, json};
 
@@ -93,6 +95,13 @@ fn act(what: &str) -> String {
         }
         "kv-fill" => fill_bucket(),
         "kv-block" => format!("{:?}", kv::open("granted").unwrap().get("block")),
+        "http" => requests(),
+        "http-flood" => {
+            let request = request(&setting("request"));
+            let refused =
+                (0..1000).filter(|_| matches!(http::send(&request), Err(http::Error::Budget)));
+            refused.count().to_string()
+        }
         "count" => (CALLS.fetch_add(1, Ordering::Relaxed) + 1).to_string(),
         "canary" => canary(),
         "password" => password(),
@@ -295,9 +304,10 @@ fn jwt() -> String {
             .map(|(_, alg)| alg)
             .collect(),
         leeway_ms: 1000,
-        jwks: match source("pem") {
-            Some(pem) => crypto::JwksSource::Pem(vec!["not a key".to_owned(), pem]),
-            None => crypto::JwksSource::Inline(text("jwks")),
+        jwks: match (source("pem"), source("jwks-url")) {
+            (Some(pem), _) => crypto::JwksSource::Pem(vec!["not a key".to_owned(), pem]),
+            (None, Some(url)) => crypto::JwksSource::Url(url),
+            (None, None) => crypto::JwksSource::Inline(text("jwks")),
         },
     };
     let tokens = setting("tokens");
@@ -308,6 +318,44 @@ fn jwt() -> String {
         }
     });
     answers.collect::<Vec<_>>().join("\n")
+}
+
+/// What a configured request says: a URL, or `{ method, url, headers: [[name, text or { secret }]], body, timeout }`.
+fn request(written: &Value) -> http::Request {
+    let text = |key: &str| written[key].as_str().map(str::to_owned);
+    let headers = written["headers"].as_array().into_iter().flatten();
+    let header = |pair: &Value| {
+        let value = match &pair[1] {
+            Value::String(text) => http::HeaderValue::Text(text.clone()),
+            other => http::HeaderValue::Secret(other["secret"].as_str().unwrap().to_owned()),
+        };
+        (pair[0].as_str().unwrap().to_owned(), value)
+    };
+    http::Request {
+        method: text("method").unwrap_or_else(|| "GET".to_owned()),
+        url: text("url").unwrap_or_else(|| written.as_str().unwrap_or_default().to_owned()),
+        headers: headers.map(header).collect(),
+        body: text("body").unwrap_or_default().into_bytes(),
+        timeout_ms: written["timeout"].as_u64().map(|timeout| timeout as u32),
+    }
+}
+
+/// Each of `requests`, and what came of it.
+fn requests() -> String {
+    let all = setting("requests");
+    let answers =
+        all.as_array()
+            .into_iter()
+            .flatten()
+            .map(|written| match http::send(&request(written)) {
+                Ok(response) => {
+                    let body = String::from_utf8_lossy(&response.body);
+                    let body: String = body.chars().take(60).collect();
+                    format!("{} {body}", response.status)
+                }
+                Err(error) => format!("{error:?}"),
+            });
+    answers.collect::<Vec<_>>().join("|")
 }
 
 /// Tries to get a secret into the log.
@@ -507,5 +555,24 @@ impl admission::Guest for Hostile {
             })),
             _ => Ok(admission::Decision::Reject(refusal(heard))),
         }
+    }
+}
+
+impl events::Guest for Hostile {
+    fn observe(batch: Vec<events::Event>) -> Result<Vec<events::Outcome>, PluginError> {
+        let heard = acted("observe");
+        let outcome = |event: &events::Event| match event.kind.as_str() {
+            "manifest.pushed" => events::Outcome::Delivered,
+            "tag.moved" => events::Outcome::Retry(1500),
+            _ => events::Outcome::Drop(format!("{heard}{event:?}")),
+        };
+        let mut outcomes: Vec<_> = batch.iter().map(outcome).collect();
+        match &*text("answer") {
+            "fail" => return Err(failure()),
+            "short" => drop(outcomes.pop()),
+            "long" => outcomes.push(events::Outcome::Delivered),
+            _ => {}
+        }
+        Ok(outcomes)
     }
 }

@@ -168,6 +168,7 @@ impl ScriptedUpstream {
 pub(super) fn failure(kind: Kind) -> UpstreamError {
     UpstreamError {
         kind,
+        cause: gantry_upstream::Cause::Answer,
         upstream: "hub".to_owned(),
         attempt: "scripted".to_owned(),
         retry_after: (kind == Kind::RateLimited).then_some(Duration::from_secs(30)),

@@ -1,0 +1,196 @@
+//! Loads the configured plugins: reads, verifies, configures, self-tests; takes over what did not change.
+//!
+//! Owns every sentence about a binding that does not fit its component. All mistakes are said, not only the first.
+
+use std::{fmt, sync::Arc};
+
+use anyhow::Context as _;
+use aws_lc_rs::digest::{Context, SHA256};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use gantry_plugin_host::{Hook, PluginSource};
+
+use super::{Generation, Lasting};
+use crate::{
+    builtin,
+    config::{self, Config, PluginFrom},
+    policy::binding::{Binding, Health, default_changes},
+};
+
+/// Why plugins of a configuration cannot be taken.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Mistakes(pub(crate) Vec<Mistake>);
+
+/// Why one plugin cannot be taken.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Mistake {
+    /// The binding.
+    pub(crate) plugin: Arc<str>,
+    /// A sentence that names it.
+    pub(crate) message: String,
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, mistake) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(formatter, "{separator}{}", mistake.message)?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads every plugin, in the order of the configuration. What `before` runs already, unchanged, is not loaded again.
+pub(crate) async fn load(
+    lasting: &Lasting,
+    config: &Config,
+    before: Option<&Generation>,
+) -> Result<Vec<Arc<Binding>>, Mistakes> {
+    let mut bindings = Vec::with_capacity(config.plugins.len());
+    let mut mistakes = Mistakes::default();
+    for written in &config.plugins {
+        match bind(lasting, written, before).await {
+            Ok(binding) => bindings.push(Arc::new(binding)),
+            Err(error) => mistakes.0.push(Mistake {
+                plugin: Arc::clone(&written.name),
+                message: sentence(&written.name, &error),
+            }),
+        }
+    }
+    if mistakes.0.is_empty() {
+        Ok(bindings)
+    } else {
+        Err(mistakes)
+    }
+}
+
+fn sentence(name: &str, error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    if text.starts_with(&format!("plugin {name}")) {
+        text
+    } else {
+        format!("plugin {name}: {text}")
+    }
+}
+
+async fn bind(
+    lasting: &Lasting,
+    written: &config::Binding,
+    before: Option<&Generation>,
+) -> anyhow::Result<Binding> {
+    let component = component(&written.from).await?;
+    let fingerprint = fingerprint(&component, written);
+    let same = before.and_then(|before| {
+        before
+            .bindings
+            .iter()
+            .find(|binding| binding.fingerprint == fingerprint)
+    });
+    let (plugin, health, generation) = match same {
+        Some(same) => (
+            same.plugin.clone(),
+            Arc::clone(&same.health),
+            same.generation,
+        ),
+        None => {
+            let source = PluginSource {
+                name: Arc::clone(&written.name),
+                component,
+                config: written.config.clone(),
+                grants: written.grants.clone(),
+                limits: written.limits,
+            };
+            let plugin = lasting.host().load(source).await?;
+            tracing::info!(plugin.name = &*written.name, plugin.digest = %plugin.digest(), "plugin loaded");
+            let health = Health::new(Arc::clone(&written.name), lasting.trips().clone());
+            let generation = before.map_or(1, |before| before.number + 1);
+            (plugin, Arc::new(health), generation)
+        }
+    };
+    let binding = Binding {
+        meter: lasting.telemetry.plugin(&written.name),
+        plugin,
+        health,
+        generation,
+        fingerprint,
+        from: written.from.clone(),
+        repositories: written.repositories.clone(),
+        changes: written.changes.clone().unwrap_or_else(default_changes),
+        mode: written.mode,
+        on_error: written.on_error,
+    };
+    refuse_misfit(written, &binding)?;
+    Ok(binding)
+}
+
+/// What only the component tells: whether the binding's words make sense for the hooks it has.
+fn refuse_misfit(written: &config::Binding, binding: &Binding) -> anyhow::Result<()> {
+    let (name, hooks) = (&written.name, binding.plugin.hooks());
+    if written.changes.is_some() && !hooks.has(Hook::Admit) {
+        anyhow::bail!(
+            "plugin {name} has `changes`, but the component does not take part in admission"
+        );
+    }
+    if hooks.has(Hook::Authenticate)
+        && (binding.on_error != config::OnError::Deny || binding.mode != config::Mode::Enforce)
+    {
+        anyhow::bail!(
+            "plugin {name} is an authenticator: `on_error` can only be deny and `mode` only enforce"
+        );
+    }
+    Ok(())
+}
+
+async fn component(from: &PluginFrom) -> anyhow::Result<Bytes> {
+    match from {
+        PluginFrom::Builtin(name) => {
+            let component = builtin::builtin(name)
+                .with_context(|| format!("there is no built-in plugin {name}"))?;
+            Ok(Bytes::from_static(component))
+        }
+        PluginFrom::File(path) => {
+            let bytes = tokio::fs::read(path)
+                .await
+                .with_context(|| format!("cannot read the plugin {}", path.display()))?;
+            Ok(bytes.into())
+        }
+    }
+}
+
+/// Digest of everything that decides what a plugin answers: part of every cache key, and what tells whether it changed. Secrets are in
+/// it by their bytes, because no other text of them exists.
+fn fingerprint(component: &[u8], written: &config::Binding) -> Arc<str> {
+    let described = format!(
+        "{}\n{}\n{:?}\n{:?}",
+        written.name, written.config, written.grants, written.limits
+    );
+    let secrets = written
+        .grants
+        .secrets
+        .values()
+        .map(|secret| secret.0.as_ref());
+    digest_of_parts([component, described.as_bytes()].into_iter().chain(secrets))
+}
+
+/// SHA-256 over parts that cannot run into each other.
+pub(super) fn digest_of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Arc<str> {
+    let mut context = Context::new(&SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_le_bytes());
+        context.update(part);
+    }
+    URL_SAFE_NO_PAD.encode(context.finish().as_ref()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::digest_of_parts;
+
+    #[test]
+    fn parts_do_not_run_into_each_other() {
+        let digest = |parts: &[&str]| digest_of_parts(parts.iter().map(|part| part.as_bytes()));
+        assert_eq!(digest(&["ab", "c"]), digest(&["ab", "c"]));
+        assert_ne!(digest(&["ab", "c"]), digest(&["a", "bc"]));
+        assert_ne!(digest(&["ab"]), digest(&["ab", ""]));
+    }
+}

@@ -1,0 +1,492 @@
+//! Another configuration is taken without a dropped request, or not at all; what keeps failing goes back by itself; what is not
+//! enforced is recorded.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tests::{
+    Gateway, Image, Wire,
+    gateway::{OTHER, USER, program, usual_config},
+    guests::component,
+    image::{Content, MANIFEST},
+    tools::{Run, run, wait_until},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The usual configuration, whose admin API alice may use.
+fn config(plugins: &str) -> String {
+    usual_config("", plugins).replace(
+        "        - { who: [\"user:*\"]",
+        "        - { who: [\"user:alice\"], may: [admin] }\n        - { who: [\"user:*\"]",
+    )
+}
+
+fn admin(gateway: &Gateway) -> Wire {
+    Wire::basic(gateway.admin_port, USER)
+}
+
+fn plugins(gateway: &Gateway) -> Value {
+    admin(gateway).get("/admin/v1/plugins").has(200).json()
+}
+
+fn generation(gateway: &Gateway) -> u64 {
+    plugins(gateway)["generation"].as_u64().unwrap()
+}
+
+fn plugin(gateway: &Gateway, name: &str) -> Value {
+    let all = plugins(gateway);
+    let found = all["plugins"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|plugin| plugin["name"] == name);
+    found.unwrap_or_else(|| panic!("{name} in {all}")).clone()
+}
+
+fn wait_generation(gateway: &Gateway, least: u64) {
+    wait_until(&format!("generation {least}"), PATIENCE, || {
+        generation(gateway) >= least
+    });
+}
+
+fn hangup(gateway: &Gateway) {
+    run(Command::new("kill").args(["-HUP", &gateway.pid().to_string()])).ok();
+}
+
+/// The program itself, as an operator calls it.
+fn gantry(gateway: &Gateway, arguments: &[&str], password: &str) -> Run {
+    let file = gateway.folder().join("password");
+    fs::write(&file, password).unwrap();
+    run(Command::new(program())
+        .args(arguments)
+        .arg("--config")
+        .arg(gateway.config_path())
+        .args(["--user", USER.0, "--password-file"])
+        .arg(&file))
+}
+
+/// Whether anonymous may pull from team/open under this configuration.
+fn opened() -> String {
+    config("").replace(
+        "\"apps/public/**\"]",
+        "\"apps/public/**\", \"team/open/**\"]",
+    )
+}
+
+#[test]
+fn every_trigger_brings_the_new_configuration() {
+    let gateway = Gateway::start(&config(""));
+    let anonymous = Wire::anonymous(gateway.port);
+    let is_open = || anonymous.get("/v2/team/open/x/tags/list").status == 404;
+    assert!(!is_open());
+    // A changed file.
+    gateway.write_config(&opened());
+    wait_until("the file's change to count", PATIENCE, is_open);
+    wait_generation(&gateway, 2);
+    // A signal, on unchanged files.
+    hangup(&gateway);
+    wait_generation(&gateway, 3);
+    assert_eq!(plugins(&gateway)["last_reload"]["trigger"], "signal");
+    // The admin API, and the command that asks it.
+    let done = admin(&gateway)
+        .send("POST", "/admin/v1/reload", &[], "")
+        .has(200)
+        .json();
+    assert_eq!(done["generation"], 4);
+    let text = gantry(&gateway, &["reload"], USER.1).ok();
+    assert!(text.contains("reloaded: generation 5"), "{text}");
+    // Plugins that did not change were not loaded again.
+    assert_eq!(plugin(&gateway, "people")["generation"], 1);
+    assert_eq!(plugin(&gateway, "access")["generation"], 2);
+    assert!(gateway.metrics().contains("gantry_generations 1"));
+}
+
+#[test]
+fn a_file_that_a_plugin_names_counts_as_soon_as_it_changes() {
+    let gateway = Gateway::start(&config(""));
+    let bob = Wire::basic(gateway.port, OTHER);
+    bob.get("/v2/").expect(200);
+    let users = fs::read_to_string(gateway.folder().join("htpasswd")).unwrap();
+    let without: String = users
+        .lines()
+        .filter(|line| !line.starts_with(OTHER.0))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    // As `gantry htpasswd` does it: a new file, renamed over the old one.
+    fs::write(gateway.folder().join("new"), without).unwrap();
+    fs::rename(
+        gateway.folder().join("new"),
+        gateway.folder().join("htpasswd"),
+    )
+    .unwrap();
+    wait_until("bob to be forgotten", PATIENCE, || {
+        bob.get("/v2/").status == 401
+    });
+    Wire::basic(gateway.port, USER).get("/v2/").expect(200);
+}
+
+#[test]
+fn the_admin_api_asks_who_it_is_and_whether_they_may() {
+    let gateway = Gateway::start(&config(""));
+    let (port, list) = (gateway.admin_port, "/admin/v1/plugins");
+    let stranger = Wire::anonymous(port).get(list).has(401);
+    assert!(stranger.header("www-authenticate").starts_with("Basic "));
+    Wire::basic(port, (USER.0, "wrong")).get(list).expect(401);
+    Wire::basic(port, OTHER).get(list).expect(403);
+    Wire::basic(port, OTHER)
+        .send("POST", "/admin/v1/reload", &[], "")
+        .expect(403);
+    Wire::basic(port, USER).get(list).expect(200);
+    Wire::basic(port, USER).get("/admin/v1/nothing").expect(404);
+    let wrong = Wire::basic(port, USER).get("/admin/v1/reload").has(405);
+    assert_eq!(wrong.header("allow"), "POST");
+    // A token holds what it was asked for and no more.
+    let token = |scope: &str| Wire::basic(gateway.port, USER).token(&[scope]);
+    Wire::bearer(port, &token("registry:admin:*"))
+        .get(list)
+        .expect(200);
+    let narrow = token("repository:team/x:pull");
+    assert!(matches!(
+        Wire::bearer(port, &narrow).get(list).status.as_u16(),
+        401 | 403
+    ));
+    // It is not on the traffic listener, and the open paths stay open.
+    Wire::basic(gateway.port, USER).get(list).expect(404);
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        Wire::anonymous(port).get(path).expect(200);
+    }
+    let refused = gantry(&gateway, &["plugin", "list"], "wrong").fails();
+    assert!(refused.contains("401"), "{refused}");
+}
+
+#[test]
+fn a_bad_file_keeps_the_old_state_and_the_list_says_so() {
+    let gateway = Gateway::start(&config(""));
+    let wire = Wire::basic(gateway.port, USER);
+    let image = Image::random(1000);
+    wire.push_image("team/x", "latest", &image);
+    gateway.write_config(&config("").replace("hosted:", "hostd:"));
+    wait_until("the refusal", PATIENCE, || {
+        plugins(&gateway)["last_reload"]["taken"] == false
+    });
+    let text = gantry(&gateway, &["plugin", "list"], USER.1).ok();
+    for part in [
+        "was refused; generation 1 stays",
+        "hostd",
+        "did you mean",
+        "builtin:access",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let refused = gantry(&gateway, &["reload"], USER.1).fails();
+    assert!(
+        refused.contains("hostd") && refused.contains('^'),
+        "{refused}"
+    );
+    // A key that needs a restart is named.
+    gateway.write_config(&format!("{}limits: {{ connections: 7 }}\n", config("")));
+    let refused = gantry(&gateway, &["reload"], USER.1).fails();
+    assert!(
+        refused.contains("`limits.connections` cannot change without a restart"),
+        "{refused}"
+    );
+    // A plugin that is none.
+    let path = gateway.folder().join("gate.wasm");
+    fs::write(&path, "not wasm").unwrap();
+    gateway.write_config(&config("  - { name: gate, from: ./gate.wasm }\n"));
+    let refused = gantry(&gateway, &["reload"], USER.1).fails();
+    assert!(refused.contains("plugin gate"), "{refused}");
+    wire.pull_image("team/x", "latest", &image);
+    assert_eq!(generation(&gateway), 1);
+    // The mended plugin is seen without anybody asking.
+    fs::copy(component("hostile"), &path).unwrap();
+    wait_generation(&gateway, 2);
+    assert_eq!(plugin(&gateway, "gate")["state"], "active");
+    // Its next version is bad: the one before runs, and the list says why.
+    fs::write(&path, "not wasm").unwrap();
+    wait_until("the refusal of the next version", PATIENCE, || {
+        plugin(&gateway, "gate")["state"] == "kept"
+    });
+    let gate = plugin(&gateway, "gate");
+    assert!(
+        gate["last_error"]["text"]
+            .as_str()
+            .unwrap()
+            .contains("plugin gate"),
+        "{gate}"
+    );
+}
+
+#[test]
+fn a_config_maps_link_swap_is_seen() {
+    let gateway = Gateway::start(&config(""));
+    let map = gateway.folder().join("map");
+    fs::create_dir_all(map.join("..one")).unwrap();
+    let users = fs::read_to_string(gateway.folder().join("htpasswd")).unwrap();
+    fs::write(map.join("..one/users"), &users).unwrap();
+    symlink("..one", map.join("..data")).unwrap();
+    symlink("..data/users", map.join("users")).unwrap();
+    gateway.write_config(&config("").replace("./htpasswd", "./map/users"));
+    wait_generation(&gateway, 2);
+    let bob = Wire::basic(gateway.port, OTHER);
+    bob.get("/v2/").expect(200);
+    for (folder, users, status) in [("..two", "", 401), ("..three", users.as_str(), 200)] {
+        fs::create_dir(map.join(folder)).unwrap();
+        fs::write(map.join(folder).join("users"), users).unwrap();
+        symlink(folder, map.join("..tmp")).unwrap();
+        fs::rename(map.join("..tmp"), map.join("..data")).unwrap();
+        wait_until(&format!("{folder} to count"), PATIENCE, || {
+            bob.get("/v2/").status == status
+        });
+    }
+}
+
+#[test]
+fn a_plugin_that_keeps_trapping_goes_back_by_itself_and_the_next_reload_tries_again() {
+    let gate = |what: &str| {
+        config(&format!(
+            "  - name: gate\n    from: ./hostile.wasm\n    repositories: [\"team/**\"]\n    config: {{ do: \"{what}\", at: admit }}\n"
+        ))
+    };
+    let gateway = Gateway::start_with(&gate(""), |folder| {
+        fs::copy(component("hostile"), folder.join("hostile.wasm")).unwrap();
+    });
+    let wire = Wire::basic(gateway.port, USER);
+    let image = Image::random(10);
+    wire.push_image("team/web", "v0", &image);
+    let mut tag = 0;
+    let mut push = || {
+        tag += 1;
+        let bytes = image.manifest.bytes.clone();
+        let answer = wire.push_manifest("team/web", &format!("t{tag}"), MANIFEST, bytes);
+        answer.status.as_u16()
+    };
+    gateway.write_config(&gate("trap"));
+    for round in 0..2 {
+        if round > 0 {
+            hangup(&gateway);
+        }
+        wait_until("the trapping version", PATIENCE, || {
+            plugin(&gateway, "gate")["state"] == "active" && generation(&gateway) >= 2 + 2 * round
+        });
+        let mut failed = 0;
+        wait_until("the way back", PATIENCE, || match push() {
+            503 => {
+                failed += 1;
+                false
+            }
+            201 => true,
+            other => panic!("{other}"),
+        });
+        assert!(failed >= 5, "{failed}");
+        let gate = plugin(&gateway, "gate");
+        assert_eq!(
+            (&gate["state"], &gate["generation"]),
+            (&"rolled-back".into(), &1.into())
+        );
+        assert!(
+            gate["last_error"]["text"]
+                .as_str()
+                .unwrap()
+                .starts_with("trap"),
+            "{gate}"
+        );
+    }
+    assert!(
+        gateway
+            .metrics()
+            .contains("gantry_plugin_rollbacks_total 2")
+    );
+    let log = gateway.log();
+    assert!(
+        log.contains("was put back to its version before") && log.contains("plugin rolled back")
+    );
+}
+
+#[test]
+fn a_new_certificate_is_seen_by_new_connections_and_old_ones_go_on() {
+    let make = |folder: &std::path::Path| {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        fs::write(folder.join("tls.crt"), &certificate).unwrap();
+        fs::write(folder.join("tls.key"), key).unwrap();
+        certificate
+    };
+    let tls = "listen: { address: \"127.0.0.1:PORT\", tls: { certificate: ./tls.crt, key: ./tls.key } }\n";
+    let mut first = String::new();
+    let gateway = Gateway::start_with(&format!("{tls}{}", config("")), |folder| {
+        first = make(folder);
+    });
+    let trusting = |certificate: &str| {
+        reqwest::Client::builder()
+            .no_proxy()
+            .tls_certs_only([reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap()])
+            .resolve("localhost", ([127, 0, 0, 1], gateway.port).into())
+            .build()
+            .unwrap()
+    };
+    let url = format!("https://localhost:{}/healthz", gateway.port);
+    let get = |client: &reqwest::Client| {
+        let request = client.get(&url);
+        tests::wire::runtime().block_on(async { tests::wire::whole(request).await.is_ok() })
+    };
+    let old = trusting(&first);
+    assert!(get(&old));
+    let second = make(gateway.folder());
+    let new = trusting(&second);
+    wait_until("the new certificate", PATIENCE, || get(&new));
+    assert!(
+        get(&old),
+        "its connection was made under the old certificate"
+    );
+    assert!(!get(&trusting(&first)), "a new connection sees the new one");
+    // A key that does not fit is refused, and the pair before is served on.
+    fs::write(
+        gateway.folder().join("tls.key"),
+        "-----BEGIN PRIVATE KEY-----\n",
+    )
+    .unwrap();
+    wait_until("the refusal", PATIENCE, || {
+        plugins(&gateway)["last_reload"]["taken"] == false
+    });
+    assert!(get(&trusting(&second)));
+}
+
+fn audit_lines<'a>(log: &'a str, plugin: &str) -> Vec<&'a str> {
+    let name = format!("\"plugin.name\":\"{plugin}\"");
+    log.lines()
+        .filter(|line| line.contains("\"enforced\":false") && line.contains(&name))
+        .collect()
+}
+
+#[test]
+fn audit_and_shadow_decide_and_are_recorded_and_nobody_is_refused() {
+    let rules = "config: { rules: [ { who: [\"user:*\"], may: [pull, push], what: [\"team/a/**\"] }, { name: never, who: [\"user:*\"], may: [delete], what: [\"**\"], deny: true } ] }";
+    let plugins = format!(
+        "  - {{ name: audited, from: \"builtin:access\", mode: audit, {rules} }}\n  - {{ name: beside, from: \"builtin:access\", mode: shadow, {rules} }}\n  - {{ name: tags, from: \"builtin:immutable-tags\", mode: shadow, config: {{ immutable: [\"*\"] }} }}\n"
+    );
+    let gateway = Gateway::start(&format!("log: {{ format: json }}\n{}", config(&plugins)));
+    let wire = Wire::basic(gateway.port, USER);
+    for name in ["team/a/x", "team/b/x"] {
+        for image in [Image::random(10), Image::random(10)] {
+            wire.push_image(name, "v1", &image);
+        }
+        wire.delete(&format!("/v2/{name}/manifests/v1")).expect(202);
+    }
+    let seen = |plugin: &str, parts: &[&str]| {
+        let log = gateway.log();
+        audit_lines(&log, plugin)
+            .iter()
+            .any(|line| parts.iter().all(|part| line.contains(part)))
+    };
+    let wait = |plugin: &str, parts: &[&str]| {
+        wait_until(&format!("{plugin}: {parts:?}"), PATIENCE, || {
+            seen(plugin, parts)
+        });
+    };
+    let deny = [
+        "\"decision\":\"deny\"",
+        "\"enforced_decision\":\"allow\"",
+        "\"differs\":true",
+    ];
+    let agree = [
+        "\"decision\":\"allow\"",
+        "\"enforced_decision\":\"allow\"",
+        "\"differs\":false",
+    ];
+    for (plugin, mode) in [("audited", "audit"), ("beside", "shadow")] {
+        let mode = format!("\"mode\":\"{mode}\"");
+        wait(plugin, &[&deny[..], &[&mode, "never"]].concat());
+        wait(plugin, &[&agree[..], &[&mode]].concat());
+    }
+    // An abstention is no opinion in the chain, and a refusal of what would stand alone.
+    let abstained = [
+        "\"decision\":\"abstain\"",
+        "\"enforced_decision\":\"allow\"",
+    ];
+    wait(
+        "audited",
+        &[&abstained[..], &["\"differs\":false"]].concat(),
+    );
+    wait("beside", &[&abstained[..], &["\"differs\":true"]].concat());
+    wait("tags", &[&deny[..], &["\"change\":"]].concat());
+    assert!(gateway.metrics().contains("gantry_shadow_dropped_total"));
+}
+
+/// `VmRSS`, in bytes.
+fn resident(gateway: &Gateway) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+fn reload(gateway: &Gateway, round: usize) {
+    // Every other configuration differs in a plugin, so that components are loaded and freed.
+    let text = format!(
+        "  - {{ name: more, from: \"builtin:immutable-tags\", repositories: [\"never\"], config: {{ immutable: [\"r{round}\"] }} }}\n"
+    );
+    gateway.write_config(&config(&text));
+    admin(gateway)
+        .send("POST", "/admin/v1/reload", &[], "")
+        .expect(200);
+}
+
+/// Bytes that a hundred reloads may leave: allocator slack and caches, not generations.
+const GROWTH: u64 = 32 << 20;
+
+/// Reloads once per round while fifty clients pull and fifty push; any failed request ends the test.
+fn reload_under_load(gateway: &Gateway, image: &Image, rounds: std::ops::Range<usize>) {
+    let wire = Wire::basic(gateway.port, USER);
+    let (done, turns) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let (wire, done, turns) = (&wire, &done, &turns);
+        for client in 0..50 {
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    wire.pull_image("team/pulled", "latest", image);
+                    turns.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let own = Image::of_layers(vec![Content::random(10_000)]);
+                    wire.push_image(&format!("team/pushed-{client}"), "latest", &own);
+                    turns.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        rounds.for_each(|round| reload(gateway, round));
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(turns.load(Ordering::Relaxed) >= 100, "everybody had a turn");
+}
+
+#[test]
+fn a_hundred_reloads_during_fifty_pulls_and_fifty_pushes_fail_nobody_and_leave_no_memory() {
+    let gateway = Gateway::start(&config(""));
+    let image = Image::random(100_000);
+    Wire::basic(gateway.port, USER).push_image("team/pulled", "latest", &image);
+    // What a process keeps once it has reloaded under this load.
+    reload_under_load(&gateway, &image, 0..10);
+    let before = resident(&gateway);
+    reload_under_load(&gateway, &image, 10..110);
+    assert!(generation(&gateway) >= 111);
+    wait_until("old generations to be freed", PATIENCE, || {
+        gateway.metrics().contains("gantry_generations 1")
+    });
+    let after = resident(&gateway);
+    assert!(
+        after <= before + GROWTH,
+        "{before} bytes before, {after} after"
+    );
+}
