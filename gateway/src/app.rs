@@ -36,7 +36,7 @@ use crate::{
         decisions::Decisions,
         shadow::Shadows,
     },
-    telemetry::Telemetry,
+    telemetry::{Reading, Telemetry},
 };
 
 /// Trips that wait to be looked at; more than these are of bindings that trip again.
@@ -106,6 +106,8 @@ impl App {
         let (trips, tripped) = mpsc::channel(MAX_TRIPS);
         let stores = Stores::open(config).await?;
         let lasting = stores.lasting(config, &telemetry, trips)?;
+        watch(&telemetry, &lasting.host, &stores.database);
+        watch_registry(&telemetry, &lasting.registry);
         let bindings = plugins::load(&lasting, config, None)
             .await
             .map_err(|mistakes| anyhow::anyhow!(mistakes.to_string()))?;
@@ -297,4 +299,29 @@ impl Stores {
         };
         Registry::new(ports, generation::registry_settings(config))
     }
+}
+
+/// Numbers of what lives as long as the process.
+fn watch(telemetry: &Arc<Telemetry>, host: &PluginHost, metadata: &SqliteStore) {
+    let uses = |host: &PluginHost| {
+        let host = host.clone();
+        move || host.usage()
+    };
+    let (instances, most, checks) = (uses(host), uses(host), uses(host));
+    telemetry.read(Reading::PoolInUse, move || instances().instances);
+    telemetry.read(Reading::PoolSize, move || most().max_instances);
+    telemetry.read(Reading::PasswordChecks, move || checks().password_checks);
+    let commits = Arc::clone(telemetry);
+    metadata.on_commit(move |jobs, took| commits.count_commit(jobs, took));
+}
+
+fn watch_registry(telemetry: &Telemetry, registry: &Registry) {
+    let stats = |registry: &Registry| {
+        let registry = registry.clone();
+        move || registry.stats()
+    };
+    let (uploads, fills, bytes) = (stats(registry), stats(registry), stats(registry));
+    telemetry.read(Reading::Uploads, move || uploads().uploads_open);
+    telemetry.read(Reading::Fills, move || fills().fills_running);
+    telemetry.read(Reading::BlobBytes, move || bytes().blob_bytes_written);
 }

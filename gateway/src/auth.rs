@@ -81,10 +81,7 @@ impl Authentication {
                     telemetry::audit_rejected(binding.name(), &denial);
                     return Err(bad_credential());
                 }
-                Err(error) => {
-                    tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), detail = %error.detail, "authenticator failed");
-                    return Err(error.into());
-                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(None)

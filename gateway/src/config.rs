@@ -67,8 +67,30 @@ pub struct Config {
     pub events: EventSettings,
     /// What is logged.
     pub log: Log,
+    /// Where every decision goes besides the log; `None` = nowhere.
+    pub audit: Option<AuditTo>,
+    /// Where traces go; `None` = there are none.
+    pub otlp: Option<Otlp>,
     /// Every file that was read for it, or looked for, besides itself: absolute, to be watched.
     pub files: Vec<PathBuf>,
+}
+
+/// Where every decision goes besides the log.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AuditTo {
+    /// Standard output.
+    Stdout,
+    /// A file, to be appended to.
+    File(PathBuf),
+}
+
+/// Where traces go.
+#[derive(Clone, Debug)]
+pub struct Otlp {
+    /// The collector's base URL.
+    pub endpoint: Url,
+    /// One request in so many is traced; at least 1.
+    pub one_in: u32,
 }
 
 /// A listener.

@@ -17,6 +17,7 @@ use gantry_plugin_host::{
 };
 use gantry_registry::Admission;
 use gantry_storage::{BlobStore, KeyValueStore, MetadataStore, StorageError, kv::KvPut};
+use tracing::Instrument as _;
 
 use crate::{
     config::{Mode, OnError},
@@ -108,6 +109,7 @@ async fn ask(
     };
     let kept = serves.get(&key);
     if let Some(Cached::Fresh(answer)) = kept {
+        binding.admitted_by_cache(&answer);
         return Ok(answer);
     }
     match (binding.admit(request).await, kept) {
@@ -119,6 +121,7 @@ async fn ask(
         }
         (Err(error), Some(Cached::Stale(answer))) if binding.on_error == OnError::LastKnown => {
             tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), "plugin failed; its last answer counts");
+            binding.admitted_by_cache(&answer);
             Ok(answer)
         }
         (Err(error), _) => Err(error),
@@ -163,7 +166,7 @@ fn hear(
 ) -> Result<(), Refusal> {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(error) if binding.failure_denies(&error) => {
+        Err(error) if binding.failure_denies() => {
             return Err(Refusal::Failed {
                 plugin: error.plugin,
                 failure: format!("{}: {}", error.failure.as_str(), error.detail),
@@ -208,10 +211,12 @@ impl Admission for AdmissionChain {
         let mut outcome = Ok(Admitted::default());
         let mut unenforced = Vec::new();
         for binding in asked(&self.chain, &request) {
+            let span = tracing::debug_span!("admit", change = request.change.as_str());
             if binding.mode == Mode::Audit {
-                unenforced.push((binding, ask(&self.serves, binding, &request).await));
+                let answer = ask(&self.serves, binding, &request).instrument(span);
+                unenforced.push((binding, answer.await));
             } else if let Ok(admitted) = &mut outcome {
-                let answer = ask(&self.serves, binding, &request).await;
+                let answer = ask(&self.serves, binding, &request).instrument(span).await;
                 if let Err(refusal) = hear(admitted, binding, &request, answer) {
                     outcome = Err(refusal);
                 }

@@ -79,6 +79,7 @@ async fn operate(
         .deadline(Box::pin(auth::authenticate(
             generation, &client, credential,
         )))
+        .instrument(tracing::debug_span!("authenticate"))
         .await?;
     exchange.identified(&identified.principal);
     let requester = exchange.requester(Arc::clone(&identified.principal));
@@ -89,9 +90,11 @@ async fn operate(
             &identified,
             operation,
         ))
+        .instrument(tracing::debug_span!("authorize"))
         .await?;
     exchange.permitted(&permit);
-    let outcome = generation.registry.perform(permit, body).await?;
+    let perform = generation.registry.perform(permit, body);
+    let outcome = perform.instrument(tracing::debug_span!("perform")).await?;
     Ok(Done::Outcome(outcome))
 }
 

@@ -162,7 +162,7 @@ impl Enforced {
 
     fn hear(&mut self, binding: &Binding, answer: Result<AuthorizeAnswer, CallError>) {
         match answer {
-            Err(error) if binding.failure_denies(&error) => self.end = Some(Err(error)),
+            Err(error) if binding.failure_denies() => self.end = Some(Err(error)),
             Err(_) | Ok(AuthorizeAnswer::Abstain(_)) => {}
             Ok(AuthorizeAnswer::Deny(denial, _)) => self.end = Some(Ok(Decision::Deny(denial))),
             Ok(AuthorizeAnswer::Allow(grant, _)) => {
@@ -219,6 +219,7 @@ async fn ask(
         question,
     );
     if let Some(Cached::Fresh(answer)) = decisions.get(&key) {
+        binding.authorized_by_cache(&answer);
         return Ok(answer);
     }
     let answer = AUTHORIZING.scope((), binding.authorize(asked)).await?;

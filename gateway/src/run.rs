@@ -14,14 +14,14 @@ use tokio::{
 use self::telling::Telling;
 use crate::{
     app::App,
-    config::{Config, ListenAddress, LogFormat},
+    config::{AuditTo, Config, ListenAddress, LogFormat},
     http::admin::{Admin, Readiness},
     reload::{Reloader, Source, Trigger},
     server::{
         self, Listener, Stage,
         tls::{ServedTls, TlsFiles},
     },
-    telemetry,
+    telemetry::{self, AuditSink, Logging, OtlpSettings, Traces},
 };
 
 /// Threads that wait for disks and password hashes. Each keeps buffers of its own: two hundred readers on the default of 512 threads held
@@ -47,7 +47,19 @@ pub fn run(config: &Config, source: Source) -> anyhow::Result<()> {
         LogFormat::Human => telemetry::LogFormat::Human,
         LogFormat::Json => telemetry::LogFormat::Json,
     };
-    telemetry::init(format, &config.log.level)?;
+    let traces = config.otlp.as_ref().map(|otlp| {
+        Traces::start(&OtlpSettings {
+            endpoint: otlp.endpoint.clone(),
+            one_in: otlp.one_in,
+        })
+    });
+    let traces = traces.transpose()?;
+    telemetry::init(Logging {
+        format,
+        level: &config.log.level,
+        audit: audit_sink(config.audit.as_ref())?,
+        traces: traces.as_ref(),
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(MAX_BLOCKING_THREADS)
@@ -60,7 +72,21 @@ pub fn run(config: &Config, source: Source) -> anyhow::Result<()> {
         Ok(Stage::Abort) | Err(_) => Duration::ZERO,
     };
     runtime.shutdown_timeout(patience);
+    if let Some(traces) = traces {
+        traces.finish();
+    }
     ended.map(drop)
+}
+
+fn audit_sink(to: Option<&AuditTo>) -> anyhow::Result<Option<AuditSink>> {
+    Ok(match to {
+        None => None,
+        Some(AuditTo::Stdout) => Some(AuditSink::Stdout),
+        Some(AuditTo::File(path)) => {
+            let sink = AuditSink::open(path);
+            Some(sink.with_context(|| format!("cannot open the audit file {}", path.display()))?)
+        }
+    })
 }
 
 /// How far the shutdown was when it ended.

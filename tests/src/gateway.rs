@@ -171,7 +171,8 @@ impl Gateway {
         let mut ended = None;
         wait_until(
             &format!("the gateway; its log:\n{}", self.log()),
-            Duration::from_secs(60),
+            // A busy machine compiles every plugin first.
+            Duration::from_secs(180),
             || {
                 ended = self
                     .child
@@ -301,6 +302,31 @@ impl Gateway {
             .parse::<u64>()
             .expect("a number of kB")
             * 1024
+    }
+
+    /// The lines of the audit file, when the configuration has `audit: { file: ./audit.jsonl }`.
+    ///
+    /// # Panics
+    /// When a line is no JSON object.
+    #[must_use]
+    pub fn audit(&self) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.folder().join("audit.jsonl")).unwrap_or_default();
+        // The last line may still be on its way.
+        let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+        whole
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("an audit line is JSON"))
+            .collect()
+    }
+
+    /// The value of one sample of the metrics, such as `gantry_requests_total{operation="token"}`; 0 when it is not there.
+    #[must_use]
+    pub fn metric(&self, sample: &str) -> f64 {
+        let text = self.metrics();
+        let mut values = text.lines().filter_map(|line| line.strip_prefix(sample));
+        values
+            .find_map(|rest| rest.strip_prefix(' ')?.parse().ok())
+            .unwrap_or(0.0)
     }
 
     /// The admin listener's metrics.

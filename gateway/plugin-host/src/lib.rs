@@ -30,7 +30,7 @@ pub use hook::{
     CacheHint, Credential, Hook, Hooks, Identity, Varies,
 };
 pub use inspect::{Capability, Inspection};
-pub use load::PluginHost;
+pub use load::{HostUsage, PluginHost};
 pub use ports::{
     Grants, HostPorts, KeyValue, Limits, Outbound, PluginSource, RegistryReads, Secret,
 };

@@ -35,6 +35,17 @@ const SELF_TEST: Allowance = Allowance {
 
 const WASM_PAGE_BYTES: u64 = 64 << 10;
 
+/// What all plugins of a host use together. Metric names are the binary's business.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct HostUsage {
+    /// Instances alive.
+    pub instances: u64,
+    /// Instances that may be alive at once.
+    pub max_instances: u64,
+    /// Password checks that run or wait.
+    pub password_checks: u64,
+}
+
 /// Loads components and lends them what they share.
 #[derive(Clone)]
 pub struct PluginHost {
@@ -82,6 +93,18 @@ impl PluginHost {
     pub fn recording(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
         self
+    }
+
+    /// What all plugins together use now.
+    #[must_use]
+    pub fn usage(&self) -> HostUsage {
+        let slots = engine::SLOTS as usize;
+        let free = self.runtime.slots.available_permits();
+        HostUsage {
+            instances: slots.saturating_sub(free) as u64,
+            max_instances: slots as u64,
+            password_checks: self.passwords.busy_count() as u64,
+        }
     }
 
     /// Loads a component, configures it once and runs its self-test.

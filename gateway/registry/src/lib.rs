@@ -1,12 +1,14 @@
 //! The domain: push, pull, upload, mount, referrers, tags, delete, and the proxy cache. No HTTP, no wasm.
 //!
 //! Map: `registry` is the struct and the one entry [`Registry::perform`]; `pull` `push` `upload` `mount` `list` `referrers` `delete`
-//! hold one family of operations each; `admit` asks the hooks; `events` tells what happened; `staging` knows which staging files are in use; `mirror` fills the
-//! cache; `ports` is what the binary must bring; `outcome` and `error` are what comes out.
+//! hold one family of operations each; `admit` asks the hooks; `events` tells what happened; `staging` knows which staging files are in
+//! use; `mirror` fills the cache; `ports` is what the binary must bring; `cache_counts` counts what the mirrors did;
+//! `outcome` and `error` are what comes out.
 //! Invariant: nothing here runs without a [`gantry_model::Permit`].
 
 mod admit;
 pub mod body;
+pub mod cache_counts;
 mod delete;
 pub mod error;
 mod events;
@@ -24,6 +26,7 @@ mod staging;
 mod upload;
 
 pub use body::{Body, BodyError};
+pub use cache_counts::{CacheContent, CacheCounts, CacheOutcome};
 pub use error::Error;
 pub use events::random_uuid;
 pub use leases::Leases;
@@ -35,4 +38,4 @@ pub use ports::{
     Admission, Clock, EventSink, Freshness, Keep, MirrorSettings, Moves, NoEvents, Ports, Settings,
     TagRule,
 };
-pub use registry::Registry;
+pub use registry::{Registry, RegistryStats};

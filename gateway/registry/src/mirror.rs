@@ -35,6 +35,7 @@ pub(crate) use self::fill::Fill;
 pub use self::keep::{CacheUsage, Evicted};
 use self::{failure::Failure, flight::Flights, flight::lock};
 use crate::{
+    cache_counts::{CacheContent, CacheOutcome},
     error::Error,
     leases::Leases,
     outcome::Staleness,
@@ -52,6 +53,8 @@ pub(crate) struct MirroredManifest {
     pub(crate) stale: Option<Staleness>,
     /// What the tag names, when a tag was asked for.
     pub(crate) tag: Option<TagState>,
+    /// How it was come by.
+    via: CacheOutcome,
 }
 
 /// A blob of a mirrored repository.
@@ -116,6 +119,11 @@ impl Mirrors {
         Self {
             engine: Arc::new(engine),
         }
+    }
+
+    /// Fills under way.
+    pub(crate) fn fill_count(&self) -> usize {
+        lock(&self.engine.running.fills).len()
     }
 
     /// The manifest, from here when it may be, else from the upstream; stored before it is returned.
@@ -309,6 +317,10 @@ impl Origin {
 
     fn name(&self) -> &RepositoryName {
         &self.repository.name
+    }
+
+    fn count(&self, content: CacheContent, outcome: CacheOutcome) {
+        self.settings.counts.count(content, outcome);
     }
 
     fn freshness(&self, tag: &Tag) -> &Freshness {

@@ -10,7 +10,7 @@ use gantry_model::{
 use gantry_storage::{BlobStore, CacheIndex, MetadataStore, UploadSessions};
 use gantry_upstream::Upstream;
 
-use crate::leases::Leases;
+use crate::{cache_counts::CacheCounts, leases::Leases};
 
 /// The admission hooks. Asked after a digest is verified and before anything is visible, and before a served byte leaves.
 #[async_trait]
@@ -72,6 +72,8 @@ pub struct MirrorSettings {
     pub rules: Vec<TagRule>,
     /// How long the upstream's own 404 is remembered.
     pub not_found_for: Duration,
+    /// Where its answers are counted.
+    pub counts: Arc<CacheCounts>,
 }
 
 impl MirrorSettings {

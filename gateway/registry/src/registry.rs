@@ -26,6 +26,17 @@ pub struct Registry {
     pub(crate) shared: Arc<Shared>,
 }
 
+/// What is under way, and what was done since the process started. Metric names are the binary's business.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RegistryStats {
+    /// Upload sessions open, as far as this process has seen them.
+    pub uploads_open: u64,
+    /// Fills under way.
+    pub fills_running: u64,
+    /// Bytes written to the blob store, by pushes and fills.
+    pub blob_bytes_written: u64,
+}
+
 /// What every operation needs.
 pub(crate) struct Shared {
     pub(crate) ports: Ports,
@@ -118,6 +129,16 @@ impl Registry {
         };
         self.shared.ports.metadata.repositories(&page).await?;
         Ok(())
+    }
+
+    /// Plain numbers of what is under way.
+    #[must_use]
+    pub fn stats(&self) -> RegistryStats {
+        RegistryStats {
+            uploads_open: self.shared.uploads.open_count() as u64,
+            fills_running: self.shared.mirrors.fill_count() as u64,
+            blob_bytes_written: self.shared.staging.written_bytes(),
+        }
     }
 
     /// How much each mirror's cache holds.

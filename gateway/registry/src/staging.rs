@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -21,6 +24,7 @@ pub(crate) struct TrackedStore {
     store: Arc<dyn BlobStore>,
     /// Held for single operations on the set, never over an await.
     writing: Arc<Mutex<HashSet<UploadId>>>,
+    written_bytes: Arc<AtomicU64>,
 }
 
 /// Keeps an upload in the set while its writer lives.
@@ -34,6 +38,7 @@ struct Writing {
 struct TrackedWriter {
     writer: Box<dyn BlobWriter>,
     writing: Writing,
+    written_bytes: Arc<AtomicU64>,
 }
 
 impl Writing {
@@ -60,7 +65,21 @@ impl TrackedStore {
         Self {
             store,
             writing: Arc::default(),
+            written_bytes: Arc::default(),
         }
+    }
+
+    /// Bytes written since the store was made.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
+    }
+
+    fn tracked(&self, writer: Box<dyn BlobWriter>, writing: Writing) -> Box<dyn BlobWriter> {
+        Box::new(TrackedWriter {
+            writer,
+            writing,
+            written_bytes: Arc::clone(&self.written_bytes),
+        })
     }
 
     /// Whether a writer of this upload lives in this process.
@@ -89,7 +108,7 @@ impl BlobStore for TrackedStore {
     ) -> Result<Box<dyn BlobWriter>, StorageError> {
         let writing = Writing::start(upload, &self.writing);
         let writer = self.store.create(upload, algorithm).await?;
-        Ok(Box::new(TrackedWriter { writer, writing }))
+        Ok(self.tracked(writer, writing))
     }
 
     async fn resume(
@@ -99,7 +118,7 @@ impl BlobStore for TrackedStore {
     ) -> Result<Option<Box<dyn BlobWriter>>, StorageError> {
         let writing = Writing::start(upload, &self.writing);
         let writer = self.store.resume(upload, algorithm).await?;
-        Ok(writer.map(|writer| Box::new(TrackedWriter { writer, writing }) as _))
+        Ok(writer.map(|writer| self.tracked(writer, writing)))
     }
 
     async fn discard(&self, upload: UploadId) -> Result<(), StorageError> {
@@ -122,7 +141,10 @@ impl BlobWriter for TrackedWriter {
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), StorageError> {
-        self.writer.write(bytes).await
+        let length = bytes.len() as u64;
+        self.writer.write(bytes).await?;
+        self.written_bytes.fetch_add(length, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), StorageError> {
@@ -138,7 +160,9 @@ impl BlobWriter for TrackedWriter {
     }
 
     async fn commit(self: Box<Self>, expected: &Digest) -> Result<u64, PublishError> {
-        let Self { writer, writing } = *self;
+        let Self {
+            writer, writing, ..
+        } = *self;
         let published = writer.commit(expected).await;
         drop(writing);
         published

@@ -18,7 +18,7 @@ use crate::{
     events::{Events, Receiver},
     hooks::{AdmissionChain, EventHook},
     policy::{Policy, binding::Binding},
-    telemetry::Telemetry,
+    telemetry::{MeasuredUpstream, Telemetry},
 };
 
 /// Everything a request needs.
@@ -111,7 +111,7 @@ impl Generation {
         let clients = clients(config, before)?;
         let registry = lasting.registry.reconfigured(
             Arc::new(admission),
-            mirrors(config, &clients),
+            mirrors(config, &clients, &lasting.telemetry),
             registry_settings(config),
         );
         Ok(Self {
@@ -167,11 +167,20 @@ impl Generation {
     }
 }
 
-fn mirrors(config: &Config, clients: &Clients) -> HashMap<Arc<str>, MirrorSettings> {
+fn mirrors(
+    config: &Config,
+    clients: &Clients,
+    telemetry: &Telemetry,
+) -> HashMap<Arc<str>, MirrorSettings> {
     let settings = |mirror: &config::Mirror| {
         let client = clients.get(&mirror.name)?;
         let settings = MirrorSettings {
-            upstream: Arc::<RegistryClient>::clone(client),
+            upstream: Arc::new(MeasuredUpstream::new(
+                telemetry,
+                &mirror.name,
+                Arc::clone(client),
+            )),
+            counts: telemetry.mirror_cache(&mirror.name),
             prefix: mirror.names.prefix.clone(),
             keep: mirror.keep.clone(),
             freshness: mirror.freshness,

@@ -108,6 +108,7 @@ async fn bind(
         }
     };
     let binding = Binding {
+        meter: lasting.telemetry.plugin(&written.name),
         plugin,
         health,
         generation,

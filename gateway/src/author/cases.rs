@@ -68,7 +68,7 @@ impl Suite {
     pub fn read(path: &Path) -> Result<Self, Vec<Mistake>> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| vec![Mistake::new(format!("cannot be read: {error}"))])?;
-        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
         Self::parse(&text, folder)
     }
 
@@ -80,7 +80,7 @@ impl Suite {
         let parsed = tree::parse(text);
         let found = parsed.findings.into_iter().map(|finding| Mistake {
             line: line(&finding.place),
-            path: finding.path,
+            path: finding.path.into(),
             message: finding.message,
         });
         let mut mistakes: Vec<Mistake> = found.collect();
@@ -264,7 +264,6 @@ impl Setting {
                 http: grants.http.into_iter().map(|address| address.0).collect(),
                 secrets: world.secrets(),
                 secret_reveal: grants.reveal_secrets,
-                ..Grants::default()
             },
             limits: Limits {
                 deadline: limits

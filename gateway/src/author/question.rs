@@ -242,7 +242,7 @@ struct ClientForm {
 impl ClientForm {
     fn client(&self) -> Arc<Client> {
         Arc::new(Client {
-            address: self.address.unwrap_or(IpAddr::from([192, 0, 2, 1])),
+            address: self.address.unwrap_or_else(|| IpAddr::from([192, 0, 2, 1])),
             user_agent: self.user_agent.clone(),
             tls_subject: self.tls_subject.clone(),
         })

@@ -138,14 +138,12 @@ mod tests {
         manifest
             .lines()
             .filter_map(|line| line.split_once(" = "))
-            .filter_map(|(name, rest)| {
+            .map(|(name, rest)| {
                 let version = rest
                     .strip_prefix("{ version = ")
                     .map_or(rest, |rest| rest.split(',').next().unwrap_or(rest));
-                Some((
-                    name.to_owned(),
-                    version.trim().trim_end_matches(" }").to_owned(),
-                ))
+                let version = version.trim().trim_end_matches(" }");
+                (name.to_owned(), version.to_owned())
             })
             .collect()
     }

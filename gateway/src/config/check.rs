@@ -168,8 +168,10 @@ impl Check<'_> {
         let Some(choices) = object.property(&key) else {
             let message = format!("unknown key `{}`", shown(&key));
             let hint = unknown_key_hint(&key, object);
-            self.findings
-                .push(Finding::new(key_place, &node.path, message).hint(hint));
+            let mut finding = Finding::new(key_place, &node.path, message).hint(hint);
+            // What stands under a misspelled key may be a secret where secrets are expected.
+            finding.masked = holds_secrets(object).then(|| Box::new(node.place));
+            self.findings.push(finding);
             return None;
         };
         if choices.not_yet() {
@@ -217,6 +219,11 @@ impl Check<'_> {
             }
         }
     }
+}
+
+fn holds_secrets(object: Object) -> bool {
+    let mut inner = object.keys().filter_map(|key| object.property(key));
+    object.is_secret() || inner.any(|choices| choices.object().is_some_and(Object::is_secret))
 }
 
 fn unknown_key_hint(key: &str, object: Object) -> Option<String> {

@@ -51,6 +51,10 @@ pub(crate) struct ConfigFile {
     pub(crate) events: Option<EventsFile>,
     /// What is logged.
     pub(crate) log: Option<LogFile>,
+    /// A file of every decision, besides the log.
+    pub(crate) audit: Option<AuditFile>,
+    /// What is told to other systems.
+    pub(crate) telemetry: Option<TelemetryFile>,
 }
 
 /// One or many.
@@ -214,11 +218,11 @@ pub(crate) struct MirrorFile {
     pub(crate) library: Option<bool>,
     /// The account here at the upstream, sent to the origin of `url` and its token endpoint only. Default: anonymous.
     pub(crate) credentials: Option<CredentialsFile>,
-    /// Token endpoints outside the upstream's own domain that it may name, such as https://ghcr.io for lscr.io. Default: none.
+    /// Token endpoints outside the upstream's own domain that it may name, such as `https://ghcr.io` for lscr.io. Default: none.
     pub(crate) token_realms: Option<Vec<UrlText>>,
     /// What TLS to the upstream rests on.
     pub(crate) tls: Option<UpstreamTlsFile>,
-    /// The proxy to go through: a URL, `environment` for HTTPS_PROXY, HTTP_PROXY and NO_PROXY, or all of it. Default: none.
+    /// The proxy to go through: a URL, `environment` for `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or all of it. Default: none.
     pub(crate) proxy: Option<ProxyEntry>,
     /// How much and how slowly the upstream is asked.
     pub(crate) limits: Option<UpstreamLimitsFile>,
@@ -521,6 +525,38 @@ pub(crate) struct LogFile {
     pub(crate) format: Option<LogFormatText>,
     /// How much. Default: info.
     pub(crate) level: Option<LevelText>,
+}
+
+/// A file of every decision, as JSON lines, whatever the log's level is.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Audit")]
+pub(crate) struct AuditFile {
+    /// A file that lines are appended to, or `stdout`. A file that is moved away is made anew within a second.
+    #[schemars(required)]
+    pub(crate) file: Option<String>,
+}
+
+/// What is told to other systems.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Telemetry")]
+pub(crate) struct TelemetryFile {
+    /// Traces for a collector of OpenTelemetry. Default: none.
+    pub(crate) otlp: Option<OtlpFile>,
+}
+
+/// Traces for a collector of OpenTelemetry, as protobuf over HTTP.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Otlp")]
+pub(crate) struct OtlpFile {
+    /// The collector's base URL, such as `http://127.0.0.1:4318`; /v1/traces is added.
+    #[schemars(required)]
+    pub(crate) endpoint: Option<UrlText>,
+    /// Traces one request in so many, unless its `traceparent` decides. Default: 1.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) one_in: Option<u32>,
 }
 
 /// The form of a log line.

@@ -47,11 +47,13 @@ impl Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Finding {
     pub(crate) place: Place,
-    pub(crate) path: String,
+    pub(crate) path: Box<str>,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
     /// The text at the place must not be quoted.
     pub(crate) secret: bool,
+    /// Nor the text at this other place.
+    pub(crate) masked: Option<Box<Place>>,
     /// The text around was not understood: lines are masked by their look.
     syntax: bool,
 }
@@ -60,10 +62,11 @@ impl Finding {
     pub(crate) fn new(place: Place, path: &str, message: impl Into<String>) -> Self {
         Self {
             place,
-            path: path.to_owned(),
+            path: path.into(),
             message: message.into(),
             hint: None,
             secret: false,
+            masked: None,
             syntax: false,
         }
     }
@@ -137,6 +140,9 @@ impl Report {
     ) -> Self {
         for finding in &findings {
             if let (true, Place::File { bytes, .. }) = (finding.secret, &finding.place) {
+                masks.push(bytes.clone());
+            }
+            if let Some(Place::File { bytes, .. }) = finding.masked.as_deref() {
                 masks.push(bytes.clone());
             }
         }
@@ -222,7 +228,7 @@ impl<'text> Quotation<'text> {
         Problem {
             line,
             column,
-            path: finding.path,
+            path: finding.path.into(),
             variable,
             message: finding.message,
             hint: finding.hint,

@@ -22,11 +22,11 @@ use gantry_plugin_host::Secret;
 
 pub(crate) use self::listen::admin_address;
 use super::{
-    BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat, MetadataStorage, Report,
-    Storage, Tokens, check, environment,
+    AuditTo, BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat, MetadataStorage,
+    Otlp, Report, Storage, Tokens, check, environment,
     file::{
-        ConfigFile, EventsFile, LimitsFile, LogFormatText, PullsEntry, PullsSampled, PullsText,
-        SecretFile, SizeEntry, StorageFile, TokensFile,
+        AuditFile, ConfigFile, EventsFile, LimitsFile, LogFormatText, PullsEntry, PullsSampled,
+        PullsText, SecretFile, SizeEntry, StorageFile, TokensFile,
     },
     report::{Finding, Place},
     text::DurationText,
@@ -121,6 +121,7 @@ impl Context<'_> {
         };
         let mirrors = self.mirrors(file.mirrors.unwrap_or_default(), &hosted);
         let log = file.log.unwrap_or_default();
+        let otlp = file.telemetry.unwrap_or_default().otlp;
         Config {
             listen,
             admin,
@@ -144,10 +145,29 @@ impl Context<'_> {
                 },
                 level: log.level.map_or_else(|| "info".to_owned(), |level| level.0),
             },
+            audit: self.audit(file.audit.unwrap_or_default()),
+            otlp: otlp.and_then(|otlp| {
+                Some(Otlp {
+                    endpoint: otlp.endpoint?.0,
+                    one_in: otlp.one_in.unwrap_or(1),
+                })
+            }),
             storage,
             // Known when every section has been read.
             files: Vec::new(),
         }
+    }
+
+    fn audit(&mut self, file: AuditFile) -> Option<AuditTo> {
+        let written = file.file?;
+        if written == "stdout" {
+            return Some(AuditTo::Stdout);
+        }
+        let path = self.path(&written);
+        if path.is_dir() {
+            self.refuse(&["audit", "file"], "a folder, not a file", None);
+        }
+        Some(AuditTo::File(path))
     }
 
     fn storage(&mut self, file: StorageFile) -> Storage {

@@ -176,7 +176,7 @@ impl Dispatcher {
                 let asked = (!asked.is_zero()).then(|| asked.min(MAX_ASKED_WAIT));
                 self.again(waiting, asked, "the receiver asked to try again")
             }
-            Delivery::Drop(reason) => self.dead(waiting, format!("dropped: {reason}")),
+            Delivery::Drop(reason) => self.dead(waiting, &format!("dropped: {reason}")),
         }
     }
 
@@ -184,10 +184,10 @@ impl Dispatcher {
         let now_ms = self.events.clock.now_ms();
         let age = Duration::from_millis(now_ms.saturating_sub(waiting.event.at_ms));
         if waiting.attempts >= self.settings.max_attempts {
-            return self.dead(waiting, format!("the last attempt failed: {error}"));
+            return self.dead(waiting, &format!("the last attempt failed: {error}"));
         }
         if age >= self.settings.max_age {
-            return self.dead(waiting, format!("too old to try again: {error}"));
+            return self.dead(waiting, &format!("too old to try again: {error}"));
         }
         let wait = asked.unwrap_or_else(|| backoff(waiting.attempts, random()));
         let wait_ms = u64::try_from(wait.max(MIN_WAIT).as_millis()).unwrap_or(u64::MAX);
@@ -197,7 +197,7 @@ impl Dispatcher {
         }
     }
 
-    fn dead(&self, waiting: &Waiting, error: String) -> Settlement {
+    fn dead(&self, waiting: &Waiting, error: &str) -> Settlement {
         let event = &waiting.event;
         tracing::warn!(
             plugin.name = self.receiver.name(),
@@ -209,7 +209,7 @@ impl Dispatcher {
             "an event was not delivered"
         );
         Settlement::Dead {
-            error: shortened(&error),
+            error: shortened(error),
         }
     }
 }

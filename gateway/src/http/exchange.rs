@@ -25,7 +25,7 @@ use crate::{
     app::Generation,
     events::Events,
     server::Peer,
-    telemetry::{AccessLine, AuditLine, Telemetry},
+    telemetry::{self, AccessLine, AuditLine, Telemetry},
 };
 
 /// One request and its answer.
@@ -43,6 +43,7 @@ pub struct Exchange {
     /// `None` once it was handed to the response's body.
     access: Option<AccessLine>,
     audit: Option<AuditLine>,
+    span: tracing::Span,
 }
 
 impl Exchange {
@@ -71,7 +72,11 @@ impl Exchange {
             &generation.namespaces,
         );
         let started = Instant::now();
+        // An error's level: whatever the log shows, its lines say which request they belong to.
+        let span = tracing::error_span!("request", request.id = &*request_id);
+        telemetry::adopt_parent(&span, &parts.headers);
         Self {
+            span,
             telemetry: Arc::clone(&generation.telemetry),
             started,
             deadline: started + generation.edge.decision_deadline,
@@ -137,7 +142,7 @@ impl Exchange {
     /// The span of everything done for this request.
     #[must_use]
     pub fn span(&self) -> tracing::Span {
-        tracing::info_span!("request", request.id = &*self.frame.request_id)
+        self.span.clone()
     }
 
     /// Names what is asked when it is no [`Operation`].
@@ -285,6 +290,8 @@ impl Exchange {
     /// Renders the result; the lines follow when the last byte has left.
     #[must_use]
     pub fn finish(mut self, result: Result<Done, Error>) -> Reply {
+        let span = self.span.clone();
+        let _entered = span.enter();
         let reply = match result {
             Ok(Done::Outcome(outcome)) => respond::outcome(&self.frame, outcome),
             Ok(Done::Options(allow)) => respond::options(&self.frame, allow),
@@ -301,10 +308,16 @@ impl Exchange {
             return reply;
         };
         access.status = reply.status().as_u16();
-        self.telemetry
-            .count_request(access.operation, access.status, self.started.elapsed());
+        self.telemetry.count_request(
+            access.operation,
+            &access.method,
+            access.status,
+            self.started.elapsed(),
+        );
         let (telemetry, started) = (Arc::clone(&self.telemetry), self.started);
         let received = Arc::clone(&self.received);
+        telemetry::describe(&self.span, &access);
+        let span = span.clone();
         reply.map(|body| {
             body.ending(Box::new(move |sent, complete| {
                 access.received = received.load(Ordering::Relaxed);
@@ -313,6 +326,8 @@ impl Exchange {
                 access.duration = started.elapsed();
                 telemetry.count_bytes(access.received, sent);
                 access.log();
+                // Until here the body was part of the request.
+                drop(span);
             }))
         })
     }
@@ -350,8 +365,13 @@ impl Drop for Exchange {
         if let Some(mut access) = self.access.take() {
             access.received = self.received.load(Ordering::Relaxed);
             access.duration = self.started.elapsed();
-            self.telemetry
-                .count_request(access.operation, access.status, access.duration);
+            self.telemetry.count_request(
+                access.operation,
+                &access.method,
+                access.status,
+                access.duration,
+            );
+            telemetry::describe(&self.span, &access);
             self.telemetry.count_bytes(access.received, 0);
             access.log();
         }

@@ -7,17 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gantry_model::{AdmissionRequest, Change, glob::Glob};
+use gantry_model::{AdmissionRequest, Change, Requester, glob::Glob};
 use gantry_plugin_host::{
     AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest,
-    CallError, Failure, Plugin,
+    CallError, Failure, Hook, Plugin,
 };
 use gantry_registry::Clock as _;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use crate::{
     clock::SystemClock,
     config::{Mode, OnError, PluginFrom},
+    telemetry::{self, Asked, PluginMeter},
 };
 
 /// So many failures of the guest's own…
@@ -46,6 +48,8 @@ pub struct Binding {
     pub on_error: OnError,
     /// Digest of component and configuration: part of every cache key, so that a reload empties what it must.
     pub fingerprint: Arc<str>,
+    /// Counts its calls.
+    pub meter: PluginMeter,
 }
 
 impl Binding {
@@ -77,7 +81,13 @@ impl Binding {
         &self,
         request: &AuthenticateRequest,
     ) -> Result<AuthenticateAnswer, CallError> {
-        self.health.note(self.plugin.authenticate(request).await)
+        let call = Box::pin(self.plugin.authenticate(request));
+        self.ask(Hook::Authenticate, None, call, |answer| match answer {
+            AuthenticateAnswer::Authenticated(_) => Asked::Authenticated,
+            AuthenticateAnswer::NotMine => Asked::NotMine,
+            AuthenticateAnswer::Rejected(_) => Asked::Rejected,
+        })
+        .await
     }
 
     /// Asks whether a principal may do something.
@@ -88,7 +98,9 @@ impl Binding {
         &self,
         request: &AuthorizeRequest,
     ) -> Result<AuthorizeAnswer, CallError> {
-        self.health.note(self.plugin.authorize(request).await)
+        let requester = Some(&request.requester);
+        let call = Box::pin(self.plugin.authorize(request));
+        self.ask(Hook::Authorize, requester, call, authorized).await
     }
 
     /// Asks whether content may enter, change or leave.
@@ -96,14 +108,41 @@ impl Binding {
     /// # Errors
     /// [`CallError`]; never a decision.
     pub async fn admit(&self, request: &AdmissionRequest) -> Result<AdmitAnswer, CallError> {
-        self.health.note(self.plugin.admit(request).await)
+        let requester = Some(&request.requester);
+        let call = Box::pin(self.plugin.admit(request));
+        self.ask(Hook::Admit, requester, call, admitted).await
     }
 
-    /// Whether the failure ends the chain; records it either way.
-    pub(crate) fn failure_denies(&self, error: &CallError) -> bool {
-        let denies = self.mode == Mode::Enforce && self.on_error != OnError::Skip;
-        tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), detail = %error.detail, denies, "plugin failed");
-        denies
+    /// An authorizer's answer was in the cache.
+    pub(crate) fn authorized_by_cache(&self, answer: &AuthorizeAnswer) {
+        self.meter.cached(Hook::Authorize, authorized(answer));
+    }
+
+    /// An admission's answer was in the cache.
+    pub(crate) fn admitted_by_cache(&self, answer: &AdmitAnswer) {
+        self.meter.cached(Hook::Admit, admitted(answer));
+    }
+
+    /// Every call goes through here: it is counted, it is part of the trace, and a failure is in the audit.
+    async fn ask<A>(
+        &self,
+        hook: Hook,
+        requester: Option<&Requester>,
+        call: impl Future<Output = Result<A, CallError>>,
+        outcome: impl FnOnce(&A) -> Asked,
+    ) -> Result<A, CallError> {
+        let span = tracing::debug_span!("plugin", plugin.name = &**self.name(), hook = ?hook);
+        let call = call.instrument(span);
+        let answer = self.meter.measured(hook, call, outcome).await;
+        if let Err(error) = &answer {
+            telemetry::audit_failure(error, hook, requester, self.failure_denies());
+        }
+        self.health.note(answer)
+    }
+
+    /// Whether a failure ends the chain.
+    pub(crate) fn failure_denies(&self) -> bool {
+        self.mode == Mode::Enforce && self.on_error != OnError::Skip
     }
 }
 
@@ -206,6 +245,23 @@ impl Health {
             recent.clear();
         }
         trips
+    }
+}
+
+fn authorized(answer: &AuthorizeAnswer) -> Asked {
+    match answer {
+        AuthorizeAnswer::Allow(..) => Asked::Allowed,
+        AuthorizeAnswer::Deny(..) => Asked::Denied,
+        AuthorizeAnswer::Abstain(_) => Asked::Abstained,
+    }
+}
+
+fn admitted(answer: &AdmitAnswer) -> Asked {
+    match answer {
+        AdmitAnswer::Accept { .. } => Asked::Allowed,
+        AdmitAnswer::Reject(_) => Asked::Rejected,
+        AdmitAnswer::Hold { .. } => Asked::Held,
+        AdmitAnswer::Abstain => Asked::Abstained,
     }
 }
 

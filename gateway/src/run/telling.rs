@@ -34,10 +34,9 @@ impl Telling {
     pub(super) async fn stop(self) {
         self.stop.send_replace(true);
         let stop = async {
-            for task in [self.gather, self.deliver] {
-                if let Err(error) = task.await {
-                    tracing::error!(%error, "a task of the events failed");
-                }
+            let (gathered, delivered) = tokio::join!(self.gather, self.deliver);
+            if let Err(error) = gathered.and(delivered) {
+                tracing::error!(%error, "a task of the events failed");
             }
         };
         if tokio::time::timeout(STOP_TELLING, stop).await.is_err() {

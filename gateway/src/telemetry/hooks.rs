@@ -2,10 +2,27 @@
 
 use std::sync::Arc;
 
-use gantry_model::{AdmissionRequest, Denial};
-use gantry_plugin_host::AdmitAnswer;
+use gantry_model::{AdmissionRequest, Denial, Requester};
+use gantry_plugin_host::{AdmitAnswer, CallError, Hook};
 
+use super::plugins::hook_label;
 use crate::policy::binding::Binding;
+
+/// A plugin gave no answer. `enforced` says whether that refuses the request.
+pub fn audit_failure(error: &CallError, hook: Hook, requester: Option<&Requester>, enforced: bool) {
+    tracing::warn!(
+        target: "audit",
+        { request.id = requester.map(|requester| &*requester.request_id),
+        principal.subject = requester.map(|requester| requester.principal.id.as_str()),
+        plugin.name = &*error.plugin,
+        hook = hook_label(hook),
+        decision = "fail",
+        failure = error.failure.as_str(),
+        reason.text = error.detail.as_str(),
+        enforced },
+        "plugin failed"
+    );
+}
 
 /// An authenticator rejected a credential.
 pub fn audit_rejected(plugin: &Arc<str>, denial: &Denial) {

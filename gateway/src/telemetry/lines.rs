@@ -112,9 +112,10 @@ mod tests {
         sync::{Mutex, PoisonError},
     };
 
-    use tracing_subscriber::fmt::MakeWriter;
+    use tracing_subscriber::{fmt::MakeWriter, layer::SubscriberExt as _};
 
     use super::*;
+    use crate::telemetry::json::{JsonLayer, Lines};
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -128,6 +129,12 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    impl Lines for Written {
+        fn write(&self, line: &[u8]) {
+            self.0.lock().unwrap().extend_from_slice(line);
         }
     }
 
@@ -180,11 +187,12 @@ mod tests {
             access().log();
             audit().log();
         };
-        let builder = tracing_subscriber::fmt().with_writer(written.clone());
         if json {
-            let subscriber = builder.json().flatten_event(true).finish();
+            let layer = JsonLayer(written.clone());
+            let subscriber = tracing_subscriber::registry().with(layer);
             tracing::subscriber::with_default(subscriber, lines);
         } else {
+            let builder = tracing_subscriber::fmt().with_writer(written.clone());
             tracing::subscriber::with_default(builder.with_ansi(false).finish(), lines);
         }
         let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner);

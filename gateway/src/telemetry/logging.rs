@@ -1,8 +1,23 @@
-//! Where log lines go and how they look.
+//! Where log and audit lines and traces go, and how lines look.
 
-use std::io::IsTerminal as _;
+use std::{
+    io::IsTerminal as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::Metadata;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::{FilterFn, filter_fn},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+use super::{
+    AuditSink, Traces,
+    json::{JsonLayer, REQUEST_ID, Stderr},
+};
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -12,6 +27,19 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line.
     Json,
+}
+
+/// What is logged, and where else it goes.
+#[derive(Debug, Default)]
+pub struct Logging<'a> {
+    /// How a line of the log looks.
+    pub format: LogFormat,
+    /// `info`, or tracing directives.
+    pub level: &'a str,
+    /// Where audit lines go besides the log.
+    pub audit: Option<AuditSink>,
+    /// Who records spans.
+    pub traces: Option<&'a Traces>,
 }
 
 /// Logging cannot be set up.
@@ -25,33 +53,46 @@ pub enum LoggingError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Sends log lines of `level` and above to standard error, and panics with them.
+/// Compilers tell thousands of lines about each plugin; who wants them names them.
+const COMPILERS: &str = "cranelift_codegen=info,wasmtime_internal_cranelift=info,regalloc2=info";
+
+type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Panics since the process started, of requests and of everything else.
+pub(super) fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+/// Sends log lines to standard error, audit lines and traces where they are wanted, and panics with the log.
 ///
 /// # Errors
 /// [`LoggingError`].
-pub fn init(format: LogFormat, level: &str) -> Result<(), LoggingError> {
-    let filter = EnvFilter::try_new(level)?;
-    let registry = tracing_subscriber::registry().with(filter);
-    match format {
-        LogFormat::Human => registry
-            .with(
-                fmt::layer()
-                    .with_writer(std::io::stderr)
-                    .with_ansi(std::io::stderr().is_terminal()),
-            )
-            .try_init()?,
-        LogFormat::Json => registry
-            .with(
-                fmt::layer()
-                    .json()
-                    .flatten_event(true)
-                    .with_current_span(false)
-                    .with_span_list(false)
-                    .with_writer(std::io::stderr),
-            )
-            .try_init()?,
+pub fn init(logging: Logging<'_>) -> Result<(), LoggingError> {
+    let filter = EnvFilter::try_new(format!("{COMPILERS},{}", logging.level))?;
+    let mut layers: Vec<Boxed> = vec![match logging.format {
+        LogFormat::Human => fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_filter(filter)
+            .boxed(),
+        LogFormat::Json => JsonLayer(Stderr).with_filter(filter).boxed(),
+    }];
+    if let Some(sink) = logging.audit {
+        layers.push(JsonLayer(sink).with_filter(audited()).boxed());
     }
+    if let Some(traces) = logging.traces {
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(traces.tracer())
+            .with_location(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false);
+        layers.push(layer.with_filter(filter_fn(is_own_span)).boxed());
+    }
+    tracing_subscriber::registry().with(layers).try_init()?;
     std::panic::set_hook(Box::new(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
         let place = panic.location().map(ToString::to_string);
         let text = panic.payload_as_str().unwrap_or("a panic without text");
         tracing::error!(
@@ -61,4 +102,16 @@ pub fn init(format: LogFormat, level: &str) -> Result<(), LoggingError> {
         );
     }));
     Ok(())
+}
+
+/// Audit lines, and the spans that say which request they belong to.
+pub(super) fn audited() -> FilterFn {
+    filter_fn(|metadata| {
+        let names_request = metadata.is_span() && metadata.fields().field(REQUEST_ID).is_some();
+        names_request || metadata.target() == "audit"
+    })
+}
+
+fn is_own_span(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && metadata.target().starts_with("gantry")
 }

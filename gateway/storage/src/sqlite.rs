@@ -3,10 +3,11 @@
 //! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
 //! `outbox` the events that wait, `kv` is the second file, for plugins' own data.
 
-use std::{path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
+use tracing::Instrument as _;
 
 use self::{
     connect::{Readers, open_writer},
@@ -84,6 +85,23 @@ impl SqliteStore {
         self.writer
             .run_then("import repositories", import, imported)
             .await
+    }
+}
+
+impl SqliteStore {
+    /// Tells `observer` how many writes each transaction served and how long it took; the first observer stays. It runs on the
+    /// writer's thread.
+    pub fn on_commit(&self, observer: impl Fn(usize, Duration) + Send + Sync + 'static) {
+        self.writer.observe(OnCommit(Box::new(observer)));
+    }
+}
+
+/// Who is told of transactions.
+struct OnCommit(Box<dyn Fn(usize, Duration) + Send + Sync>);
+
+impl fmt::Debug for OnCommit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("OnCommit")
     }
 }
 
@@ -174,7 +192,8 @@ impl MetadataStore for SqliteStore {
         let apply = move |connection: &_| commit::apply(connection, &bounds, &commit);
         // By the thread that commits: whoever waits here may go away before that.
         let committed = move || versions.moved(&repository);
-        self.writer.run_then("commit", apply, committed).await
+        let committed = self.writer.run_then("commit", apply, committed);
+        committed.instrument(tracing::debug_span!("commit")).await
     }
 
     fn version(&self, repository: &RepositoryName) -> Option<u64> {

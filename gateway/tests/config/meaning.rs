@@ -3,8 +3,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use gantry::config::{
-    BlobStorage, Config, Environment, LogFormat, MetadataStorage, Mode, OnError, PluginFrom,
-    TlsVersion,
+    AuditTo, BlobStorage, Config, Environment, LogFormat, MetadataStorage, Mode, OnError,
+    PluginFrom, TlsVersion,
 };
 use gantry_model::{Change, namespace::Address};
 use gantry_registry::Moves;
@@ -46,6 +46,7 @@ fn an_unwritten_key_has_its_default() {
         (config.log.format, config.log.level.as_str()),
         (LogFormat::Human, "info")
     );
+    assert!(config.audit.is_none() && config.otlp.is_none());
     let binding = &config.plugins[0];
     assert_eq!(
         (binding.mode, binding.on_error),
@@ -304,6 +305,30 @@ fn a_file_that_is_not_there_is_said_without_a_panic() {
         "{report}"
     );
     assert_eq!(report.problems.len(), 1);
+}
+
+#[test]
+fn audit_and_traces_go_where_they_are_told() {
+    let parse = |text: &str| parse(&format!("{text}{PLUGINS}"));
+    let config = parse("audit: { file: ./audit.jsonl }\n").unwrap();
+    let file = AuditTo::File("/nonexistent/audit.jsonl".into());
+    assert_eq!(config.audit, Some(file));
+    let config = parse("audit: { file: stdout }\n").unwrap();
+    assert_eq!(config.audit, Some(AuditTo::Stdout));
+    let config =
+        parse("telemetry: { otlp: { endpoint: \"http://127.0.0.1:4318\", one_in: 100 } }\n")
+            .unwrap();
+    let otlp = config.otlp.unwrap();
+    assert_eq!((otlp.endpoint.port(), otlp.one_in), (Some(4318), 100));
+    for wrong in [
+        "audit: {}\n",
+        "audit: { file: / }\n",
+        "telemetry: { otlp: {} }\n",
+        "telemetry: { otlp: { endpoint: \"http://u:p@collector\" } }\n",
+        "telemetry: { otlp: { endpoint: \"http://collector\", one_in: 0 } }\n",
+    ] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
 }
 
 fn helper_of(config: &Config) -> &Helper {

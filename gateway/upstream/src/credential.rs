@@ -116,7 +116,7 @@ impl Credential {
         self.secret.is_identity_token()
     }
 
-    /// The form of an OAuth2 refresh with the identity token (token spec, OAuth2 variant), when the realm was named by, and
+    /// The form of an `OAuth2` refresh with the identity token (token spec, its POST variant), when the realm was named by, and
     /// admitted for, the origin.
     pub(crate) fn refresh_form<'a>(
         &'a self,

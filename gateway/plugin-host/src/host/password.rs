@@ -40,15 +40,24 @@ pub(crate) enum Checked {
 pub(crate) struct PasswordPool {
     running: Arc<Semaphore>,
     places: Arc<Semaphore>,
+    /// Places when nothing waits.
+    most: usize,
 }
 
 impl PasswordPool {
     pub(crate) fn new(checks: usize) -> Self {
         let checks = checks.clamp(1, 64);
+        let most = checks * (1 + WAITING_PER_CHECK);
         Self {
             running: Arc::new(Semaphore::new(checks)),
-            places: Arc::new(Semaphore::new(checks * (1 + WAITING_PER_CHECK))),
+            places: Arc::new(Semaphore::new(most)),
+            most,
         }
+    }
+
+    /// Checks that run or wait.
+    pub(crate) fn busy_count(&self) -> usize {
+        self.most.saturating_sub(self.places.available_permits())
     }
 
     /// Whether `password` is the one behind `stored`.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use gantry_model::{AdmissionRequest, Change, Descriptor, Digest, Manifest, MediaType, Requester};
 use gantry_storage::{Blob, Commit};
 
-use super::{Engine, MirroredBlob, MirroredContent, Origin, failure::Failure};
+use super::{
+    CacheContent, CacheOutcome, Engine, MirroredBlob, MirroredContent, Origin, failure::Failure,
+};
 
 /// What the manifests of a repository say about the length of a blob.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +30,7 @@ impl Engine {
         requester: &Requester,
     ) -> Result<MirroredBlob, Failure> {
         if let Some(blob) = self.linked(origin, digest).await? {
+            origin.count(CacheContent::Blob, CacheOutcome::Hit);
             return Ok(MirroredBlob::published(blob));
         }
         self.admit_blob(origin, digest, requester).await?;

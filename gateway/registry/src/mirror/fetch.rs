@@ -12,7 +12,7 @@ use gantry_storage::{Blob, BlobWriter};
 use gantry_upstream::{BlobStream, UpstreamError};
 
 use super::{
-    Engine, Origin,
+    CacheContent, CacheOutcome, Engine, Origin,
     failure::Failure,
     fill::{Fill, Progress},
     flight::{contained, lock, spawn},
@@ -40,6 +40,7 @@ impl Engine {
         let key = (origin.name().clone(), digest.clone());
         let mut fills = lock(&self.running.fills);
         if let Some(fill) = fills.get(&key) {
+            origin.count(CacheContent::Blob, CacheOutcome::Joined);
             return fill.clone();
         }
         let (progress, fill) = Progress::start(digest.clone());
@@ -50,6 +51,8 @@ impl Engine {
             repository.name = %origin.name(),
             blob.digest = %digest,
         );
+        // A trace tells which request it began for, without being part of it: others may join.
+        span.follows_from(tracing::Span::current());
         let fetch = Fetch {
             engine: Arc::clone(self),
             origin: origin.clone(),
@@ -104,6 +107,12 @@ impl Fetch {
         let result = contained(self.fill()).await;
         let key = (self.origin.name().clone(), self.digest.clone());
         lock(&self.engine.running.fills).remove(&key);
+        let outcome = match &result {
+            Ok(_) => CacheOutcome::Filled,
+            Err(Failure::NotFound) => CacheOutcome::NotFound,
+            Err(_) => CacheOutcome::Failed,
+        };
+        self.origin.count(CacheContent::Blob, outcome);
         match result {
             Ok(done) => self.progress.published(done.content, done.size),
             Err(failure) => {

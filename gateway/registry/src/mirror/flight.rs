@@ -88,6 +88,8 @@ where
         let (land, flight) = watch::channel(None);
         running.insert(key.clone(), flight.clone());
         let table = Arc::clone(&self.running);
+        // A trace tells which request it began for, without being part of it: others may join.
+        span.follows_from(tracing::Span::current());
         let work = work();
         spawn(span, async move {
             let result = contained(work).await;

@@ -12,6 +12,7 @@ use super::{
     manifest::{StoreError, Verified, millis},
 };
 use crate::{
+    cache_counts::CacheOutcome,
     outcome::{Stale, Staleness},
     ports::Moves,
 };
@@ -65,7 +66,7 @@ impl Engine {
         if self.stale_for_ms(origin, &record).is_some() {
             return Ok(None);
         }
-        self.tagged(origin, record, None).await
+        self.tagged(origin, record, None, CacheOutcome::Hit).await
     }
 
     /// The tag's manifest, when the tag is not fresh and may be served while the upstream is asked.
@@ -84,7 +85,8 @@ impl Engine {
         match self.stale_for_ms(origin, &record) {
             Some(stale_for_ms) if stale_for_ms < most => {
                 let stale = self.staleness(&record, Stale::Revalidating);
-                self.tagged(origin, record, Some(stale)).await
+                self.tagged(origin, record, Some(stale), CacheOutcome::Stale)
+                    .await
             }
             Some(_) | None => Ok(None),
         }
@@ -180,7 +182,12 @@ impl Engine {
         }
         let stale = self.staleness(seen, Stale::Pinned(digest.clone()));
         let pinned = self
-            .tagged(origin, seen.clone(), Some(stale.clone()))
+            .tagged(
+                origin,
+                seen.clone(),
+                Some(stale.clone()),
+                CacheOutcome::Stale,
+            )
             .await?;
         if pinned.is_some() {
             return Ok(pinned);
@@ -273,7 +280,10 @@ impl Engine {
     async fn winner(&self, origin: &Origin, tag: &Tag) -> Result<MirroredManifest, Failure> {
         let record = self.metadata.tag(origin.name(), tag).await?;
         let tagged = match record {
-            Some(record) => self.tagged(origin, record, None).await?,
+            Some(record) => {
+                self.tagged(origin, record, None, CacheOutcome::Filled)
+                    .await?
+            }
             None => None,
         };
         tagged.ok_or(Failure::Conflict)
@@ -292,7 +302,8 @@ impl Engine {
             digest: seen.state.digest.clone(),
             checked_at_ms,
         };
-        let Some(tagged) = self.tagged(origin, seen.clone(), None).await? else {
+        let via = CacheOutcome::Revalidated;
+        let Some(tagged) = self.tagged(origin, seen.clone(), None, via).await? else {
             return Ok(None);
         };
         self.metadata.commit(confirm).await?;
@@ -311,7 +322,10 @@ impl Engine {
             return Err(failure);
         }
         let stale = self.staleness(&seen, Stale::UpstreamFails);
-        match self.tagged(origin, seen, Some(stale)).await? {
+        match self
+            .tagged(origin, seen, Some(stale), CacheOutcome::Stale)
+            .await?
+        {
             Some(stale) => {
                 tracing::warn!(
                     error = &failure as &dyn std::error::Error,
@@ -344,6 +358,7 @@ impl Engine {
         origin: &Origin,
         record: TagRecord,
         stale: Option<Staleness>,
+        via: CacheOutcome,
     ) -> Result<Option<MirroredManifest>, Failure> {
         let local = self.local_manifest(origin, &record.state.digest).await?;
         Ok(local.map(|(manifest, bytes)| MirroredManifest {
@@ -351,6 +366,7 @@ impl Engine {
             bytes,
             stale,
             tag: Some(record.state),
+            via,
         }))
     }
 

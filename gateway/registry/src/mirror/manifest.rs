@@ -17,7 +17,10 @@ use gantry_storage::{
 use gantry_upstream::FetchedManifest;
 
 use super::{Engine, MirroredManifest, Origin, failure::Failure, flight::contained};
-use crate::staging::new_upload_id;
+use crate::{
+    cache_counts::{CacheContent, CacheOutcome},
+    staging::new_upload_id,
+};
 
 /// A manifest whose bytes hash to its digest and parse as its media type.
 #[derive(Debug)]
@@ -34,6 +37,28 @@ impl Engine {
         origin: &Origin,
         reference: &Reference,
         requester: &Requester,
+    ) -> Result<MirroredManifest, Failure> {
+        let mut joined = true;
+        let result = self
+            .manifest_or_flight(origin, reference, requester, &mut joined)
+            .await;
+        let outcome = match &result {
+            Ok(manifest) if joined && manifest.via != CacheOutcome::Hit => CacheOutcome::Joined,
+            Ok(manifest) => manifest.via,
+            Err(Failure::NotFound) => CacheOutcome::NotFound,
+            Err(_) => CacheOutcome::Failed,
+        };
+        origin.count(CacheContent::Manifest, outcome);
+        result
+    }
+
+    /// Clears `joined` when this call starts the flight.
+    async fn manifest_or_flight(
+        self: &Arc<Self>,
+        origin: &Origin,
+        reference: &Reference,
+        requester: &Requester,
+        joined: &mut bool,
     ) -> Result<MirroredManifest, Failure> {
         if let Some(known) = self.known(origin, reference).await? {
             return Ok(known);
@@ -55,9 +80,13 @@ impl Engine {
         );
         let engine = Arc::clone(self);
         let (origin, reference, requester) = (origin.clone(), reference.clone(), requester.clone());
-        let land = || async move { engine.land(&origin, &reference, &requester).await };
+        let land = || {
+            *joined = false;
+            async move { engine.land(&origin, &reference, &requester).await }
+        };
         if let Some(stale) = meanwhile {
             self.running.manifests.start(key, span, land);
+            *joined = false;
             return Ok(stale);
         }
         self.running.manifests.run(key, span, land).await
@@ -108,6 +137,7 @@ impl Engine {
                     bytes,
                     stale: None,
                     tag: None,
+                    via: CacheOutcome::Hit,
                 }))
             }
             Reference::Tag(tag) => self.fresh_tag(origin, tag).await,
@@ -131,6 +161,7 @@ impl Engine {
             bytes,
             stale: None,
             tag: None,
+            via: CacheOutcome::Filled,
         })
     }
 

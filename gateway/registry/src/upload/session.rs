@@ -128,6 +128,11 @@ impl Uploads {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sessions in the table.
+    pub(crate) fn open_count(&self) -> usize {
+        self.table().sessions.len()
+    }
+
     /// Enters a session that the store knows.
     pub(crate) fn enter(&self, record: UploadRecord) -> Arc<Session> {
         self.table().insert(record)

@@ -177,6 +177,7 @@ impl Upstream for Static {
 fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
     let upstream = Arc::new(Static::new());
     let mirror = MirrorSettings {
+        counts: Arc::default(),
         upstream: Arc::clone(&upstream) as _,
         prefix: "hub".parse().unwrap(),
         keep: Keep::default(),

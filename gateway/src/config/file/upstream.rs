@@ -26,7 +26,7 @@ pub(crate) struct CredentialsFile {
     /// A program and its arguments that does what a helper does: reads `server`, prints {"Username": …, "Secret": …}.
     #[schemars(length(min = 1))]
     pub(crate) exec: Option<Vec<String>>,
-    /// What the helper is asked for. Default: the host of `url`, or https://index.docker.io/v1/ for Docker Hub.
+    /// What the helper is asked for. Default: the host of `url`, or `https://index.docker.io/v1/` for Docker Hub.
     pub(crate) server: Option<String>,
     /// Environment variables the helper may see beside PATH and HOME. Default: none.
     pub(crate) pass_environment: Option<Vec<String>>,

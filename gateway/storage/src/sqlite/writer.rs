@@ -3,29 +3,45 @@
 //! Each piece of work has its own savepoint. Nobody is answered before the transaction is committed; when it cannot be, everybody in it
 //! is told so, also those who were refused, because what refused them may not have happened.
 
-use std::{fmt, thread};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    thread,
+    time::Instant,
+};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::failure::{Shared, Stop, failed};
-use crate::error::{Kind, StorageError};
+use crate::{
+    error::{Kind, StorageError},
+    sqlite::OnCommit,
+};
 
 /// A handle to the thread, which ends with the last handle.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     queue: mpsc::Sender<Box<dyn Job>>,
+    on_commit: Arc<OnceLock<OnCommit>>,
 }
 
 impl Writer {
     /// Starts the thread.
     pub(super) fn start(connection: Connection) -> Result<Self, StorageError> {
         let (queue, jobs) = mpsc::channel(MAX_QUEUED);
+        let on_commit = Arc::<OnceLock<OnCommit>>::default();
+        let told = Arc::clone(&on_commit);
         thread::Builder::new()
             .name("sqlite-writer".to_owned())
-            .spawn(move || serve(&connection, jobs))
+            .spawn(move || serve(&connection, jobs, &told))
             .map_err(|error| StorageError::io("start the database's writer", error))?;
-        Ok(Self { queue })
+        Ok(Self { queue, on_commit })
+    }
+
+    /// Tells `observer` of every transaction; the first observer stays.
+    pub(super) fn observe(&self, observer: OnCommit) {
+        self.on_commit.get_or_init(|| observer);
     }
 
     /// Does the work in a transaction and returns after that is durable. Work that returns [`Stop`] changed nothing.
@@ -135,7 +151,11 @@ impl fmt::Debug for dyn Job {
     }
 }
 
-fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>) {
+fn serve(
+    connection: &Connection,
+    mut queue: mpsc::Receiver<Box<dyn Job>>,
+    on_commit: &OnceLock<OnCommit>,
+) {
     while let Some(first) = queue.blocking_recv() {
         let mut group = vec![first];
         while group.len() < MAX_GROUP
@@ -147,9 +167,13 @@ fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>) {
         if group.is_empty() {
             continue;
         }
+        let began = Instant::now();
         let failure = commit(connection, &mut group)
             .err()
             .map(Shared::of_transaction);
+        if let Some(observer) = on_commit.get() {
+            (observer.0)(group.len(), began.elapsed());
+        }
         if let Some(failure) = &failure {
             tracing::error!(error = ?failure, jobs = group.len(), "a transaction failed");
         }

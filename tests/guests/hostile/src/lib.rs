@@ -5,7 +5,7 @@
 //! |---|---|
 //! | (none) | nothing |
 //! | `loop`, `fill`, `stack`, `trap`, `exit`, `sleep` | never comes back, or not well |
-//! | `memory`, `handles`, `log-flood`, `stderr-flood`, `kv-flood`, `kv-block` | takes too much, or waits |
+//! | `memory`, `handles`, `log-flood`, `stderr-flood`, `kv-flood`, `kv-fill`, `kv-block` | takes too much, or waits |
 //! | `count`, `canary` | tells whether an earlier instance left something |
 //! | `http`, `http-flood` | asks each of `requests`, or asks without end |
 //! | `password`, `probe`, `machine`, `reveal`, `keep` | uses an import and tells the outcome as the reason's code |
@@ -93,6 +93,7 @@ fn act(what: &str) -> String {
             (0..10_000).for_each(|_| drop(bucket.get("key")));
             String::new()
         }
+        "kv-fill" => fill_bucket(),
         "kv-block" => format!("{:?}", kv::open("granted").unwrap().get("block")),
         "http" => requests(),
         "http-flood" => {
@@ -112,6 +113,18 @@ fn act(what: &str) -> String {
         "secret-log" => secret_log(),
         other => panic!("do what? {other}"),
     }
+}
+
+/// Values of the largest size under new keys, as many as one call may pass, or until the bucket refuses.
+fn fill_bucket() -> String {
+    let bucket = kv::open("granted").unwrap();
+    let value = vec![7; 60 << 10];
+    for _ in 0..15 {
+        if let Err(error) = bucket.put(&hex(&random::bytes(16)), &value, None) {
+            return format!("{error:?}");
+        }
+    }
+    "not full".to_owned()
 }
 
 fn deeper(depth: u64) -> u64 {

@@ -141,6 +141,7 @@ impl World {
         let clock = Arc::new(ManualClock(AtomicU64::new(START_MS)));
         let admission = Arc::new(ScriptedAdmission::default());
         let settings = MirrorSettings {
+            counts: Arc::default(),
             upstream: Arc::clone(&upstream) as _,
             prefix: "hub.test".parse().unwrap(),
             keep: Keep::default(),

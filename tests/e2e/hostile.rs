@@ -1,0 +1,389 @@
+//! Whatever a plugin does, its request gets the configured answer in time, others go on, and the metrics and the audit name it.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tests::{
+    Gateway, Image, Wire,
+    gateway::{USER, program, usual_config},
+    guests::component,
+    image::MANIFEST,
+    tools::{free_port, wait_until},
+    wire::{Answer, runtime},
+};
+
+/// How long a call of each hostile binding may take.
+const DEADLINE: Duration = Duration::from_millis(500);
+
+/// What a binding does, and how the host calls that.
+const FAILURES: [(&str, &str); 13] = [
+    ("do: loop", "deadline"),
+    ("do: fill", "deadline"),
+    ("do: sleep", "deadline"),
+    ("do: trap", "trap"),
+    ("do: exit", "trap"),
+    ("do: stack", "trap"),
+    ("do: memory", "memory"),
+    ("do: handles", "host_quota"),
+    ("do: kv-flood", "host_quota"),
+    ("answer: huge", "host_quota"),
+    ("answer: not-text", "contract"),
+    ("answer: fail", "plugin_error"),
+    ("do: nonsense", "trap"),
+];
+
+fn plugin(name: &str, repositories: &str, limits: &str, config: &str) -> String {
+    format!(
+        "  - name: {name}\n    from: ./hostile.wasm\n    repositories: [\"{repositories}\"]\n    limits: {{ {limits} }}\n    grants: {{ kv: [granted] }}\n    config: {{ {config} }}\n"
+    )
+}
+
+fn start(plugins: &str) -> Gateway {
+    let config = usual_config("", plugins) + "audit: { file: ./audit.jsonl }\n";
+    Gateway::start_with(&config, |folder| {
+        fs::copy(component("hostile"), folder.join("hostile.wasm")).unwrap();
+    })
+}
+
+/// The audit lines of one request, by the id that its answer carries.
+fn lines_of(gateway: &Gateway, answer: &Answer) -> Vec<Value> {
+    let request = answer.header("x-request-id");
+    let lines = gateway.audit().into_iter();
+    lines
+        .filter(|line| line["request.id"] == request.as_str())
+        .collect()
+}
+
+/// A 503 in time that tells the client nothing, and tells the operator everything.
+fn fails_as(gateway: &Gateway, name: &str, hook: &str, kind: &str, ask: impl Fn() -> Answer) {
+    let began = Instant::now();
+    let answer = ask().expect(503);
+    let took = began.elapsed();
+    assert!(took < DEADLINE * 10, "{name}: {took:?}");
+    let body = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(!body.contains(name) && !body.contains("wasm"), "{body}");
+    let request = answer.header("x-request-id");
+    assert!(body.contains(&request), "{body} has no {request}");
+    let lines = lines_of(gateway, &answer);
+    let failed = |line: &&Value| line["plugin.name"] == name && line["failure"] == kind;
+    assert!(lines.iter().any(|line| failed(&line)), "{name}: {lines:#?}");
+    let sample = format!(
+        "gantry_plugin_failures_total{{plugin=\"{name}\",hook=\"{hook}\",kind=\"{kind}\"}}"
+    );
+    assert!(gateway.metric(&sample) >= 1.0, "{sample}");
+}
+
+#[test]
+fn each_failure_of_an_authorizer_is_503_in_time_and_named() {
+    let mut plugins = String::new();
+    for (index, (what, _)) in FAILURES.iter().enumerate() {
+        let config = format!("{what}, at: authorize");
+        let limits = "cpu: 100ms, deadline: 500ms";
+        plugins += &plugin(
+            &format!("bad{index}"),
+            &format!("team/{index}/**"),
+            limits,
+            &config,
+        );
+    }
+    plugins += &plugin(
+        "left",
+        "team/left/**",
+        "cpu: 2s, deadline: 10s",
+        "do: canary, answer: deny",
+    );
+    plugins += &plugin(
+        "again",
+        "team/again/**",
+        "cpu: 2s, deadline: 10s",
+        "do: count, answer: deny",
+    );
+    let gateway = start(&plugins);
+    let wire = Wire::basic(gateway.port, USER);
+    for (index, (what, kind)) in FAILURES.iter().enumerate() {
+        let name = format!("bad{index}");
+        let path = format!("/v2/team/{index}/web/manifests/v1");
+        println!("{name}: {what}");
+        fails_as(&gateway, &name, "authorize", kind, || wire.get(&path));
+        // A fresh instance on the slot that was just freed finds nothing.
+        for (binding, told) in [("left", "0"), ("again", "1")] {
+            let answer = wire.get(&format!("/v2/team/{binding}/web/manifests/t{index}"));
+            let lines = lines_of(&gateway, &answer.expect(403));
+            assert_eq!(lines.last().unwrap()["reason.text"], told, "after {what}");
+        }
+        // The failure was of this request; the binding is asked again.
+        fails_as(&gateway, &name, "authorize", kind, || wire.get(&path));
+    }
+    wire.push_image("team/fine/web", "latest", &Image::random(10));
+}
+
+#[test]
+fn each_failure_of_an_admission_is_503_and_nothing_is_visible() {
+    let mut plugins = String::new();
+    for (index, (what, _)) in FAILURES.iter().enumerate() {
+        // `answer` is for every hook, and as an authorizer it would fail first.
+        if what.starts_with("do:") {
+            let config = format!("{what}, at: admit");
+            let limits = "cpu: 100ms, deadline: 500ms";
+            plugins += &plugin(
+                &format!("bad{index}"),
+                &format!("team/{index}/**"),
+                limits,
+                &config,
+            );
+        }
+    }
+    let gateway = start(&plugins);
+    let wire = Wire::basic(gateway.port, USER);
+    let image = Image::random(10);
+    for (index, (what, kind)) in FAILURES.iter().enumerate() {
+        if !what.starts_with("do:") {
+            continue;
+        }
+        println!("{what}");
+        let repository = format!("team/{index}/web");
+        for blob in image.blobs() {
+            wire.push_blob(&repository, blob).expect(201);
+        }
+        fails_as(&gateway, &format!("bad{index}"), "admit", kind, || {
+            wire.push_manifest(&repository, "v1", MANIFEST, image.manifest.bytes.clone())
+        });
+        wire.get(&format!("/v2/{repository}/manifests/v1"))
+            .expect(404);
+    }
+}
+
+#[test]
+fn floods_are_cut_and_the_call_answers() {
+    let mut plugins = String::new();
+    for what in ["log-flood", "stderr-flood"] {
+        let config = format!("do: {what}, at: authorize, answer: deny");
+        plugins += &plugin(
+            what,
+            &format!("team/{what}/**"),
+            "cpu: 2s, deadline: 10s",
+            &config,
+        );
+    }
+    let gateway = start(&plugins);
+    let wire = Wire::basic(gateway.port, USER);
+    for what in ["log-flood", "stderr-flood"] {
+        let before = gateway.log().len();
+        wire.get(&format!("/v2/team/{what}/web/manifests/v1"))
+            .expect(403);
+        let grew = gateway.log().len() - before;
+        assert!(grew < 64 << 10, "{what}: {grew} bytes of log");
+    }
+}
+
+#[test]
+fn a_bucket_that_is_full_refuses_and_other_buckets_go_on() {
+    let fill = "do: kv-fill, at: authorize, answer: deny";
+    let limits = "cpu: 5s, deadline: 20s";
+    let plugins = plugin("greedy", "team/greedy/**", limits, fill)
+        + &plugin("other", "team/other/**", limits, fill);
+    let gateway = start(&plugins);
+    let wire = Wire::basic(gateway.port, USER);
+    let mut asked = 0;
+    let mut tell = |binding: &str| {
+        asked += 1;
+        let answer = wire.get(&format!("/v2/team/{binding}/web/manifests/t{asked}"));
+        let lines = lines_of(&gateway, &answer.expect(403));
+        lines.last().unwrap()["reason.text"].clone()
+    };
+    // 16 MiB in pieces of 900 KiB.
+    let full = (0..30).any(|_| tell("greedy").as_str().unwrap().contains("Quota"));
+    assert!(full, "the bucket never was full");
+    assert_eq!(tell("other"), "not full");
+}
+
+#[test]
+fn a_barrage_on_a_looping_plugin_leaves_others_their_turn_and_at_most_half_of_the_pool() {
+    let plugins = plugin(
+        "loops",
+        "team/loops/**",
+        "cpu: 200ms, deadline: 2s, concurrency: 10000",
+        "do: loop, at: authorize",
+    ) + &plugin(
+        "sleeps",
+        "team/sleeps/**",
+        "cpu: 200ms, deadline: 2s, concurrency: 10000",
+        "do: sleep, at: authorize",
+    );
+    let gateway = start(&plugins);
+    let wire = Wire::basic(gateway.port, USER);
+    wire.push_image("team/fine/web", "latest", &Image::random(10));
+    let over = Arc::new(AtomicBool::new(false));
+    let barrage: Vec<_> = (0..400)
+        .map(|number| {
+            let (wire, over) = (wire.clone(), Arc::clone(&over));
+            runtime().spawn(async move {
+                let kind = if number % 8 == 0 { "loops" } else { "sleeps" };
+                let path = format!("/v2/team/{kind}/web/manifests/t{number}");
+                let mut worst = 503;
+                while !over.load(Ordering::Relaxed) {
+                    let answer = wire.request("GET", &path, &[]).send().await.unwrap();
+                    worst = worst.min(answer.status().as_u16());
+                }
+                worst
+            })
+        })
+        .collect();
+    wait_until("the barrage", Duration::from_secs(20), || {
+        gateway.metric("gantry_plugin_instances") >= 100.0
+    });
+    let mut most: f64 = 0.0;
+    for number in 0..20 {
+        let began = Instant::now();
+        // Each tag is asked about for the first time: nothing comes from the cache of decisions.
+        wire.get(&format!("/v2/team/fine/web/manifests/t{number}"))
+            .expect(404);
+        wire.get("/v2/team/fine/web/manifests/latest").expect(200);
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+        most = most.max(gateway.metric("gantry_plugin_instances"));
+    }
+    over.store(true, Ordering::Relaxed);
+    for asked in barrage {
+        assert_eq!(runtime().block_on(asked).unwrap(), 503);
+    }
+    let pool = gateway.metric("gantry_plugin_instances_max");
+    println!("{most} of {pool} instances");
+    assert!(most <= pool, "{most} of {pool}");
+    wait_until("the pool to be free", Duration::from_secs(10), || {
+        gateway.metric("gantry_plugin_instances") == 0.0
+    });
+}
+
+#[test]
+fn one_plugin_holds_at_most_half_of_the_pool() {
+    let gateway = start(&plugin(
+        "sleeps",
+        "team/sleeps/**",
+        "cpu: 200ms, deadline: 4s, concurrency: 10000",
+        "do: sleep, at: authorize",
+    ));
+    let wire = Wire::basic(gateway.port, USER);
+    let asked: Vec<_> = (0..200)
+        .map(|number| {
+            let path = format!("/v2/team/sleeps/web/manifests/t{number}");
+            let request = wire.request("GET", &path, &[]);
+            runtime().spawn(async move { request.send().await.unwrap().status().as_u16() })
+        })
+        .collect();
+    let half = gateway.metric("gantry_plugin_instances_max") / 2.0;
+    wait_until("half of the pool", Duration::from_secs(20), || {
+        gateway.metric("gantry_plugin_instances") >= half
+    });
+    assert_eq!(gateway.metric("gantry_plugin_instances"), half);
+    for asked in asked {
+        assert_eq!(runtime().block_on(asked).unwrap(), 503);
+    }
+}
+
+#[test]
+fn a_call_whose_client_left_is_ended_and_the_binding_works_again() {
+    let gateway = start(&plugin(
+        "sleeps",
+        "team/sleeps/**",
+        "cpu: 200ms, deadline: 5s",
+        "do: sleep, at: authorize",
+    ));
+    let wire = Wire::basic(gateway.port, USER);
+    for number in 0..20 {
+        let path = format!("/v2/team/sleeps/web/manifests/t{number}");
+        let asked = wire
+            .request("GET", &path, &[])
+            .timeout(Duration::from_millis(100));
+        assert!(runtime().block_on(asked.send()).is_err());
+    }
+    wait_until("the calls to end", Duration::from_secs(3), || {
+        gateway.metric("gantry_plugin_instances") == 0.0
+    });
+    let dropped = "gantry_decisions_total{plugin=\"sleeps\",hook=\"authorize\",outcome=\"dropped\",cached=\"false\"}";
+    assert!(gateway.metric(dropped) >= 1.0);
+    wire.get("/v2/team/sleeps/web/manifests/v1").expect(503);
+    wire.push_image("team/web", "latest", &Image::random(10));
+}
+
+/// Starts a gateway that must refuse to; what it says.
+fn refuses_to_start(component: &[u8], config: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("bad.wasm"), component).unwrap();
+    let mut text = String::new();
+    writeln!(text, "listen: 127.0.0.1:{}\nadmin: off", free_port()).unwrap();
+    writeln!(text, "storage: {{ blobs: {{ filesystem: ./data }} }}").unwrap();
+    writeln!(
+        text,
+        "plugins:\n  - name: bad-one\n    from: ./bad.wasm\n    config: {{ {config} }}"
+    )
+    .unwrap();
+    fs::write(folder.path().join("gantry.yaml"), text).unwrap();
+    let output = Command::new(program())
+        .args(["serve", "gantry.yaml"])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("bad-one"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[test]
+fn a_component_that_cannot_work_keeps_the_gateway_from_starting_with_a_sentence() {
+    let good = fs::read(component("hostile")).unwrap();
+    let core_module = b"\0asm\x01\0\0\0";
+    let mut forbidden = good.clone();
+    // Same length, so that the component stays whole: an import nobody offers.
+    let (from, to) = (b"gantry:plugin/kv@", b"gantry:plugin/fs@");
+    for start in 0..forbidden.len() - from.len() {
+        if &forbidden[start..start + from.len()] == from {
+            forbidden[start..start + from.len()].copy_from_slice(to);
+        }
+    }
+    let oversize = vec![0; (32 << 20) + 1];
+    for (what, bytes, config, says) in [
+        ("a core module", &core_module[..], "", "component"),
+        ("no bytes", &b""[..], "", "component"),
+        ("truncated", &good[..good.len() / 2], "", "component"),
+        ("a forbidden import", &forbidden, "", "gantry:plugin/fs"),
+        ("over 32 MiB", &oversize, "", "32"),
+        (
+            "a failing self-test",
+            &good,
+            "at: self-test",
+            "two and two is five",
+        ),
+        (
+            "a loop in configure",
+            &good,
+            "do: loop, at: configure",
+            "comput",
+        ),
+        (
+            "a refused configuration",
+            &good,
+            "issue: fatal",
+            "nobody is called that",
+        ),
+    ] {
+        let said = refuses_to_start(bytes, config);
+        println!("{what}: {said}");
+        assert!(said.contains(says), "{what}: {said}");
+    }
+}
