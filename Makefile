@@ -6,7 +6,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 CLIENTS := docker.io podman skopeo buildah containerd docker-registry strace iproute2 e2fsprogs perl
 PROGRAMS := dockerd podman skopeo buildah ctr docker-registry strace ip mkfs.ext4 e2fsck perl
 
-.PHONY: build run test test-fast check fmt clippy doc deny toolchain clients
+.PHONY: build run test test-fast bench examples check fmt clippy doc deny toolchain clients peers
 
 build: toolchain ## target/release/gantry, with the built-in plugins inside
 	$(CARGO) build --release --locked --package gantry
@@ -14,12 +14,23 @@ build: toolchain ## target/release/gantry, with the built-in plugins inside
 run: build ## build, then serve examples/quickstart.yaml on loopback
 	$(TARGET_DIR)/release/gantry serve
 
-test: toolchain clients ## every test: unit, suites, hosts, real clients
+test: toolchain clients examples ## every test: unit, suites, hosts, real clients
 	$(CARGO) build --locked --package gantry
 	$(CARGO) test --locked --workspace --no-fail-fast
 
 test-fast: toolchain ## the libraries only: no clients, no wasm
 	$(CARGO) test --locked -p gantry-model -p gantry-storage -p gantry-upstream -p gantry-registry
+
+EXAMPLES := javascript python
+
+examples: toolchain ## the example plugins, each into its folder's build/plugin.wasm; their tools come from PyPI and npm
+	@python3 -c 'import ensurepip' 2>/dev/null || { echo "installing python3-venv"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null; }
+	for language in $(EXAMPLES); do $(MAKE) -C examples/plugins/$$language || exit 1; done
+	$(CARGO) build --locked --profile guest --target wasm32-wasip2 --package provenance --package deny-image
+
+bench: toolchain clients peers ## every figure of README's table, side by side with nginx and docker-registry in one run
+	$(CARGO) build --release --locked --package gantry
+	$(CARGO) bench --locked --package tests --bench bench
 
 check: fmt clippy doc deny ## everything but the tests
 
@@ -47,4 +58,12 @@ clients:
 	if [ -n "$$missing" ]; then \
 		echo "installing Debian packages for$$missing: $(CLIENTS)"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLIENTS) >/dev/null; \
+	fi
+
+# The benchmark's: a static file server, and what asks it.
+peers:
+	@missing=; for program in nginx wrk curl; do command -v $$program >/dev/null || test -x /usr/sbin/$$program || missing="$$missing $$program"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing Debian packages for$$missing: nginx-light wrk curl"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light wrk curl >/dev/null; \
 	fi

@@ -1,4 +1,5 @@
-//! Builds the built-in plugins for wasm32-wasip2 and puts them where `builtin.rs` embeds them.
+//! Builds the built-in plugins for wasm32-wasip2 and puts them where `builtin.rs` embeds them; lists the SDK's sources for
+//! `author::template`.
 //!
 //! Cargo cannot depend on an artifact for another target on stable, so this runs a second cargo, in a target folder of its own: the
 //! first one holds the lock on the shared one. Knows nothing of what the plugins do.
@@ -46,7 +47,31 @@ fn build() -> Result<(), String> {
         fs::copy(&built, out.join(format!("{plugin}.wasm")))
             .map_err(|error| format!("cannot copy {}: {error}", built.display()))?;
     }
-    Ok(())
+    list_sdk(&workspace.join("plugins/sdk"), &out.join("sdk.rs"))
+}
+
+/// Writes the list of the SDK's files and their texts, which `gantry plugin new` puts into a new plugin.
+fn list_sdk(sdk: &Path, list: &Path) -> Result<(), String> {
+    let mut entries = Vec::new();
+    for folder in ["src", "wit"] {
+        let files = fs::read_dir(sdk.join(folder))
+            .map_err(|error| format!("cannot list the SDK: {error}"))?;
+        for file in files {
+            let file = file.map_err(|error| format!("cannot list the SDK: {error}"))?;
+            let path = file
+                .path()
+                .canonicalize()
+                .map_err(|error| format!("cannot find the SDK: {error}"))?;
+            let name = file.file_name();
+            entries.push(format!(
+                "    ({:?}, include_str!({path:?})),\n",
+                format!("{folder}/{}", name.to_string_lossy())
+            ));
+        }
+    }
+    entries.sort();
+    let text = format!("&[\n{}]\n", entries.concat());
+    fs::write(list, text).map_err(|error| format!("cannot write {}: {error}", list.display()))
 }
 
 /// Names what the components are made of; everything else leaves them as they are.

@@ -18,7 +18,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use gantry_model::event::SourceFacts;
 use gantry_plugin_host::{AdmitAnswer, AuthorizeAnswer, HostPorts, PluginHost};
 use gantry_registry::{Clock as _, Leases, Registry};
-use gantry_storage::{FsBlobStore, SqliteKv, SqliteStore};
+use gantry_storage::{CachedMetadata, FsBlobStore, SqliteKv, SqliteStore};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, watch};
 
@@ -167,7 +167,8 @@ impl Lasting {
 /// The opened stores.
 struct Stores {
     blobs: Arc<FsBlobStore>,
-    metadata: Arc<SqliteStore>,
+    metadata: Arc<CachedMetadata>,
+    database: Arc<SqliteStore>,
     values: Arc<SqliteKv>,
     state: PathBuf,
 }
@@ -178,7 +179,7 @@ impl Stores {
         let MetadataStorage::Sqlite(database) = config.storage.metadata.clone();
         let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&root, &database));
         let stores = opened.await??;
-        let adopted = gantry_storage::adopt(&stores.blobs, &stores.metadata).await;
+        let adopted = gantry_storage::adopt(&stores.blobs, &stores.database).await;
         if let Some(adopted) =
             adopted.context("cannot adopt the repositories in the blob folder")?
         {
@@ -204,9 +205,11 @@ impl Stores {
         let beside = state.join("plugins.db");
         let values = SqliteKv::open(&beside)
             .with_context(|| format!("cannot open the plugins' database {}", beside.display()))?;
+        let metadata = Arc::new(metadata);
         Ok(Self {
             blobs: Arc::new(blobs),
-            metadata: Arc::new(metadata),
+            metadata: Arc::new(CachedMetadata::new(Arc::<SqliteStore>::clone(&metadata))),
+            database: metadata,
             values: Arc::new(values),
             state,
         })
@@ -253,7 +256,7 @@ impl Stores {
     fn plugin_host(&self, policy: &Arc<ArcSwapOption<Policy>>) -> anyhow::Result<PluginHost> {
         let stored = StoredContent {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
-            metadata: Arc::<SqliteStore>::clone(&self.metadata),
+            metadata: Arc::<CachedMetadata>::clone(&self.metadata),
             policy_current: Arc::clone(policy),
         };
         let host = PluginHost::new(HostPorts {
@@ -275,7 +278,7 @@ impl Stores {
                 .map_or_else(String::new, |listen| listen.address.to_string()),
             instance_id: gantry_registry::random_uuid()?,
         };
-        let outbox = Arc::<SqliteStore>::clone(&self.metadata);
+        let outbox = Arc::<SqliteStore>::clone(&self.database);
         Ok(Events::new(outbox, Arc::new(SystemClock), source))
     }
 
@@ -283,9 +286,9 @@ impl Stores {
     fn registry(&self, config: &Config, events: &Arc<Events>) -> Registry {
         let ports = gantry_registry::Ports {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
-            metadata: Arc::<SqliteStore>::clone(&self.metadata),
-            uploads: Arc::<SqliteStore>::clone(&self.metadata),
-            cache: Arc::<SqliteStore>::clone(&self.metadata),
+            metadata: Arc::<CachedMetadata>::clone(&self.metadata),
+            uploads: Arc::<SqliteStore>::clone(&self.database),
+            cache: Arc::<SqliteStore>::clone(&self.database),
             leases: Leases::default(),
             admission: Arc::new(crate::hooks::AdmissionChain::nobody()),
             events: Arc::<Events>::clone(events),

@@ -6,6 +6,7 @@
 mod admin;
 mod first_start;
 mod htpasswd;
+mod plugin;
 
 use std::{
     io::{self, Write},
@@ -79,6 +80,16 @@ enum PluginCommand {
         /// The component, a .wasm file.
         file: PathBuf,
     },
+    /// Write a new plugin in Rust: a policy of twenty lines, its cases, and all it needs to be built from crates.io alone.
+    New(plugin::New),
+    /// Build a plugin's component.
+    Build(plugin::Build),
+    /// Run a plugin's cases on the real plugin host. Ends with 1 when one does not hold.
+    Test(plugin::Test),
+    /// Ask a component once, and say how long it took and what it asked of the host.
+    Run(plugin::Run),
+    /// Print the contract as Markdown: what is asked, what may be answered, what the host offers.
+    Docs,
 }
 
 /// Arguments of `gantry htpasswd`.
@@ -149,6 +160,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Reload(target) => admin::reload(&target),
         Command::Plugin(PluginCommand::List { target, output }) => admin::list(&target, output),
         Command::Plugin(PluginCommand::Inspect { file }) => inspect(&file),
+        Command::Plugin(PluginCommand::New(arguments)) => Ok(plugin::new(&arguments)?),
+        Command::Plugin(PluginCommand::Build(arguments)) => Ok(plugin::build(&arguments)?),
+        Command::Plugin(PluginCommand::Test(arguments)) => Ok(plugin::test(&arguments)?),
+        Command::Plugin(PluginCommand::Run(arguments)) => Ok(plugin::run(&arguments)?),
+        Command::Plugin(PluginCommand::Docs) => Ok(plugin::docs()?),
     }
 }
 

@@ -7,13 +7,13 @@
 
 mod check;
 mod environment;
-mod file;
-mod report;
+pub(crate) mod file;
+pub(crate) mod report;
 mod resolve;
 mod schema;
 mod suggest;
-mod text;
-mod tree;
+pub(crate) mod text;
+pub(crate) mod tree;
 
 use std::{
     collections::BTreeSet,

@@ -7,6 +7,7 @@ mod activity;
 mod connection;
 mod head;
 mod io;
+mod mapped;
 mod served;
 mod subject;
 pub mod tls;
@@ -28,8 +29,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-pub use self::served::RequestBody;
 use self::{connection::Connection, io::Transport, tls::ServedTls};
+pub use self::{mapped::Mappings, served::RequestBody};
 use crate::{app::EdgeSettings, http::body::ResponseBody, telemetry::Telemetry};
 
 /// Connections the kernel holds while we are busy.

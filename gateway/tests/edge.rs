@@ -7,6 +7,9 @@ mod bodies;
 #[path = "edge/drain.rs"]
 mod drain;
 #[cfg(test)]
+#[path = "edge/files.rs"]
+mod files;
+#[cfg(test)]
 #[path = "edge/h2.rs"]
 mod h2;
 #[cfg(test)]

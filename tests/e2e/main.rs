@@ -8,6 +8,7 @@
 )]
 
 mod adopted;
+mod author;
 mod bad_requests;
 mod clients;
 mod crash;

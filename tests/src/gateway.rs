@@ -138,7 +138,11 @@ impl Gateway {
         .expect("the folder is ours");
     }
 
-    fn spawn(&mut self) {
+    /// Starts it again and does not wait until it answers.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn(&mut self) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -154,6 +158,12 @@ impl Gateway {
             .spawn()
             .expect("the gateway can be started");
         self.child = Some(child);
+    }
+
+    /// Whether it says that it is ready.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        http_ok(self.admin_port, "/readyz")
     }
 
     fn wait_ready(&mut self) {

@@ -28,6 +28,7 @@ use crate::{
     host::{jwks::KeySets, log::LogBudget, password::PasswordPool, wasi::Output},
     limits::{Budgets, CallClock, Limiter, Stop},
     ports::{Grants, HostPorts, Limits},
+    record::Recorder,
 };
 
 /// What every call of a plugin shares.
@@ -39,6 +40,7 @@ pub(crate) struct PluginContext {
     pub(crate) limits: Limits,
     pub(crate) ports: HostPorts,
     pub(crate) passwords: Arc<PasswordPool>,
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) key_sets: Arc<KeySets>,
 }
 

@@ -175,7 +175,8 @@ pub(crate) struct Limiter {
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
 pub(crate) const MAX_TABLES: usize = 8;
 pub(crate) const MAX_MEMORIES: usize = 4;
-pub(crate) const MAX_CORE_INSTANCES: usize = 32;
+/// componentize-py needs 38.
+pub(crate) const MAX_CORE_INSTANCES: usize = 64;
 
 impl Limiter {
     pub(crate) fn new(limits: &Limits) -> Self {

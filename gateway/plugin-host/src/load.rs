@@ -20,6 +20,7 @@ use crate::{
     inspect::{Inspection, digest_of, refuse_bytes},
     limits::Stop,
     ports::{HostPorts, PluginSource},
+    record::{self, Recorder},
     stats::Counters,
 };
 
@@ -42,6 +43,7 @@ pub struct PluginHost {
     passwords: Arc<PasswordPool>,
     key_sets: Arc<KeySets>,
     cache: Option<Arc<CompiledCache>>,
+    recorder: Option<Recorder>,
 }
 
 impl PluginHost {
@@ -70,8 +72,16 @@ impl PluginHost {
             passwords: Arc::new(PasswordPool::new(ports.password_checks)),
             key_sets: Arc::default(),
             cache: cache.transpose()?,
+            recorder: None,
             ports,
         })
+    }
+
+    /// Plugins loaded from now on tell `recorder` what they ask of the host, while it listens.
+    #[must_use]
+    pub fn recording(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
     }
 
     /// Loads a component, configures it once and runs its self-test.
@@ -121,11 +131,7 @@ impl PluginHost {
             return Err(inspection.problems.join("; it "));
         }
         let permits = self.permits(&component, &source)?;
-        let instance = self
-            .runtime
-            .linker
-            .instantiate_pre(&component)
-            .map_err(|error| does_not_fit(&error))?;
+        let instance = self.link(&component)?;
         let exports = exports(&instance, &inspection)?;
         let loaded = Loaded {
             context: Arc::new(self.context(source)),
@@ -144,6 +150,16 @@ impl PluginHost {
         })
     }
 
+    fn link(&self, component: &Component) -> Result<InstancePre<CallState>, String> {
+        let linked = if self.recorder.is_some() {
+            record::linker(&self.runtime.engine)
+                .and_then(|linker| linker.instantiate_pre(component))
+        } else {
+            self.runtime.linker.instantiate_pre(component)
+        };
+        linked.map_err(|error| does_not_fit(&error))
+    }
+
     fn context(&self, source: PluginSource) -> PluginContext {
         let config = match source.config {
             // A binding without `config`: an object, as every schema expects.
@@ -157,6 +173,7 @@ impl PluginHost {
             limits: source.limits,
             ports: self.ports.clone(),
             passwords: Arc::clone(&self.passwords),
+            recorder: self.recorder.clone(),
             key_sets: Arc::clone(&self.key_sets),
         }
     }

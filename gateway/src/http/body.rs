@@ -2,6 +2,8 @@
 //!
 //! Invariant: a response body yields exactly the promised bytes or an error, which aborts the connection; it never pads, never appends.
 
+mod blob;
+
 use std::{
     pin::Pin,
     sync::Arc,
@@ -9,16 +11,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{future::BoxFuture, stream::BoxStream};
+use futures_util::stream::BoxStream;
 use gantry_registry::{Body, BodyError, Error as RegistryError};
-use gantry_storage::{Blob, StorageError};
+use gantry_storage::Blob;
 use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
+use self::blob::{Reader, Windows};
 use super::pace::{Pace, Rate};
-
-/// Bytes of a blob read at once: large enough that a frame costs nothing, small enough that two per client are little.
-const PIECE_BYTES: usize = 32 << 10;
+use crate::server::Mappings;
 
 /// Turns a request's body into the domain's: at most `cap` bytes, not slower than `rate`.
 pub fn capped<B>(body: B, cap: Option<u64>, rate: Rate) -> Body
@@ -143,6 +144,7 @@ impl Drop for ResponseBody {
 enum Kind {
     Bytes(Option<Bytes>),
     Blob(Reader),
+    File(Windows),
     Stream {
         stream: BoxStream<'static, Result<Bytes, RegistryError>>,
         left: Option<u64>,
@@ -156,6 +158,7 @@ impl std::fmt::Debug for Kind {
         formatter.write_str(match self {
             Self::Bytes(_) => "Bytes",
             Self::Blob(_) => "Blob",
+            Self::File(_) => "File",
             Self::Stream { .. } => "Stream",
             Self::Done => "Done",
             Self::Broken => "Broken",
@@ -177,16 +180,19 @@ impl ResponseBody {
         Kind::Bytes((!bytes.is_empty()).then_some(bytes)).into()
     }
 
-    /// `length` bytes of a published blob from `offset`, read piece by piece with one piece ahead.
+    /// `length` bytes of a published blob from `offset`, read piece by piece.
     #[must_use]
     pub fn blob(blob: Arc<dyn Blob>, offset: u64, length: u64) -> Self {
-        Kind::Blob(Reader {
-            blob,
-            offset,
-            left: length,
-            ahead: None,
-        })
-        .into()
+        Kind::Blob(Reader::new(blob, offset, length)).into()
+    }
+
+    /// Lets a blob that is a file leave as frames that are mapped, not read: for a connection that sends such frames from the file.
+    pub(crate) fn map(&mut self, mappings: &Arc<Mappings>) {
+        if let Kind::Blob(reader) = &self.kind
+            && let Some(windows) = Windows::of(reader, mappings)
+        {
+            self.kind = Kind::File(windows);
+        }
     }
 
     /// A fill in progress: exactly `length` bytes, when that is known.
@@ -224,6 +230,7 @@ impl ResponseBody {
         match &mut self.kind {
             Kind::Bytes(bytes) => Poll::Ready(bytes.take().map(Ok)),
             Kind::Blob(reader) => reader.poll_piece(context),
+            Kind::File(windows) => windows.poll_window(context),
             Kind::Stream { stream, left } => poll_stream(stream, left, context),
             Kind::Done | Kind::Broken => Poll::Ready(None),
         }
@@ -251,7 +258,8 @@ impl http_body::Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Bytes(bytes) => bytes.is_none(),
-            Kind::Blob(reader) => reader.left == 0,
+            Kind::Blob(reader) => reader.left() == 0,
+            Kind::File(windows) => windows.left() == 0,
             Kind::Stream { left, .. } => *left == Some(0),
             Kind::Done => true,
             Kind::Broken => false,
@@ -261,7 +269,8 @@ impl http_body::Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Kind::Blob(reader) => SizeHint::with_exact(reader.left),
+            Kind::Blob(reader) => SizeHint::with_exact(reader.left()),
+            Kind::File(windows) => SizeHint::with_exact(windows.left()),
             Kind::Stream {
                 left: Some(left), ..
             } => SizeHint::with_exact(*left),
@@ -291,59 +300,4 @@ fn poll_stream(
         None if left.is_none_or(|left| left == 0) => None,
         None => Some(Err("a fill ended before its end".into())),
     })
-}
-
-type Piece = BoxFuture<'static, Result<Bytes, StorageError>>;
-
-/// Reads a published blob: while one piece is being sent, the next is being read.
-struct Reader {
-    blob: Arc<dyn Blob>,
-    offset: u64,
-    left: u64,
-    ahead: Option<Piece>,
-}
-
-impl Reader {
-    fn poll_piece(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, BodyFailure>>> {
-        self.start();
-        let Some(ahead) = &mut self.ahead else {
-            return Poll::Ready(None);
-        };
-        let read = ready!(ahead.as_mut().poll(context));
-        self.ahead = None;
-        let bytes = match read {
-            Ok(bytes) if bytes.is_empty() || bytes.len() as u64 > self.left => {
-                return Poll::Ready(Some(Err("a blob is not as long as its size".into())));
-            }
-            Ok(bytes) => bytes,
-            Err(error) => return Poll::Ready(Some(Err(error.into()))),
-        };
-        self.offset += bytes.len() as u64;
-        self.left -= bytes.len() as u64;
-        self.read_ahead(context);
-        Poll::Ready(Some(Ok(bytes)))
-    }
-
-    fn start(&mut self) {
-        if self.ahead.is_none() && self.left > 0 {
-            let blob = Arc::clone(&self.blob);
-            let offset = self.offset;
-            let length =
-                usize::try_from(self.left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
-            self.ahead = Some(Box::pin(async move { blob.read_at(offset, length).await }));
-        }
-    }
-
-    /// Starts the next read: a future does nothing before its first poll. An answer that is there at once is kept.
-    fn read_ahead(&mut self, context: &mut Context<'_>) {
-        self.start();
-        if let Some(ahead) = &mut self.ahead
-            && let Poll::Ready(result) = ahead.as_mut().poll(context)
-        {
-            self.ahead = Some(Box::pin(std::future::ready(result)));
-        }
-    }
 }

@@ -166,18 +166,19 @@ impl<H: Handler> Connection<H> {
 
     async fn http1(
         &self,
-        wire: Wire,
+        mut wire: Wire,
         peer: Peer,
         activity: Arc<Activity>,
     ) -> Result<(), hyper::Error> {
+        let mappings = wire.send_files();
         let edge = &self.edge;
         let handler = Arc::clone(&self.shared.handler);
         let watch = Arc::clone(&activity);
         let peer = Arc::new(peer);
         let service = service_fn(move |request: Request<Incoming>| {
             let (handler, peer) = (Arc::clone(&handler), Arc::clone(&peer));
-            let activity = Arc::clone(&activity);
-            async move { served::serve(&*handler, &peer, &activity, request).await }
+            let (activity, mappings) = (Arc::clone(&activity), mappings.clone());
+            async move { served::serve(&*handler, &peer, &activity, mappings.as_ref(), request).await }
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -214,7 +215,7 @@ impl<H: Handler> Connection<H> {
         let service = service_fn(move |request: Request<Incoming>| {
             let (handler, peer) = (Arc::clone(&handler), Arc::clone(&peer));
             let activity = Arc::clone(&activity);
-            async move { served::serve(&*handler, &peer, &activity, request).await }
+            async move { served::serve(&*handler, &peer, &activity, None, request).await }
         });
         let streams = Streams {
             rate: self.rate(),

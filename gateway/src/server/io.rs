@@ -21,7 +21,7 @@ use tokio::{
 };
 
 pub(super) use self::transport::Transport;
-use super::{activity::Activity, head::HeadGuard};
+use super::{Mappings, activity::Activity, head::HeadGuard, mapped::Part};
 use crate::http::pace::{Pace, Rate};
 
 /// Bytes read from the socket at once while a head is awaited.
@@ -41,6 +41,8 @@ pub(super) struct Wire {
     stall: Option<Stall>,
     /// Our own answer in place of hyper's, not yet written.
     refusal: Bytes,
+    /// Frames that leave from their file.
+    mappings: Option<Arc<Mappings>>,
     closing: Option<Closing>,
 }
 
@@ -74,8 +76,44 @@ impl Wire {
             rate,
             stall: None,
             refusal: Bytes::new(),
+            mappings: None,
             closing: None,
         }
+    }
+
+    /// From here on frames of the mappings returned leave by sendfile; `None` where the transport cannot.
+    pub(super) fn send_files(&mut self) -> Option<Arc<Mappings>> {
+        if self.transport.sends_files() {
+            self.mappings = Some(Arc::default());
+        }
+        self.mappings.clone()
+    }
+
+    /// Where these bytes lie in a file.
+    fn in_file(&self, bytes: &[u8]) -> Option<Part> {
+        self.mappings.as_ref()?.find(bytes)
+    }
+
+    /// Sends from the file; through the mapping where the system has no sendfile for it.
+    fn poll_send_file(
+        &mut self,
+        context: &mut Context<'_>,
+        part: &Part,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let sent = match part.blob.file() {
+            Some(file) => self
+                .transport
+                .poll_send_file(context, file, part.offset, bytes.len()),
+            None => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        };
+        let sent = match sent {
+            Poll::Ready(Err(error)) if is_no_sendfile(&error) => {
+                Pin::new(&mut self.transport).poll_write(context, bytes)
+            }
+            sent => sent,
+        };
+        self.paced(context, sent)
     }
 
     /// Notes a write's result, and fails it when the client has been too slow.
@@ -214,6 +252,14 @@ impl Wire {
     }
 }
 
+/// Whether the file's system cannot be sent from.
+fn is_no_sendfile(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput
+    )
+}
+
 impl AsyncRead for Wire {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -249,6 +295,9 @@ impl AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_refusal(context))?;
+        if let Some(part) = self.in_file(bytes) {
+            return self.poll_send_file(context, &part, bytes);
+        }
         if self.replaces(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
@@ -262,6 +311,19 @@ impl AsyncWrite for Wire {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_refusal(context))?;
+        let mut slices = slices;
+        if self.mappings.as_ref().is_some_and(|maps| !maps.is_empty()) {
+            match slices.iter().find(|slice| !slice.is_empty()) {
+                Some(first) if let Some(part) = self.in_file(first) => {
+                    return self.poll_send_file(context, &part, first);
+                }
+                _ => {}
+            }
+            let before = slices
+                .iter()
+                .take_while(|slice| self.in_file(slice).is_none());
+            slices = slices.get(..before.count()).unwrap_or(slices);
+        }
         if let [only] = slices
             && self.replaces(only)
         {

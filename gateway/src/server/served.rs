@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    Handler, Peer,
+    Handler, Mappings, Peer,
     activity::{Active, Activity},
 };
 use crate::http::{
@@ -79,11 +79,12 @@ impl Body for RequestBody {
     }
 }
 
-/// Answers one request of a connection.
+/// Answers one request of a connection; with `mappings`, of one that sends files.
 pub(super) async fn serve<H: Handler>(
     handler: &H,
     peer: &Peer,
     activity: &Arc<Activity>,
+    mappings: Option<&Arc<Mappings>>,
     request: Request<Incoming>,
 ) -> Result<Response<ServedBody>, Infallible> {
     let active = activity.begin();
@@ -94,6 +95,9 @@ pub(super) async fn serve<H: Handler>(
     let mut response = handler.handle(request, peer).await;
     if head {
         *response.body_mut() = ResponseBody::empty();
+    }
+    if let Some(mappings) = mappings {
+        response.body_mut().map(mappings);
     }
     if is_http1 && !ended.load(Ordering::Relaxed) {
         // Where the unread body ends is for the client to say; we do not guess where the next request begins.

@@ -27,6 +27,19 @@ pub trait Blob: Debug + Send + Sync {
     fn file(&self) -> Option<&std::fs::File> {
         None
     }
+
+    /// Whether the bytes at both ends of this part can be read without waiting for a disk.
+    fn is_warm(&self, _offset: u64, _length: usize) -> bool {
+        true
+    }
+
+    /// Reads a part of [`Blob::file`] into the system's cache, off the executor, so that sending it does not wait for a disk.
+    ///
+    /// # Errors
+    /// As [`Blob::read_at`].
+    async fn warm(&self, _offset: u64, _length: usize) -> Result<(), StorageError> {
+        Ok(())
+    }
 }
 
 /// Content by digest.

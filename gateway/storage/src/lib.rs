@@ -1,8 +1,8 @@
 //! Where bytes and facts are kept: the ports and their backends.
 //!
 //! Map: `blob` is the port for content by digest, `metadata` the port for what repositories hold, `outbox` the one for events that
-//! wait, `cache` the one for eviction, `kv` the port for plugins' own data; `hash` hashes while bytes pass; `adopt` takes over another
-//! registry's folder. Backends: `fs` (Distribution's layout), `sqlite`, `memory`. `suite` is what every
+//! wait, `cache` the one for eviction, `kv` the port for plugins' own data; `cached` keeps metadata's answers in memory; `hash` hashes
+//! while bytes pass; `adopt` takes over another registry's folder. Backends: `fs` (Distribution's layout), `sqlite`, `memory`. `suite` is what every
 //! backend must pass and `faulty` the store that fails on purpose (feature `testing`).
 //! Knows nothing of policy, HTTP or upstreams.
 
@@ -10,6 +10,7 @@ pub mod adopt;
 pub mod blob;
 mod blocking;
 pub mod cache;
+pub mod cached;
 pub mod error;
 #[cfg(feature = "testing")]
 pub mod faulty;
@@ -27,6 +28,7 @@ pub mod suite;
 pub use adopt::{Adopted, adopt};
 pub use blob::{Blob, BlobStore, BlobWriter, PublishError};
 pub use cache::{CacheIndex, CacheQuery, CacheSize, Cached, Use};
+pub use cached::CachedMetadata;
 pub use error::{Kind, StorageError};
 pub use fs::FsBlobStore;
 pub use hash::{Hasher, digest_of};

@@ -226,6 +226,20 @@ pub enum Commit {
 }
 
 impl Commit {
+    /// The repository it changes.
+    #[must_use]
+    pub fn repository(&self) -> &RepositoryName {
+        match self {
+            Self::PushManifest(push) => &push.repository,
+            Self::LinkBlob { repository, .. }
+            | Self::DeleteManifest { repository, .. }
+            | Self::DeleteTag { repository, .. }
+            | Self::UnlinkBlob { repository, .. }
+            | Self::ConfirmTag { repository, .. } => repository,
+            Self::Telling { commit, .. } => commit.repository(),
+        }
+    }
+
     /// The same, telling of it.
     #[must_use]
     pub fn telling(self, events: Vec<Event>) -> Self {
@@ -349,6 +363,13 @@ pub trait MetadataStore: Debug + Send + Sync {
     /// # Errors
     /// [`CommitError`].
     async fn commit(&self, commit: Commit) -> Result<(), CommitError>;
+
+    /// A number that moves with every commit to the repository, after that is durable and before anybody is told; it may also move
+    /// without one. An answer that was asked for after this was taken is right for as long as it does not move. `None`
+    /// where others may commit unseen.
+    fn version(&self, _repository: &RepositoryName) -> Option<u64> {
+        None
+    }
 }
 
 /// Upload sessions that outlive a restart.

@@ -3,7 +3,7 @@
 //! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
 //! `outbox` the events that wait, `kv` is the second file, for plugins' own data.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
@@ -14,6 +14,7 @@ use self::{
     migrations::METADATA,
     outbox::Bounds,
     row::int,
+    versions::Versions,
     writer::Writer,
 };
 use crate::{
@@ -33,6 +34,7 @@ mod migrations;
 mod outbox;
 mod read;
 mod row;
+mod versions;
 mod writer;
 
 pub use kv::SqliteKv;
@@ -42,6 +44,7 @@ pub use kv::SqliteKv;
 pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
+    versions: Arc<Versions>,
     outbox: Bounds,
 }
 
@@ -56,6 +59,7 @@ impl SqliteStore {
         Ok(Self {
             writer: Writer::start(connection)?,
             readers: Readers::new(path, &METADATA),
+            versions: Arc::default(),
             outbox: Bounds::default(),
         })
     }
@@ -65,7 +69,7 @@ impl SqliteStore {
         &self,
         commits: impl Iterator<Item = Result<Commit, StorageError>> + Send + 'static,
     ) -> Result<bool, CommitError> {
-        let bounds = self.outbox.clone();
+        let (bounds, versions) = (self.outbox.clone(), Arc::clone(&self.versions));
         let import = move |connection: &_| {
             if read::has_repositories(connection)? {
                 return Ok(false);
@@ -76,7 +80,10 @@ impl SqliteStore {
             }
             Ok(true)
         };
-        self.writer.run("import repositories", import).await
+        let imported = move || versions.all_moved();
+        self.writer
+            .run_then("import repositories", import, imported)
+            .await
     }
 }
 
@@ -162,9 +169,16 @@ impl MetadataStore for SqliteStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        let (versions, repository) = (Arc::clone(&self.versions), commit.repository().clone());
         let bounds = self.outbox.clone();
         let apply = move |connection: &_| commit::apply(connection, &bounds, &commit);
-        self.writer.run("commit", apply).await
+        // By the thread that commits: whoever waits here may go away before that.
+        let committed = move || versions.moved(&repository);
+        self.writer.run_then("commit", apply, committed).await
+    }
+
+    fn version(&self, repository: &RepositoryName) -> Option<u64> {
+        Some(self.versions.of(repository))
     }
 }
 

@@ -4,6 +4,8 @@
 
 #[path = "storage/adopt.rs"]
 mod adopt;
+#[path = "storage/cached.rs"]
+mod cached;
 #[path = "storage/faulty.rs"]
 mod faulty;
 #[path = "storage/folder.rs"]

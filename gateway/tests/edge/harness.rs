@@ -1,6 +1,10 @@
 //! A server with a handler made for tests, and a client that may misbehave.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -68,6 +72,8 @@ pub(crate) struct TestHandler {
     pub(crate) gate: Semaphore,
     /// Shared with every blob that is being sent.
     blobs: Arc<()>,
+    /// `/file/OFFSET/LENGTH` is a part of this one.
+    pub(crate) file: OnceLock<Arc<dyn Blob>>,
 }
 
 #[derive(Debug)]
@@ -112,6 +118,7 @@ impl Handler for TestHandler {
                 text(200, "through")
             }
             "/broken" => with_length(broken(), 8),
+            _ if path.starts_with("/file/") => self.file(&path),
             _ => match path.strip_prefix("/blob/") {
                 Some(size) => self.blob(size.parse().unwrap()),
                 None => text(404, "nothing"),
@@ -148,6 +155,13 @@ impl TestHandler {
             _counted: Arc::clone(&self.blobs),
         };
         with_length(ResponseBody::blob(Arc::new(content), 0, size), size)
+    }
+
+    fn file(&self, path: &str) -> Reply {
+        let mut numbers = path.rsplit('/').map(|number| number.parse().unwrap());
+        let (length, offset) = (numbers.next().unwrap(), numbers.next().unwrap());
+        let blob = Arc::clone(self.file.get().unwrap());
+        with_length(ResponseBody::blob(blob, offset, length), length)
     }
 
     async fn length(&self, body: RequestBody) -> Reply {
@@ -192,6 +206,7 @@ impl Server {
             begun: Semaphore::new(0),
             gate: Semaphore::new(0),
             blobs: Arc::default(),
+            file: OnceLock::new(),
         });
         let telemetry = Arc::new(Telemetry::new());
         let (stage, watching) = watch::channel(Stage::Run);

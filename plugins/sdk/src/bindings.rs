@@ -83,10 +83,11 @@ mod tests {
     fn read_folder(folder: &Path) -> BTreeMap<String, String> {
         fs::read_dir(folder)
             .unwrap()
-            .map(|entry| {
-                let entry = entry.unwrap();
-                let name = entry.file_name().into_string().unwrap();
-                (name, fs::read_to_string(entry.path()).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "wit"))
+            .map(|path| {
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                (name, fs::read_to_string(path).unwrap())
             })
             .collect()
     }
@@ -99,7 +100,7 @@ mod tests {
         assert!(!contract.is_empty());
         assert_eq!(
             ours, contract,
-            "run: rm -r plugins/sdk/wit && cp -r wit plugins/sdk/wit"
+            "run: rm plugins/sdk/wit/*.wit && cp wit/*.wit plugins/sdk/wit/"
         );
     }
 }

@@ -15,7 +15,7 @@ use super::failure::Failure;
 use crate::error::Error;
 
 /// What a reader takes from the staging file at a time, and so its whole memory.
-const READ_BYTES: usize = 32 << 10;
+const READ_BYTES: usize = 64 << 10;
 
 /// The end of a blob that is withheld until the digest is verified. A smaller blob is withheld whole.
 const HOLDBACK_BYTES: u64 = 64 << 10;

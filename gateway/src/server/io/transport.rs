@@ -1,14 +1,15 @@
 //! What carries a connection: TCP, TLS over TCP, or a Unix socket.
 
 use std::{
+    fs::File,
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::server::TlsStream;
@@ -30,6 +31,50 @@ impl Transport {
             Self::Unix(stream) => SockRef::from(stream).send_buffer_size(),
         };
         size.unwrap_or_default() as u64
+    }
+
+    /// Whether the kernel can send files over it.
+    pub(in crate::server) fn sends_files(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
+    /// Sends up to `length` bytes of a file at `offset`, none of which the process reads. A file that ends before is an error.
+    pub(in crate::server) fn poll_send_file(
+        &self,
+        context: &mut Context<'_>,
+        file: &File,
+        offset: u64,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        let Self::Tcp(stream) = self else {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        };
+        loop {
+            ready!(stream.poll_write_ready(context))?;
+            let send = || {
+                let mut offset = offset;
+                Ok(rustix::fs::sendfile(
+                    stream,
+                    file,
+                    Some(&mut offset),
+                    length,
+                )?)
+            };
+            match stream.try_io(Interest::WRITABLE, send) {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) => {}
+                Ok(0) if length > 0 => {
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "a blob's file is shorter than its size",
+                    )));
+                }
+                sent => return Poll::Ready(sent),
+            }
+        }
     }
 
     fn write_side(&mut self) -> Pin<&mut (dyn AsyncWrite + Send + Unpin)> {

@@ -108,6 +108,15 @@ impl Blob for FaultyBlob {
     fn file(&self) -> Option<&std::fs::File> {
         self.blob.file()
     }
+
+    fn is_warm(&self, offset: u64, length: usize) -> bool {
+        self.blob.is_warm(offset, length)
+    }
+
+    async fn warm(&self, offset: u64, length: usize) -> Result<(), StorageError> {
+        let read = self.blob.warm(offset, length);
+        self.faults.around(Call::ReadAt, read).await
+    }
 }
 
 #[derive(Debug)]

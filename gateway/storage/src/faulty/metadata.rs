@@ -113,6 +113,10 @@ impl MetadataStore for FaultyMetadata {
         let commit = self.metadata.commit(commit);
         self.faults.around(Call::Commit, commit).await
     }
+
+    fn version(&self, repository: &RepositoryName) -> Option<u64> {
+        self.metadata.version(repository)
+    }
 }
 
 #[async_trait]

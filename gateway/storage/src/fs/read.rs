@@ -1,14 +1,15 @@
-//! Reads at an offset, off the executor, into buffers that are used again.
+//! Reads at an offset into buffers that are used again: at once what the system has in memory, off the executor what it has not.
 
 use std::{
     fs::File,
-    io,
+    io::{self, IoSliceMut},
     os::unix::fs::FileExt as _,
     sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rustix::io::ReadWriteFlags;
 
 use crate::{
     Blob,
@@ -31,31 +32,62 @@ impl Reads {
         }
     }
 
-    /// Fills as much of `length` as lies before `size`, at most [`MAX_READ_BYTES`] at once.
+    /// Reads as much of `length` as lies before `size`, at most [`MAX_READ_BYTES`] at once.
     pub(super) async fn read(
         &self,
+        file: &Arc<File>,
         offset: u64,
         length: usize,
         size: u64,
-        fill: impl FnOnce(&mut [u8]) -> io::Result<()> + Send + 'static,
     ) -> Result<Bytes, StorageError> {
-        const ATTEMPT: &str = "read a blob";
         let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let length = length.min(left).min(MAX_READ_BYTES);
         if length == 0 {
             return Ok(Bytes::new());
         }
         let buffers = Arc::clone(&self.buffers);
+        if length <= MOST_AT_ONCE {
+            let mut buffer = Arc::clone(&buffers).take(length);
+            if read_at_once(file, buffer.as_mut(), offset) == length {
+                return Ok(Bytes::from_owner(buffer));
+            }
+        }
+        let file = Arc::clone(file);
         self.blocking
-            .run(ATTEMPT, move || {
+            .run(READ, move || {
                 let mut buffer = buffers.take(length);
-                match fill(buffer.as_mut()) {
-                    Ok(()) => Ok(Bytes::from_owner(buffer)),
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                        Err(StorageError::corrupt(ATTEMPT))
-                    }
-                    Err(error) => Err(StorageError::io(ATTEMPT, error)),
+                file.read_exact_at(buffer.as_mut(), offset)
+                    .map_err(failed)?;
+                Ok(Bytes::from_owner(buffer))
+            })
+            .await
+    }
+
+    /// Reads a part of a file only so that the system has it in memory.
+    async fn warm(&self, file: Arc<File>, offset: u64, length: usize) -> Result<(), StorageError> {
+        let buffers = Arc::clone(&self.buffers);
+        self.blocking
+            .run(READ, move || {
+                // The part after this one will be asked for next.
+                let ahead = u64::try_from(length).unwrap_or(u64::MAX).saturating_mul(2);
+                rustix::fs::fadvise(
+                    &file,
+                    offset,
+                    std::num::NonZeroU64::new(ahead),
+                    rustix::fs::Advice::WillNeed,
+                )
+                .ok();
+                let mut left = length;
+                let mut offset = offset;
+                let mut buffer = buffers.take(KEPT_BYTES);
+                while left > 0 {
+                    let window = buffer.as_mut().get_mut(..left.min(KEPT_BYTES));
+                    let window = window.unwrap_or_default();
+                    file.read_exact_at(window, offset).map_err(failed)?;
+                    offset += window.len() as u64;
+                    left -= window.len();
                 }
+                Ok(())
             })
             .await
     }
@@ -85,17 +117,39 @@ impl Blob for FsBlob {
     }
 
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, StorageError> {
-        let file = Arc::clone(&self.file);
-        self.reads
-            .read(offset, length, self.size, move |buffer| {
-                file.read_exact_at(buffer, offset)
-            })
-            .await
+        self.reads.read(&self.file, offset, length, self.size).await
     }
 
     fn file(&self) -> Option<&File> {
         Some(&self.file)
     }
+
+    fn is_warm(&self, offset: u64, length: usize) -> bool {
+        let last = (length as u64).saturating_sub(1);
+        [offset, offset.saturating_add(last)]
+            .into_iter()
+            .all(|at| read_at_once(&self.file, &mut [0], at) == 1)
+    }
+
+    async fn warm(&self, offset: u64, length: usize) -> Result<(), StorageError> {
+        let file = Arc::clone(&self.file);
+        self.reads.warm(file, offset, length).await
+    }
+}
+
+const READ: &str = "read a blob";
+
+fn failed(error: io::Error) -> StorageError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => StorageError::corrupt(READ),
+        _ => StorageError::io(READ, error),
+    }
+}
+
+/// How many bytes could be read without waiting for a disk; none where the file's system cannot tell.
+fn read_at_once(file: &File, buffer: &mut [u8], offset: u64) -> usize {
+    let mut slices = [IoSliceMut::new(buffer)];
+    rustix::io::preadv2(file, &mut slices, offset, ReadWriteFlags::NOWAIT).unwrap_or(0)
 }
 
 /// Buffers of one size, kept for the next read.
@@ -155,7 +209,9 @@ impl Drop for Buffer {
 
 /// More than the largest manifest, so that one read gets it whole.
 const MAX_READ_BYTES: usize = 8 << 20;
+/// More is copied elsewhere, so that one read does not keep an executor's thread.
+const MOST_AT_ONCE: usize = 1 << 20;
 /// What the edge asks for at a time.
-const KEPT_BYTES: usize = 32 << 10;
+const KEPT_BYTES: usize = 64 << 10;
 /// 16 MiB in all.
-const MAX_KEPT: usize = 512;
+const MAX_KEPT: usize = 256;

@@ -21,7 +21,7 @@ use crate::{Blob, error::StorageError};
 /// An open staging file.
 #[derive(Debug)]
 pub(super) struct Staging {
-    pub(super) file: File,
+    pub(super) file: Arc<File>,
     pub(super) path: PathBuf,
     flushed: AtomicU64,
 }
@@ -36,7 +36,7 @@ impl Staging {
     /// An empty file that is open already.
     pub(super) fn of(file: File, path: PathBuf) -> Self {
         Self {
-            file,
+            file: Arc::new(file),
             path,
             flushed: AtomicU64::new(0),
         }
@@ -51,7 +51,7 @@ impl Staging {
         };
         let flushed = AtomicU64::new(file.metadata()?.len());
         Ok(Some(Self {
-            file,
+            file: Arc::new(file),
             path,
             flushed,
         }))
@@ -130,12 +130,8 @@ impl Blob for Tail {
     }
 
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, StorageError> {
-        let staging = Arc::clone(&self.staging);
-        let size = self.size();
         self.reads
-            .read(offset, length, size, move |buffer| {
-                std::os::unix::fs::FileExt::read_exact_at(&staging.file, buffer, offset)
-            })
+            .read(&self.staging.file, offset, length, self.size())
             .await
     }
 }

@@ -38,10 +38,25 @@ impl Writer {
         T: Send + 'static,
         E: From<StorageError> + Send + 'static,
     {
+        self.run_then(attempt, work, || {}).await
+    }
+
+    /// As [`Writer::run`]; `then` runs after the transaction and before the answer, whatever that is and whoever still waits for it.
+    pub(super) async fn run_then<T, E>(
+        &self,
+        attempt: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, Stop<E>> + Send + 'static,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StorageError> + Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let task = Task {
             attempt,
             work: Some(work),
+            then,
             result: None,
             reply,
         };
@@ -71,16 +86,18 @@ trait Job: Send {
     fn answer(self: Box<Self>, failure: Option<&Shared>);
 }
 
-struct Task<F, T, E> {
+struct Task<F, C, T, E> {
     attempt: &'static str,
     work: Option<F>,
+    then: C,
     result: Option<Result<T, E>>,
     reply: oneshot::Sender<Result<T, E>>,
 }
 
-impl<F, T, E> Job for Task<F, T, E>
+impl<F, C, T, E> Job for Task<F, C, T, E>
 where
     F: FnOnce(&Connection) -> Result<T, Stop<E>> + Send,
+    C: FnOnce() + Send,
     T: Send,
     E: From<StorageError> + Send,
 {
@@ -104,6 +121,7 @@ where
             Some(failure) => Some(Err(failure.told(self.attempt).into())),
             None => self.result,
         };
+        (self.then)();
         if let Some(result) = result {
             // Whoever stopped waiting meanwhile is in the state of a client whose connection broke.
             self.reply.send(result).ok();

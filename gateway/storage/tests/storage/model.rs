@@ -1,11 +1,11 @@
-//! Random histories on the SQLite store and on the memory store: the same answers, and the same facts after every step.
+//! Random histories on the SQLite store, with and without a cache, and on the memory store: the same answers, and the same facts after every step.
 
-use std::mem::discriminant;
+use std::{mem::discriminant, sync::Arc};
 
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 use gantry_storage::{
-    Commit, CommitError, MemoryMetadata, MetadataStore, PushManifest, ReferenceRecord, SqliteStore,
-    TagMove,
+    CachedMetadata, Commit, CommitError, MemoryMetadata, MetadataStore, PushManifest,
+    ReferenceRecord, SqliteStore, TagMove,
     suite::metadata::{digest, manifest},
 };
 use proptest::prelude::*;
@@ -121,6 +121,9 @@ async fn facts(store: &dyn MetadataStore) -> Vec<String> {
     for name in REPOSITORIES.map(|name| name.parse().unwrap()) {
         facts.push(format!("{:?}", store.repository(&name).await));
         facts.push(format!("{:?}", store.tags(&name, None, &everything).await));
+        for tag in TAGS.map(|tag| tag.parse().unwrap()) {
+            facts.push(format!("{:?}", store.tag(&name, &tag).await));
+        }
         for digest in CONTENT.map(digest) {
             facts.push(format!("{:?}", store.manifest(&name, &digest).await));
             facts.push(format!("{:?}", store.blob(&name, &digest).await));
@@ -150,19 +153,24 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn sqlite_and_memory_tell_the_same_story(
+    fn sqlite_a_cache_before_it_and_memory_tell_the_same_story(
         history in prop::collection::vec(prop_oneof![4 => a_push(), 2 => a_deletion(), 2 => another()], 1..60),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let sqlite = SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap();
+            let cached = CachedMetadata::new(Arc::new(sqlite.clone()));
             let memory = MemoryMetadata::new();
             for commit in history {
                 let (one, other) = (sqlite.commit(commit.clone()).await, memory.commit(commit.clone()).await);
                 prop_assert!(agree(&one, &other), "{commit:?}: {one:?} but {other:?}");
                 prop_assert!(!matches!(one, Err(CommitError::Storage(_))), "{one:?}");
-                prop_assert_eq!(facts(&sqlite).await, facts(&memory).await);
+                let expected = facts(&memory).await;
+                prop_assert_eq!(&facts(&sqlite).await, &expected);
+                for _asked in ["the store", "the cache"] {
+                    prop_assert_eq!(&facts(&cached).await, &expected);
+                }
             }
             Ok(())
         })?;

@@ -1,0 +1,382 @@
+//! What a tried plugin meets: stored content, key-value pairs, time and secrets, as a case file writes them.
+//!
+//! Owns the ports behind a trial. Reads answer as the gateway's do; nothing here reaches a network or a disk.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use gantry_model::{Descriptor, Digest, MediaType, Requester, TagState};
+use gantry_plugin_host::{
+    HostPorts, KeyValue, RegistryReads, Secret,
+    ports::{
+        KeyValueEntry, Outbound, OutboundError, OutboundRequest, OutboundResponse, PortError,
+        PutTimes, ReadError,
+    },
+};
+use gantry_storage::memory::MemoryKv;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::Value;
+
+use super::question::{DigestText, Previous, content, media_type};
+use crate::hooks::PluginValues;
+
+/// The binding's name in a trial.
+pub(super) const BINDING: &str = "trial";
+
+/// What the host answers, as written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct World {
+    now: Now,
+    secrets: BTreeMap<String, String>,
+    kv: BTreeMap<String, BTreeMap<String, Value>>,
+    registry: BTreeMap<String, Stored>,
+    http: Vec<Reply>,
+    /// Ports that fail.
+    fails: Vec<Port>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+enum Port {
+    Http,
+    Kv,
+    Registry,
+}
+
+/// What another service answers to a URL.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reply {
+    #[serde(default)]
+    method: Option<String>,
+    url: String,
+    #[serde(default)]
+    status: Option<u16>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    body: Value,
+}
+
+/// One repository.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Stored {
+    tags: BTreeMap<String, Tagged>,
+    manifests: BTreeMap<DigestText, Value>,
+    referrers: BTreeMap<DigestText, Vec<Referrer>>,
+    blobs: BTreeMap<DigestText, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Referrer {
+    digest: DigestText,
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// A digest, or everything about the tag.
+#[derive(Clone, Debug)]
+struct Tagged(TagState);
+
+impl<'de> Deserialize<'de> for Tagged {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let full = match Value::deserialize(deserializer)? {
+            Value::String(digest) => Previous {
+                digest: DigestText::try_from(digest).map_err(D::Error::custom)?,
+                ..Previous::default()
+            },
+            other => serde_json::from_value(other).map_err(D::Error::custom)?,
+        };
+        Ok(Self(full.state()))
+    }
+}
+
+/// RFC 3339, or milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+struct Now(u64);
+
+impl Default for Now {
+    /// 2026-01-01T00:00:00Z: a case answers the same on every day.
+    fn default() -> Self {
+        Self(1_767_225_600_000)
+    }
+}
+
+impl<'de> Deserialize<'de> for Now {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong =
+            || D::Error::custom("not a time: 2026-01-01T00:00:00Z, or milliseconds since 1970");
+        match Value::deserialize(deserializer)? {
+            Value::Number(number) => number.as_u64().map(Self).ok_or_else(wrong),
+            Value::String(text) => text
+                .parse::<jiff::Timestamp>()
+                .ok()
+                .and_then(|time| u64::try_from(time.as_millisecond()).ok())
+                .map(Self)
+                .ok_or_else(wrong),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl World {
+    /// The secrets it grants.
+    pub(super) fn secrets(&self) -> BTreeMap<String, Secret> {
+        let secret = |text: &String| Secret(Arc::from(text.as_bytes()));
+        let pairs = self.secrets.iter();
+        pairs
+            .map(|(name, text)| (name.clone(), secret(text)))
+            .collect()
+    }
+
+    /// The ports of a host in this world. Key-value pairs are a trial's own.
+    pub(super) async fn ports(&self, cache: &std::path::Path) -> Result<HostPorts, PortError> {
+        let now_ms = self.now.0;
+        Ok(HostPorts {
+            kv: self.values().await?,
+            registry: Arc::new(Content {
+                repositories: self.registry.clone(),
+                fails: self.fails.contains(&Port::Registry),
+            }),
+            outbound: Arc::new(Services {
+                replies: self.http.clone(),
+                fails: self.fails.contains(&Port::Http),
+            }),
+            now_ms: Arc::new(move || now_ms),
+            cache_directory: Some(cache.to_owned()),
+            password_checks: 1,
+        })
+    }
+
+    async fn values(&self) -> Result<Arc<dyn KeyValue>, PortError> {
+        if self.fails.contains(&Port::Kv) {
+            return Ok(Arc::new(NoValues));
+        }
+        let values = PluginValues(Arc::new(MemoryKv::new()));
+        let times = PutTimes {
+            now_ms: self.now.0,
+            expires_at_ms: None,
+        };
+        for (bucket, pairs) in &self.kv {
+            let bucket = format!("{BINDING}/{bucket}");
+            for (key, value) in pairs {
+                let value = content(value).map_err(PortError)?;
+                values.put(&bucket, key, &value, None, times).await?;
+            }
+        }
+        Ok(Arc::new(values))
+    }
+}
+
+/// Stored content.
+#[derive(Debug)]
+struct Content {
+    repositories: BTreeMap<String, Stored>,
+    fails: bool,
+}
+
+impl Content {
+    fn stored(&self, repository: &str) -> Result<&Stored, ReadError> {
+        if self.fails {
+            return Err(ReadError::Unavailable("the case says so".to_owned()));
+        }
+        self.repositories.get(repository).ok_or(ReadError::NotFound)
+    }
+
+    fn blob(&self, repository: &str, digest: &str) -> Result<&[u8], ReadError> {
+        let stored = self.stored(repository)?;
+        let digest = parsed(digest)?;
+        stored
+            .blobs
+            .get(&digest)
+            .map(String::as_bytes)
+            .ok_or(ReadError::NotFound)
+    }
+}
+
+fn parsed(digest: &str) -> Result<DigestText, ReadError> {
+    let parsed = digest.parse::<Digest>().map(DigestText);
+    parsed.map_err(|_malformed| ReadError::NotFound)
+}
+
+#[async_trait]
+impl RegistryReads for Content {
+    async fn resolve_tag(
+        &self,
+        _requester: &Requester,
+        repository: &str,
+        tag: &str,
+    ) -> Result<Option<TagState>, ReadError> {
+        let stored = match self.stored(repository) {
+            Err(ReadError::NotFound) => return Ok(None),
+            stored => stored?,
+        };
+        Ok(stored.tags.get(tag).map(|tagged| tagged.0.clone()))
+    }
+
+    async fn manifest(
+        &self,
+        _requester: &Requester,
+        repository: &str,
+        reference: &str,
+    ) -> Result<(Descriptor, Bytes), ReadError> {
+        let stored = self.stored(repository)?;
+        let digest = match stored.tags.get(reference) {
+            Some(tagged) => DigestText(tagged.0.digest.clone()),
+            None => parsed(reference)?,
+        };
+        let manifest = stored.manifests.get(&digest).ok_or(ReadError::NotFound)?;
+        let bytes = content(manifest).map_err(ReadError::Unavailable)?;
+        let size = bytes.len() as u64;
+        let descriptor = Descriptor::new(media_type(Some(&bytes)), digest.0, size);
+        Ok((descriptor, bytes.into()))
+    }
+
+    async fn referrers(
+        &self,
+        _requester: &Requester,
+        repository: &str,
+        digest: &str,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, ReadError> {
+        let stored = match self.stored(repository) {
+            Err(ReadError::NotFound) => return Ok(Vec::new()),
+            stored => stored?,
+        };
+        let found = stored.referrers.get(&parsed(digest)?);
+        let wanted = |referrer: &&Referrer| {
+            artifact_type.is_none() || referrer.artifact_type.as_deref() == artifact_type
+        };
+        let found = found.into_iter().flatten().filter(wanted);
+        Ok(found.map(Referrer::descriptor).collect())
+    }
+
+    async fn blob_size(
+        &self,
+        _requester: &Requester,
+        repository: &str,
+        digest: &str,
+    ) -> Result<u64, ReadError> {
+        Ok(self.blob(repository, digest)?.len() as u64)
+    }
+
+    async fn read_blob(
+        &self,
+        _requester: &Requester,
+        repository: &str,
+        digest: &str,
+        offset: u64,
+        length: u32,
+    ) -> Result<Bytes, ReadError> {
+        let bytes = self.blob(repository, digest)?;
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        let end = start.saturating_add(length as usize).min(bytes.len());
+        Ok(Bytes::copy_from_slice(
+            bytes.get(start..end).unwrap_or_default(),
+        ))
+    }
+}
+
+impl Referrer {
+    fn descriptor(&self) -> Descriptor {
+        let written = self.media_type.as_ref().and_then(|text| text.parse().ok());
+        let media_type: MediaType = written.unwrap_or_else(|| media_type(Some(b"{}")));
+        Descriptor {
+            artifact_type: self.artifact_type.clone(),
+            annotations: self.annotations.clone(),
+            ..Descriptor::new(media_type, self.digest.0.clone(), self.size)
+        }
+    }
+}
+
+/// The services that a case knows; nobody else answers.
+#[derive(Debug)]
+struct Services {
+    replies: Vec<Reply>,
+    fails: bool,
+}
+
+#[async_trait]
+impl Outbound for Services {
+    async fn send(&self, request: OutboundRequest) -> Result<OutboundResponse, OutboundError> {
+        let asked = |reply: &&Reply| {
+            let method = reply.method.as_deref();
+            reply.url == request.url.as_str()
+                && method.is_none_or(|method| method.eq_ignore_ascii_case(request.method.as_str()))
+        };
+        let reply = self.replies.iter().find(asked);
+        let reply = reply
+            .filter(|_| !self.fails)
+            .ok_or(OutboundError::Connect)?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &reply.headers {
+            let wrong = |_wrong| OutboundError::Other(format!("{name} is no header"));
+            let name = HeaderName::try_from(name).map_err(|_wrong| wrong(()))?;
+            let value = HeaderValue::try_from(value).map_err(|_wrong| wrong(()))?;
+            headers.insert(name, value);
+        }
+        let body = match &reply.body {
+            Value::Null => Vec::new(),
+            body => content(body).map_err(OutboundError::Other)?,
+        };
+        if body.len() > request.max_response_bytes {
+            return Err(OutboundError::TooLarge);
+        }
+        Ok(OutboundResponse {
+            status: reply.status.unwrap_or(200),
+            headers,
+            body: body.into(),
+        })
+    }
+}
+
+/// A key-value store that is down.
+#[derive(Debug)]
+struct NoValues;
+
+fn down<T>() -> Result<T, PortError> {
+    Err(PortError("the case says so".to_owned()))
+}
+
+#[async_trait]
+impl KeyValue for NoValues {
+    async fn get(&self, _: &str, _: &str, _: u64) -> Result<Option<KeyValueEntry>, PortError> {
+        down()
+    }
+
+    async fn put(
+        &self,
+        _: &str,
+        _: &str,
+        _: &[u8],
+        _: Option<Option<u64>>,
+        _: PutTimes,
+    ) -> Result<Option<u64>, PortError> {
+        down()
+    }
+
+    async fn delete(&self, _: &str, _: &str) -> Result<(), PortError> {
+        down()
+    }
+
+    async fn increment(&self, _: &str, _: &str, _: u32, _: u32, _: u64) -> Result<u64, PortError> {
+        down()
+    }
+
+    async fn used_bytes(&self, _: &str) -> Result<u64, PortError> {
+        down()
+    }
+}
