@@ -1,13 +1,7 @@
 //! Another configuration is taken without a dropped request, or not at all; what keeps failing goes back by itself; what is not
 //! enforced is recorded.
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    process::Command,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::{fs, os::unix::fs::symlink, process::Command, time::Duration};
 
 use serde_json::Value;
 use tests::{
@@ -16,6 +10,7 @@ use tests::{
     guests::component,
     image::{Content, MANIFEST},
     tools::{Run, run, wait_until},
+    wire::{runtime, whole, with_query},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,7 +42,8 @@ fn plugin(gateway: &Gateway, name: &str) -> Value {
         .unwrap()
         .iter()
         .find(|plugin| plugin["name"] == name);
-    found.unwrap_or_else(|| panic!("{name} in {all}")).clone()
+    assert!(found.is_some(), "{name} in {all}");
+    found.unwrap().clone()
 }
 
 fn wait_generation(gateway: &Gateway, least: u64) {
@@ -335,7 +331,7 @@ fn a_new_certificate_is_seen_by_new_connections_and_old_ones_go_on() {
     let url = format!("https://localhost:{}/healthz", gateway.port);
     let get = |client: &reqwest::Client| {
         let request = client.get(&url);
-        tests::wire::runtime().block_on(async { tests::wire::whole(request).await.is_ok() })
+        runtime().block_on(async { whole(request).await.is_ok() })
     };
     let old = trusting(&first);
     assert!(get(&old));
@@ -444,47 +440,111 @@ fn reload(gateway: &Gateway, round: usize) {
 /// Bytes that a hundred reloads may leave: allocator slack and caches, not generations.
 const GROWTH: u64 = 32 << 20;
 
-/// Reloads once per round while fifty clients pull and fifty push; any failed request ends the test.
-fn reload_under_load(gateway: &Gateway, image: &Image, rounds: std::ops::Range<usize>) {
+/// Fifty pulls and fifty pushes that are all under way from the first reload to the last: each moves a piece of its body after each reload.
+fn reload_during_transfers(gateway: &Gateway, blob: &Content, rounds: std::ops::Range<usize>) {
     let wire = Wire::basic(gateway.port, USER);
-    let (done, turns) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        let (wire, done, turns) = (&wire, &done, &turns);
-        for client in 0..50 {
-            scope.spawn(move || {
-                while !done.load(Ordering::Relaxed) {
-                    wire.pull_image("team/pulled", "latest", image);
-                    turns.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-            scope.spawn(move || {
-                while !done.load(Ordering::Relaxed) {
-                    let own = Image::of_layers(vec![Content::random(10_000)]);
-                    wire.push_image(&format!("team/pushed-{client}"), "latest", &own);
-                    turns.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+    let pieces = rounds.len() + 1;
+    let pushed: Vec<Content> = (0..CLIENTS)
+        .map(|_| Content::random(1000 * pieces))
+        .collect();
+    let (turn, turned) = tokio::sync::watch::channel(0);
+    let mut transfers = tokio::task::JoinSet::new();
+    let _entered = runtime().enter();
+    for content in &pushed {
+        let location = wire.start_upload("team/pushed");
+        let path = with_query(&location, &format!("digest={}", content.digest));
+        let body = reqwest::Body::wrap_stream(paced(content.bytes.clone(), 1000, turned.clone()));
+        let request = wire.request("PUT", &path, &[]).body(body);
+        transfers.spawn(async move {
+            assert_eq!(whole(request).await.unwrap().status, 201);
+        });
+    }
+    for _client in 0..CLIENTS {
+        let path = format!("/v2/team/pulled/blobs/{}", blob.digest);
+        let request = wire.request("GET", &path, &[]);
+        transfers.spawn(pull_paced(request, blob.clone(), pieces, turned.clone()));
+    }
+    for round in rounds {
+        reload(gateway, round);
+        turn.send_modify(|turns| *turns += 1);
+    }
+    // Whoever is still at it gets the rest at once.
+    turn.send_replace(usize::MAX);
+    runtime().block_on(async {
+        while let Some(ended) = transfers.join_next().await {
+            ended.unwrap();
         }
-        rounds.for_each(|round| reload(gateway, round));
-        done.store(true, Ordering::Relaxed);
     });
-    assert!(turns.load(Ordering::Relaxed) >= 100, "everybody had a turn");
+    for content in &pushed {
+        let stored = wire.get(&format!("/v2/team/pushed/blobs/{}", content.digest));
+        assert!(stored.has(200).body == content.bytes);
+    }
 }
+
+/// A body that gives its first piece at once and one more after each turn.
+fn paced(
+    bytes: bytes::Bytes,
+    length: usize,
+    turned: tokio::sync::watch::Receiver<usize>,
+) -> impl futures_util::Stream<Item = Result<bytes::Bytes, std::io::Error>> + Send + 'static {
+    futures_util::stream::unfold(
+        (bytes, turned, 0),
+        move |(mut left, mut turned, given)| async move {
+            if left.is_empty() {
+                return None;
+            }
+            turned.wait_for(|turns| *turns >= given).await.unwrap();
+            let piece = left.split_to(length.min(left.len()));
+            Some((Ok(piece), (left, turned, given + 1)))
+        },
+    )
+}
+
+/// Reads a part of the body after each turn, and holds every byte against `blob`.
+async fn pull_paced(
+    request: reqwest::RequestBuilder,
+    blob: Content,
+    pieces: usize,
+    mut turned: tokio::sync::watch::Receiver<usize>,
+) {
+    let mut answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let (mut read, mut turns) = (Vec::new(), 0);
+    while let Some(piece) = answer.chunk().await.unwrap() {
+        read.extend_from_slice(&piece);
+        while read.len() > (turns + 1) * blob.bytes.len() / pieces {
+            turns += 1;
+            turned.wait_for(|now| *now >= turns).await.unwrap();
+        }
+    }
+    assert!(
+        read == blob.bytes,
+        "{} of {} bytes",
+        read.len(),
+        blob.bytes.len()
+    );
+}
+
+/// Of each kind.
+const CLIENTS: usize = 50;
 
 #[test]
 fn a_hundred_reloads_during_fifty_pulls_and_fifty_pushes_fail_nobody_and_leave_no_memory() {
     let gateway = Gateway::start(&config(""));
-    let image = Image::random(100_000);
-    Wire::basic(gateway.port, USER).push_image("team/pulled", "latest", &image);
+    let blob = Content::random(8 << 20);
+    Wire::basic(gateway.port, USER)
+        .push_blob("team/pulled", &blob)
+        .expect(201);
     // What a process keeps once it has reloaded under this load.
-    reload_under_load(&gateway, &image, 0..10);
+    reload_during_transfers(&gateway, &blob, 0..10);
     let before = resident(&gateway);
-    reload_under_load(&gateway, &image, 10..110);
+    reload_during_transfers(&gateway, &blob, 10..110);
     assert!(generation(&gateway) >= 111);
     wait_until("old generations to be freed", PATIENCE, || {
         gateway.metrics().contains("gantry_generations 1")
     });
     let after = resident(&gateway);
+    eprintln!("resident before {before}, after {after}");
     assert!(
         after <= before + GROWTH,
         "{before} bytes before, {after} after"

@@ -90,14 +90,8 @@ pub(super) fn entries(path: &Path) -> Vec<PathBuf> {
             entries.push(left);
             return entries;
         };
-        left = link
-            .parent()
-            .unwrap_or_else(|| Path::new("/"))
-            .join(target)
-            .join(rest);
-        if left.as_os_str().as_encoded_bytes().ends_with(b"/") {
-            left.pop();
-        }
+        left = link.parent().unwrap_or_else(|| Path::new("/")).join(target);
+        left.extend(rest.components());
         entries.push(link);
     }
     entries

@@ -60,6 +60,7 @@ mod tests {
     use crate::config::{Config, Environment};
 
     fn config(text: &str) -> Config {
+        let text = &format!("{text}plugins: [{{ name: access, from: \"builtin:access\" }}]\n");
         Config::parse(
             "test.yaml",
             text,
