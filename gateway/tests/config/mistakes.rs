@@ -123,7 +123,7 @@ const PLUGIN_MISTAKES: &[Mistake] = &[
     ("plugins:\n  - { name: Über, from: \"builtin:access\" }", 2, "plugins[0].name", "not a plugin's name", "lower-case"),
     ("plugins:\n  - { name: a, from: \"builtin:access\" }\n  - { name: a, from: \"builtin:htpasswd\" }", 3, "plugins[1].name", "another plugin has this name", ""),
     ("plugins:\n  - { name: a, from: \"builtin:acess\" }", 2, "plugins[0].from", "no built-in plugin", "did you mean builtin:access?"),
-    ("plugins:\n  - { name: a, from: \"builtin:webhook\" }", 2, "plugins[0].from", "no built-in plugin", "builtin:htpasswd"),
+    ("plugins:\n  - { name: a, from: \"builtin:ldap\" }", 2, "plugins[0].from", "no built-in plugin", "builtin:htpasswd"),
     ("plugins:\n  - { name: a, from: htpasswd }", 2, "plugins[0].from", "not a file", "builtin:htpasswd"),
     ("plugins:\n  - { name: a, from: ./gone.wasm }", 2, "plugins[0].from", "it does not exist", "/nonexistent/gone.wasm"),
     ("plugins:\n  - { name: a, from: \"oci://example.com/p@sha256:00\" }", 2, "plugins[0].from", "not available yet", "name its file"),

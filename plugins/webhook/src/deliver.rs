@@ -139,16 +139,17 @@ impl<'a, W: World> Delivery<'a, W> {
                 None if waits => State::Later(0),
                 None => self.send(endpoint, &events, &mut down),
             };
-            for (index, event) in group {
-                if matches!(state, State::Later(_)) {
-                    held.push(&event.repository);
-                } else {
-                    self.remember(endpoint, event);
-                }
-                if let Some(slot) = states.get_mut(*index) {
-                    *slot = state.clone();
-                }
+            if matches!(state, State::Later(_)) {
+                held.extend(events.iter().map(|event| event.repository.as_str()));
+            } else {
+                events
+                    .iter()
+                    .for_each(|event| self.remember(endpoint, event));
             }
+            let slots = states.iter_mut().enumerate();
+            slots
+                .filter(|(index, _)| group.iter().any(|(sent, _)| sent == index))
+                .for_each(|(_, slot)| *slot = state.clone());
         }
         states
     }

@@ -251,11 +251,8 @@ impl World for Fake {
     }
 
     fn sign(&self, secret: &str, body: &[u8]) -> Result<Vec<u8>, String> {
-        Ok(vec![
-            0xab,
-            u8::try_from(secret.len()).unwrap(),
-            u8::try_from(body.len() % 256).unwrap(),
-        ])
+        let low = |length: usize| length.to_le_bytes()[0];
+        Ok(vec![0xab, low(secret.len()), low(body.len())])
     }
 
     fn now_ms(&self) -> u64 {

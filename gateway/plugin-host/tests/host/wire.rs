@@ -126,25 +126,11 @@ impl Receiver {
             port: listener.local_addr().unwrap().port(),
             got: Arc::default(),
         };
-        let (got, answer) = (Arc::clone(&receiver.got), Arc::new(answer));
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (got, answer) = (Arc::clone(&got), Arc::clone(&answer));
-                let service = service_fn(move |request: http::Request<Incoming>| {
-                    let (got, answer) = (Arc::clone(&got), Arc::clone(&answer));
-                    async move {
-                        let received = receive(request).await;
-                        got.lock().unwrap().push(received.clone());
-                        match answer(&received) {
-                            Some(response) => Ok::<_, std::convert::Infallible>(response),
-                            None => std::future::pending().await,
-                        }
-                    }
-                });
-                let connection = hyper::server::conn::http1::Builder::new();
-                tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
-            }
-        });
+        tokio::spawn(accept(
+            listener,
+            Arc::clone(&receiver.got),
+            Arc::new(answer),
+        ));
         receiver
     }
 
@@ -155,6 +141,33 @@ impl Receiver {
 
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://hooks.example:{}{path}", self.port)
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    got: Arc<Mutex<Vec<Received>>>,
+    answer: Arc<impl Fn(&Received) -> Option<Response<Full<Bytes>>> + Send + Sync + 'static>,
+) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (got, answer) = (Arc::clone(&got), Arc::clone(&answer));
+        let service =
+            service_fn(move |request| serve(request, Arc::clone(&got), Arc::clone(&answer)));
+        let connection = hyper::server::conn::http1::Builder::new();
+        tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+async fn serve(
+    request: http::Request<Incoming>,
+    got: Arc<Mutex<Vec<Received>>>,
+    answer: Arc<impl Fn(&Received) -> Option<Response<Full<Bytes>>>>,
+) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+    let received = receive(request).await;
+    got.lock().unwrap().push(received.clone());
+    match answer(&received) {
+        Some(response) => Ok(response),
+        None => std::future::pending().await,
     }
 }
 
