@@ -108,8 +108,8 @@ pub struct Problem {
     pub snippet: Option<String>,
 }
 
-/// All mistakes of a configuration. `Display` is for people.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// All mistakes of a configuration. `Display` is for people. Neither form names the watched files: a path may come from the environment.
+#[derive(Clone, Eq, PartialEq)]
 pub struct Report {
     /// The file, as it was named.
     pub file: String,
@@ -120,6 +120,16 @@ pub struct Report {
 }
 
 impl std::error::Error for Report {}
+
+impl fmt::Debug for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Report")
+            .field("file", &self.file)
+            .field("problems", &self.problems)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Report {
     /// The file itself cannot be read.
