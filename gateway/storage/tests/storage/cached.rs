@@ -23,9 +23,10 @@ mod metadata {
 
     fn make() -> (TempDir, Stores) {
         let (folder, store) = open();
+        let cached = CachedMetadata::new(Arc::<SqliteStore>::clone(&store));
         let stores = Stores {
-            metadata: Arc::new(CachedMetadata::new(Arc::<SqliteStore>::clone(&store))),
-            uploads: store,
+            metadata: Arc::new(cached),
+            ..Stores::new(store)
         };
         (folder, stores)
     }
