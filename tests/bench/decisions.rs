@@ -58,6 +58,7 @@ fn requester() -> Requester {
             tls_subject: None,
         }),
         principal: Arc::new(principal),
+        arrival: None,
     }
 }
 

@@ -33,18 +33,17 @@ fn forms() -> Vec<String> {
     // In base64 a text has three looks, by where in a group of three bytes it begins.
     for before in ["", "x", "xx"] {
         let encoded = STANDARD.encode(format!("{before}{CANARY}"));
-        forms.push(encoded[before.len().div_ceil(2) * 2 + 2..encoded.len() - 4].to_owned());
+        let own = before.len().div_ceil(2) * 2 + 2..encoded.len() - 4;
+        forms.push(encoded.get(own).unwrap().to_owned());
     }
     forms
 }
 
 fn check(place: &str, text: &str) {
     for form in forms() {
-        if let Some(at) = text.find(&form) {
-            let from = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-            let line: String = text[from..].chars().take(600).collect();
-            panic!("{place} shows the secret as {form:?}: {line}");
-        }
+        let shown = text.lines().find(|line| line.contains(&form));
+        let shown: Option<String> = shown.map(|line| line.chars().take(600).collect());
+        assert_eq!(shown, None, "{place} shows the secret as {form:?}");
     }
 }
 

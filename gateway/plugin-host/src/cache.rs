@@ -208,19 +208,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(KEY_FILE), b"short").unwrap();
         let together = std::sync::Barrier::new(8);
+        let start = || {
+            together.wait();
+            node_key(directory.path()).unwrap()
+        };
         let keys: Vec<Vec<u8>> = std::thread::scope(|scope| {
-            let starts: Vec<_> = (0..8)
-                .map(|_| {
-                    scope.spawn(|| {
-                        together.wait();
-                        node_key(directory.path()).unwrap()
-                    })
-                })
-                .collect();
-            starts
-                .into_iter()
-                .map(|start| start.join().unwrap())
-                .collect()
+            let starts: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+            let ended = starts.into_iter().map(|start| start.join().unwrap());
+            ended.collect()
         });
         assert!(keys.iter().all(|key| *key == keys[0]));
         let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();

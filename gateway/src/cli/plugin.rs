@@ -5,7 +5,6 @@
 mod build;
 
 use std::{
-    fmt::Write as _,
     io::{self, Write as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -20,7 +19,7 @@ use gantry::author::{
     docs,
     question::Question,
     template,
-    trial::{Outcome, Trial},
+    trial::{Outcome, Timing, Trial},
 };
 use gantry_plugin_host::{Hooks, HostCall};
 use serde_json::{Value, json};
@@ -199,48 +198,50 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<()> {
     let executor = executor()?;
     let timing = executor.block_on(trial.time(&setting, &question, arguments.calls))?;
     let outcome = executor.block_on(trial.decide(&setting, &question))?;
-    let calls = outcome.calls.iter();
     if arguments.json {
-        let calls = calls.map(|call| {
-            json!({ "name": call.name, "arguments": call.arguments, "answer": call.answer, "us": microseconds(call.took) })
-        });
-        let report = json!({
-            "answer": outcome.answer.to_json(),
-            "component": { "digest": trial.digest(), "bytes": trial.size_bytes() },
-            "us": {
-                "load": microseconds(timing.load), "first": microseconds(timing.first),
-                "p50": microseconds(timing.p50), "p99": microseconds(timing.p99), "calls": timing.count,
-            },
-            "host_calls": calls.collect::<Vec<Value>>(),
-        });
-        print(&format!("{report}\n"))?;
+        print(&format!("{}\n", run_as_json(&trial, &timing, &outcome)))?;
     } else {
-        let mut text = format!(
-            "{}\n  component  {} bytes, {}\n  cold       {:.1} ms: {:.1} ms to compile and load, {:.1} us for the first decision\n  warm       {:.1} us p50, {:.1} us p99 of {} decisions, each in a fresh instance\n",
-            outcome.answer.to_json(),
-            trial.size_bytes(),
-            trial.digest(),
-            microseconds(timing.load + timing.first) / 1e3,
-            microseconds(timing.load) / 1e3,
-            microseconds(timing.first),
-            microseconds(timing.p50),
-            microseconds(timing.p99),
-            timing.count,
-        );
-        for call in calls {
-            writeln!(
-                text,
-                "  host       {}  {:.1} us",
-                shown(call),
-                microseconds(call.took)
-            )?;
-        }
-        print(&text)?;
+        print(&run_as_text(&trial, &timing, &outcome))?;
     }
     if outcome.answer.is_failure() {
         bail!("the plugin did not decide");
     }
     Ok(())
+}
+
+fn run_as_json(trial: &Trial, timing: &Timing, outcome: &Outcome) -> Value {
+    let calls = outcome.calls.iter().map(|call| {
+        json!({ "name": call.name, "arguments": call.arguments, "answer": call.answer, "us": microseconds(call.took) })
+    });
+    json!({
+        "answer": outcome.answer.to_json(),
+        "component": { "digest": trial.digest(), "bytes": trial.size_bytes() },
+        "us": {
+            "load": microseconds(timing.load), "first": microseconds(timing.first),
+            "p50": microseconds(timing.p50), "p99": microseconds(timing.p99), "calls": timing.count,
+        },
+        "host_calls": calls.collect::<Vec<Value>>(),
+    })
+}
+
+fn run_as_text(trial: &Trial, timing: &Timing, outcome: &Outcome) -> String {
+    let mut text = format!(
+        "{}\n  component  {} bytes, {}\n  cold       {:.1} ms: {:.1} ms to compile and load, {:.1} us for the first decision\n  warm       {:.1} us p50, {:.1} us p99 of {} decisions, each in a fresh instance\n",
+        outcome.answer.to_json(),
+        trial.size_bytes(),
+        trial.digest(),
+        microseconds(timing.load + timing.first) / 1e3,
+        microseconds(timing.load) / 1e3,
+        microseconds(timing.first),
+        microseconds(timing.p50),
+        microseconds(timing.p99),
+        timing.count,
+    );
+    for call in &outcome.calls {
+        let took = microseconds(call.took);
+        text.push_str(&format!("  host       {}  {took:.1} us\n", shown(call)));
+    }
+    text
 }
 
 /// Prints the contract.

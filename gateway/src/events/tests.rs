@@ -51,7 +51,8 @@ impl Scripted {
         if self.down.load(Ordering::Relaxed) {
             return Ok(vec![Delivery::Retry(Duration::ZERO); count]);
         }
-        let scripted = self.script.lock().unwrap().pop_front();
+        let mut script = self.script.lock().unwrap_or_else(PoisonError::into_inner);
+        let scripted = script.pop_front();
         scripted.unwrap_or_else(|| Ok(vec![Delivery::Delivered; count]))
     }
 }

@@ -65,6 +65,7 @@ fn not_found() -> UpstreamError {
         kind: Kind::NotFound,
         upstream: "hub".to_owned(),
         attempt: "GET: 404".to_owned(),
+        cause: gantry_upstream::Cause::Answer,
         retry_after: None,
         source: None,
     }

@@ -84,7 +84,7 @@ fn by_cargo(folder: &Path) -> anyhow::Result<PathBuf> {
         let path = message.get("manifest_path").and_then(Value::as_str);
         path.is_some_and(|path| Path::new(path) == manifest)
     });
-    let files = own.filter_map(|message| {
+    let mut files = own.filter_map(|message| {
         let files = message.get("filenames")?.as_array()?.clone();
         files
             .iter()
@@ -92,7 +92,7 @@ fn by_cargo(folder: &Path) -> anyhow::Result<PathBuf> {
             .find(|file| file.ends_with(".wasm"))
             .map(PathBuf::from)
     });
-    files.last().with_context(|| {
+    files.next_back().with_context(|| {
         format!(
             "{} makes no component: its Cargo.toml needs `[lib] crate-type = [\"cdylib\", \"rlib\"]`",
             folder.display()

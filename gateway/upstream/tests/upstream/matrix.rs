@@ -95,6 +95,22 @@ async fn token_endpoint(code: u16) -> Server {
     .await
 }
 
+async fn plain_where_tls_is_expected() -> (u16, tokio::task::JoinHandle<()>) {
+    let answer = b"HTTP/1.1 400 Bad Request\r\n\r\n";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let task = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, answer)
+                .await
+                .unwrap();
+            let _gone = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        }
+    });
+    (port, task)
+}
+
 async fn broken(name: &str) -> Broken {
     let server = match name {
         // A token is given each time, and refused each time.
@@ -114,18 +130,7 @@ async fn broken(name: &str) -> Broken {
         }
         // Plain HTTP where TLS is expected.
         "TLS" => {
-            let answer = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let port = listener.local_addr().unwrap().port();
-            let task = tokio::spawn(async move {
-                loop {
-                    let (mut stream, _) = listener.accept().await.unwrap();
-                    tokio::io::AsyncWriteExt::write_all(&mut stream, &answer)
-                        .await
-                        .unwrap();
-                    let _gone = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
-                }
-            });
+            let (port, task) = plain_where_tls_is_expected().await;
             return Broken::Raw(format!("https://127.0.0.1:{port}").parse().unwrap(), task);
         }
         "token endpoint closed" => {
