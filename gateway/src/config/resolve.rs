@@ -310,6 +310,20 @@ impl Context<'_> {
             .push(Finding::new(node.place.clone(), &path, message).hint(hint));
     }
 
+    /// A required key is not there. Nothing is said when what was written there is refused already.
+    fn refuse_missing(&mut self, keys: &[&str]) {
+        let key = keys.last().copied().unwrap_or_default();
+        let said = self.findings.len();
+        self.refuse(keys, format!("missing key `{key}`"), None);
+        let (before, now) = self.findings.split_at(said);
+        let again = now
+            .first()
+            .is_some_and(|now| before.iter().any(|before| before.path == now.path));
+        if again {
+            self.findings.truncate(said);
+        }
+    }
+
     fn duration(
         &mut self,
         keys: &[&str],

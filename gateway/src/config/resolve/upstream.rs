@@ -114,11 +114,11 @@ impl Context<'_> {
             return Some(Credentials::identity_token(text(&token)).into());
         }
         let Some(username) = file.username else {
-            self.refuse(&at("username"), "missing key `username`", None);
+            self.refuse_missing(&at("username"));
             return None;
         };
         let Some(password) = &file.password else {
-            self.refuse(&at("password"), "missing key `password`", None);
+            self.refuse_missing(&at("password"));
             return None;
         };
         let password = self.secret(&at("password"), password);
