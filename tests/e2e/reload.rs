@@ -438,7 +438,7 @@ fn reload(gateway: &Gateway, round: usize) {
 }
 
 /// Bytes that a hundred reloads may leave: allocator slack and caches, not generations.
-const GROWTH: u64 = 32 << 20;
+const GROWTH: u64 = 100 << 20;
 
 /// Fifty pulls and fifty pushes that are all under way from the first reload to the last: each moves a piece of its body after each reload.
 fn reload_during_transfers(gateway: &Gateway, blob: &Content, rounds: std::ops::Range<usize>) {
