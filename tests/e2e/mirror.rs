@@ -124,11 +124,12 @@ fn an_upstream_that_limits_is_429_and_what_is_cached_is_served() {
     ));
     let wire = Wire::anonymous(gateway.port);
     wire.pull_image("up/a/cached", "latest", &cached);
+    // Whoever limits is left alone for as long as it said, so that comes last.
     for fault in [
-        Fault::TooMany { retry_after: 7 },
         Fault::Status(503),
         Fault::Status(500),
         Fault::Status(403),
+        Fault::TooMany { retry_after: 7 },
     ] {
         origin.break_paths("/v2/", fault.clone());
         wire.pull_image("up/a/cached", "latest", &cached);

@@ -14,7 +14,10 @@ use super::{Generation, Lasting};
 use crate::{
     builtin,
     config::{self, Config, PluginFrom},
-    policy::binding::{Binding, Health, default_changes},
+    policy::{
+        binding::{Binding, Health, default_changes},
+        redaction::Redaction,
+    },
 };
 
 /// Why plugins of a configuration cannot be taken.
@@ -53,7 +56,7 @@ pub(crate) async fn load(
             Ok(binding) => bindings.push(Arc::new(binding)),
             Err(error) => mistakes.0.push(Mistake {
                 plugin: Arc::clone(&written.name),
-                message: sentence(&written.name, &error),
+                message: Redaction::of(written).clean(sentence(&written.name, &error)),
             }),
         }
     }
@@ -109,6 +112,7 @@ async fn bind(
     };
     let binding = Binding {
         meter: lasting.telemetry.plugin(&written.name),
+        redaction: Redaction::of(written),
         plugin,
         health,
         generation,

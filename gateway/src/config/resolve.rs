@@ -313,12 +313,21 @@ impl Context<'_> {
     /// A required key is not there. Nothing is said when what was written there is refused already.
     fn refuse_missing(&mut self, keys: &[&str]) {
         let key = keys.last().copied().unwrap_or_default();
+        self.refuse_once(keys, format!("missing key `{key}`"));
+    }
+
+    /// Says it only when nothing is said yet about the place or what is in it: a value that was refused is not there any more.
+    fn refuse_once(&mut self, keys: &[&str], message: impl Into<String>) {
         let said = self.findings.len();
-        self.refuse(keys, format!("missing key `{key}`"), None);
+        self.refuse(keys, message, None);
         let (before, now) = self.findings.split_at(said);
+        let covers = |now: &Finding, before: &Finding| {
+            let rest = before.path.strip_prefix(&*now.path);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
         let again = now
             .first()
-            .is_some_and(|now| before.iter().any(|before| before.path == now.path));
+            .is_some_and(|now| before.iter().any(|before| covers(now, before)));
         if again {
             self.findings.truncate(said);
         }

@@ -339,8 +339,9 @@ fn host(text: &str) -> Result<String, Refusal> {
 fn binding_name(text: &str) -> Result<String, Refusal> {
     let sound = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if text.is_empty() || text.len() > 64 || !text.bytes().all(sound) {
-        return Err(Refusal::new("not a plugin's name")
-            .hint("lower-case letters, digits and dashes; at most 64"));
+        return Err(
+            Refusal::new("not a name").hint("lower-case letters, digits and dashes; at most 64")
+        );
     }
     Ok(text.to_owned())
 }

@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use crate::{
     clock::SystemClock,
     config::{Mode, OnError, PluginFrom},
+    policy::redaction::Redaction,
     telemetry::{self, Asked, PluginMeter},
 };
 
@@ -50,6 +51,8 @@ pub struct Binding {
     pub fingerprint: Arc<str>,
     /// Counts its calls.
     pub meter: PluginMeter,
+    /// What its failures may not say.
+    pub redaction: Redaction,
 }
 
 impl Binding {
@@ -134,6 +137,10 @@ impl Binding {
         let span = tracing::debug_span!("plugin", plugin.name = &**self.name(), hook = ?hook);
         let call = call.instrument(span);
         let answer = self.meter.measured(hook, call, outcome).await;
+        let answer = answer.map_err(|error| CallError {
+            detail: self.redaction.clean(error.detail),
+            ..error
+        });
         if let Err(error) = &answer {
             telemetry::audit_failure(error, hook, requester, self.failure_denies());
         }

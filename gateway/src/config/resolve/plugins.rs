@@ -58,13 +58,13 @@ impl Context<'_> {
         let on_error = self.on_error(keys, file.on_error, from.as_ref(), changes.as_ref());
         let grants = self.grants(keys, file.grants.unwrap_or_default());
         let limits = self.plugin_limits(keys, &file.limits.unwrap_or_default());
-        let mut files = Vec::new();
+        let mut included = Included::default();
         let mut config = file
             .config
             .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
         let mut path: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
         path.push("config".to_owned());
-        self.include(&mut path, &mut config, &mut files);
+        self.include(&mut path, &mut config, &mut included);
         Some(Binding {
             name: Arc::from(file.name?.0),
             from: from?,
@@ -78,7 +78,8 @@ impl Context<'_> {
             grants,
             limits,
             config,
-            files,
+            files: included.files,
+            included: included.texts,
         })
     }
 
@@ -257,7 +258,7 @@ impl Context<'_> {
     }
 
     /// Replaces every `{ file: PATH }` by the file's text.
-    fn include(&mut self, path: &mut Vec<String>, value: &mut Value, files: &mut Vec<PathBuf>) {
+    fn include(&mut self, path: &mut Vec<String>, value: &mut Value, included: &mut Included) {
         let reference = match value {
             Value::Object(map) if map.len() == 1 => map.get("file").and_then(Value::as_str),
             _ => None,
@@ -266,7 +267,8 @@ impl Context<'_> {
             let file = self.path(written);
             self.files.push(file.clone());
             let text = self.included(path, &file);
-            files.push(file);
+            included.files.push(file);
+            included.texts.push(text.clone());
             *value = Value::String(text);
             return;
         }
@@ -284,7 +286,7 @@ impl Context<'_> {
         };
         for (key, child) in children {
             path.push(key);
-            self.include(path, child, files);
+            self.include(path, child, included);
             path.pop();
         }
     }
@@ -321,6 +323,13 @@ impl Context<'_> {
             String::new()
         })
     }
+}
+
+/// What a plugin's configuration was made of.
+#[derive(Default)]
+struct Included {
+    files: Vec<PathBuf>,
+    texts: Vec<String>,
 }
 
 fn is_builtin(from: Option<&PluginFrom>, wanted: &str) -> bool {

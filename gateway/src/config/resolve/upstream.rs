@@ -102,7 +102,7 @@ impl Context<'_> {
         let given = others.iter().filter(|given| **given).count() + usize::from(is_account);
         if given != 1 {
             let message = "exactly one of `username` with `password`, `identity_token`, `helper` and `exec` is expected here";
-            self.refuse(&["mirrors", place.mirror, "credentials"], message, None);
+            self.refuse_once(&["mirrors", place.mirror, "credentials"], message);
             return None;
         }
         if file.helper.is_some() || file.exec.is_some() {
