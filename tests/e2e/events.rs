@@ -152,7 +152,7 @@ fn events(gateway: &Gateway, arguments: &[&str]) -> Value {
 /// The delivery of this tag's push, when it is still there.
 fn delivery(gateway: &Gateway, tag: &str) -> Option<Value> {
     let listed = events(gateway, &["list", "--receiver", "hook"]);
-    let mut listed = listed["events"].as_array().unwrap().iter();
+    let mut listed = listed["events"].as_array()?.iter();
     let is_push = |event: &&Value| event["tag"] == tag && event["kind"] == "manifest.pushed";
     listed.find(is_push).cloned()
 }
