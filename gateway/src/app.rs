@@ -36,7 +36,7 @@ use crate::{
         decisions::Decisions,
         shadow::Shadows,
     },
-    telemetry::{Reading, Telemetry},
+    telemetry::{EventMeter, Reading, Telemetry},
 };
 
 /// Trips that wait to be looked at; more than these are of bindings that trip again.
@@ -226,7 +226,7 @@ impl Stores {
         let policy_current = Arc::new(ArcSwapOption::empty());
         let generations = Gauge::default();
         let shadows = Shadows::start();
-        let events = self.events(config)?;
+        let events = self.events(config, telemetry)?;
         telemetry.register(|registry| {
             registry.register(
                 "generations",
@@ -272,7 +272,7 @@ impl Stores {
         Ok(host)
     }
 
-    fn events(&self, config: &Config) -> anyhow::Result<Arc<Events>> {
+    fn events(&self, config: &Config, telemetry: &Telemetry) -> anyhow::Result<Arc<Events>> {
         let source = SourceFacts {
             addr: config
                 .listen
@@ -281,7 +281,9 @@ impl Stores {
             instance_id: gantry_registry::random_uuid()?,
         };
         let outbox = Arc::<SqliteStore>::clone(&self.database);
-        Ok(Events::new(outbox, Arc::new(SystemClock), source))
+        let meter = EventMeter::default();
+        telemetry.register(|registry| meter.register(registry));
+        Ok(Events::new(outbox, Arc::new(SystemClock), source, meter))
     }
 
     /// A registry without mirrors and admissions: each generation brings its own.

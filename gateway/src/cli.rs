@@ -4,6 +4,7 @@
 //! standard output, complaints to standard error.
 
 mod admin;
+mod events;
 mod first_start;
 mod htpasswd;
 mod plugin;
@@ -54,6 +55,9 @@ enum Command {
     Htpasswd(Htpasswd),
     /// Have a running gateway take its configuration anew, or say every reason why it does not.
     Reload(admin::Target),
+    /// About events that wait for their receivers in a running gateway.
+    #[command(subcommand)]
+    Events(events::EventsCommand),
     /// About plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -158,6 +162,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Config(ConfigCommand::Schema) => schema(),
         Command::Htpasswd(arguments) => Ok(htpasswd::run(&arguments)?),
         Command::Reload(target) => admin::reload(&target),
+        Command::Events(command) => events::run(&command),
         Command::Plugin(PluginCommand::List { target, output }) => admin::list(&target, output),
         Command::Plugin(PluginCommand::Inspect { file }) => inspect(&file),
         Command::Plugin(PluginCommand::New(arguments)) => Ok(plugin::new(&arguments)?),

@@ -11,7 +11,7 @@ use std::{
     fmt::Debug,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -29,9 +29,13 @@ use tokio::{
 };
 
 use self::{dispatch::Dispatcher, gather::gather};
+use crate::telemetry::EventMeter;
 
 /// Facts without a commit that wait to be written; more are lost and counted.
 const MAX_FACTS: usize = 8192;
+
+/// How long events may be pushed out before the log says so.
+const MEASURE_EVERY: Duration = Duration::from_secs(15);
 
 /// Somebody who is told of events.
 #[async_trait]
@@ -101,8 +105,7 @@ pub struct Events {
     listening: AtomicBool,
     /// The share of pulls that is told, of [`u32::MAX`].
     pulls: AtomicU32,
-    /// Facts that found no place.
-    lost: AtomicU64,
+    meter: EventMeter,
     /// Goes up with each commit that wrote events: what the dispatchers wake on.
     commits: watch::Sender<u64>,
 }
@@ -114,6 +117,7 @@ impl Events {
         outbox: Arc<dyn EventOutbox>,
         clock: Arc<dyn Clock>,
         source: SourceFacts,
+        meter: EventMeter,
     ) -> Arc<Self> {
         let (facts, gathered) = mpsc::channel(MAX_FACTS);
         Arc::new(Self {
@@ -124,7 +128,7 @@ impl Events {
             gathering: Mutex::new(Some(gathered)),
             listening: AtomicBool::new(false),
             pulls: AtomicU32::new(0),
-            lost: AtomicU64::new(0),
+            meter,
             commits: watch::Sender::new(0),
         })
     }
@@ -138,7 +142,7 @@ impl Events {
     /// Facts without a commit that found no place since the start.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.meter.lost()
     }
 
     /// Looks for what is due now, as after a commit: for the operator who lets letters wait again.
@@ -204,6 +208,34 @@ impl Events {
         };
         if let Some(facts) = gathering {
             gather(&self, facts, stop).await;
+        }
+    }
+
+    /// Measures what waits, for the metrics, and says so when events were pushed out.
+    pub async fn measure(&self) {
+        match self.outbox.depth().await {
+            Ok(depth) => {
+                let (kept, evicted) = (depth.events, self.meter.measured(depth));
+                if evicted > 0 {
+                    tracing::warn!(
+                        count = evicted,
+                        kept,
+                        "the outbox is full: its oldest events were given up"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(error = ?error, "the outbox cannot be measured"),
+        }
+    }
+
+    /// Measures now and then, until `stop` is told or dropped.
+    pub async fn watch(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        loop {
+            self.measure().await;
+            tokio::select! {
+                _stopped = stop.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(MEASURE_EVERY) => {}
+            }
         }
     }
 
@@ -278,7 +310,7 @@ impl EventSink for Events {
 
     fn record(&self, event: Event) {
         if self.facts.try_send(event).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.meter.count_lost(1);
         }
     }
 

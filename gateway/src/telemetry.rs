@@ -4,6 +4,7 @@
 //! from outside is recorded as a string value, which every format escapes. ARCHITECTURE.md lists every metric; a test compares.
 
 mod audit;
+mod events;
 mod hooks;
 mod json;
 mod lines;
@@ -29,6 +30,7 @@ use prometheus_client::{
 
 pub use self::{
     audit::AuditSink,
+    events::{DeliveryOutcome, EventMeter},
     hooks::{audit_admission, audit_failure, audit_rejected},
     lines::{AccessLine, AuditLine},
     logging::{LogFormat, Logging, LoggingError, init},

@@ -1,11 +1,14 @@
 //! What was acknowledged is told: also after `kill -9`, also when the receiver was away, and never at a push's cost.
 
 use std::{
+    collections::HashSet,
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
+    process::Command,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -14,33 +17,46 @@ use std::{
 use serde_json::Value;
 use tests::{
     Gateway, Image, Wire,
-    gateway::{USER, usual_config},
+    gateway::{USER, program, usual_config},
     image::Content,
-    tools::{free_port, wait_until},
+    tools::{free_port, run, wait_until},
 };
 
-/// A receiver of webhooks: takes everything, and remembers it.
+/// A receiver of webhooks: remembers everything, and takes it unless it was told to answer otherwise.
 struct Receiver {
     port: u16,
     taken: Arc<Mutex<Vec<Value>>>,
+    /// What it answers; 0: nothing, and the connection stays open.
+    status: Arc<AtomicU16>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Receiver {
     fn start(port: u16) -> Self {
+        Self::answering(port, 200)
+    }
+
+    fn answering(port: u16, status: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let (taken, stop) = (Arc::default(), Arc::default());
+        let status = Arc::new(AtomicU16::new(status));
         let thread = thread::spawn({
             let (taken, stop) = (Arc::clone(&taken), Arc::clone(&stop));
-            move || serve(&listener, &taken, &stop)
+            let status = Arc::clone(&status);
+            move || serve(&listener, &taken, &status, &stop)
         });
         Self {
             port,
             taken,
+            status,
             stop,
             thread: Some(thread),
         }
+    }
+
+    fn answer(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
     }
 
     /// Every event that arrived.
@@ -62,7 +78,8 @@ impl Drop for Receiver {
     }
 }
 
-fn serve(listener: &TcpListener, taken: &Mutex<Vec<Value>>, stop: &AtomicBool) {
+fn serve(listener: &TcpListener, taken: &Mutex<Vec<Value>>, status: &AtomicU16, stop: &AtomicBool) {
+    let mut held = Vec::new();
     for stream in listener.incoming() {
         if stop.load(Ordering::SeqCst) {
             return;
@@ -87,25 +104,64 @@ fn serve(listener: &TcpListener, taken: &Mutex<Vec<Value>>, stop: &AtomicBool) {
             let events = envelope["events"].as_array().cloned();
             taken.lock().unwrap().extend(events.unwrap_or_default());
         }
+        let status = status.load(Ordering::SeqCst);
+        if status == 0 {
+            held.push(stream);
+            continue;
+        }
         drop(write!(
             stream,
-            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            "HTTP/1.1 {status} Told\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         ));
     }
 }
 
+/// The usual configuration, whose admin API alice may use.
+fn config(plugins: &str) -> String {
+    usual_config("", plugins).replace(
+        "        - { who: [\"user:*\"]",
+        "        - { who: [\"user:alice\"], may: [admin] }\n        - { who: [\"user:*\"]",
+    )
+}
+
 fn telling(receiver: u16) -> String {
-    usual_config(
-        "",
-        &format!(
-            r#"
+    config(&format!(
+        r#"
   - name: hook
     from: builtin:webhook
     grants: {{ http: ["http://127.0.0.1:{receiver}/"] }}
     config: {{ endpoints: [{{ url: "http://127.0.0.1:{receiver}/hook" }}] }}
 "#
-        ),
-    )
+    ))
+}
+
+/// `gantry events`, as an operator calls it; its document.
+fn events(gateway: &Gateway, arguments: &[&str]) -> Value {
+    let file = gateway.folder().join("password");
+    fs::write(&file, USER.1).unwrap();
+    let done = run(Command::new(program())
+        .arg("events")
+        .args(arguments)
+        .args(["--output", "json", "--user", USER.0, "--config"])
+        .arg(gateway.config_path())
+        .arg("--password-file")
+        .arg(&file));
+    serde_json::from_str(&done.ok()).unwrap()
+}
+
+/// The delivery of this tag's push, when it is still there.
+fn delivery(gateway: &Gateway, tag: &str) -> Option<Value> {
+    let listed = events(gateway, &["list", "--receiver", "hook"]);
+    let mut listed = listed["events"].as_array()?.iter();
+    let is_push = |event: &&Value| event["tag"] == tag && event["kind"] == "manifest.pushed";
+    listed.find(is_push).cloned()
+}
+
+fn ids_of(receiver: &Receiver, tag: &str) -> HashSet<String> {
+    let events = receiver.events().into_iter();
+    let told = events.filter(|event| event["action"] == "push" && event["target"]["tag"] == tag);
+    told.map(|event| event["id"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -159,6 +215,96 @@ fn a_push_that_was_acknowledged_before_kill_9_is_told_after_the_restart() {
 }
 
 #[test]
+fn a_delivery_that_kill_9_cut_off_is_made_again_and_both_attempts_are_counted() {
+    let receiver = Receiver::answering(free_port(), 0);
+    let mut gateway = Gateway::start(&telling(receiver.port));
+    let wire = Wire::basic(gateway.port, USER);
+    let image = Image::random(1000);
+    wire.push_image("team/web", "v1", &image);
+    // The first event of the repository is with the receiver, which says nothing.
+    wait_until("the first attempt", PATIENCE, || {
+        !receiver.events().is_empty()
+    });
+    gateway.kill9();
+    receiver.answer(503);
+    gateway.restart();
+    let tried_twice = || {
+        let listed = events(&gateway, &["list", "--state", "waiting"]);
+        listed["events"][0]["attempts"].as_u64() >= Some(2)
+    };
+    wait_until("the second attempt", PATIENCE, tried_twice);
+    assert!(delivery(&gateway, "v1").is_some());
+    receiver.answer(200);
+    wait_until("nothing to wait", PATIENCE, || {
+        let listed = events(&gateway, &["list"]);
+        listed["events"].as_array().unwrap().is_empty()
+    });
+    assert_eq!(ids_of(&receiver, "v1").len(), 1);
+    let delivered = "gantry_deliveries_total{receiver=\"hook\",outcome=\"delivered\"}";
+    assert!(gateway.metric(delivered) >= 3.0, "{}", gateway.metrics());
+}
+
+#[test]
+fn a_dead_letter_is_listed_and_delivered_when_the_operator_replays_it() {
+    let receiver = Receiver::answering(free_port(), 503);
+    let gateway = Gateway::start(&(telling(receiver.port) + "events: { max_attempts: 1 }\n"));
+    let wire = Wire::basic(gateway.port, USER);
+    wire.push_image("team/web", "v1", &Image::random(1000));
+    wait_until("the dead letter", PATIENCE, || {
+        delivery(&gateway, "v1").is_some_and(|letter| letter["state"] == "dead")
+    });
+    let letter = delivery(&gateway, "v1").unwrap();
+    assert_eq!(letter["receiver"], "hook");
+    assert_eq!(letter["repository"], "team/web");
+    assert_eq!(letter["attempts"], 1);
+    assert!(letter["error"].is_string(), "{letter}");
+    let dead = "gantry_outbox_events{receiver=\"hook\",state=\"dead\"}";
+    assert!(gateway.metric(dead) >= 1.0, "{}", gateway.metrics());
+    let one_page = events(&gateway, &["list", "--limit", "1"]);
+    let next = one_page["next"].as_str().unwrap();
+    let second = events(&gateway, &["list", "--limit", "1", "--after", next]);
+    assert_ne!(one_page["events"][0]["id"], second["events"][0]["id"]);
+
+    receiver.answer(200);
+    let before = receiver.pushes_of("v1");
+    let id = letter["id"].as_str().unwrap();
+    assert_eq!(events(&gateway, &["replay", "--id", id])["replayed"], 1);
+    wait_until("the replayed letter", PATIENCE, || {
+        receiver.pushes_of("v1") > before && delivery(&gateway, "v1").is_none()
+    });
+    assert_eq!(ids_of(&receiver, "v1"), HashSet::from([id.to_owned()]));
+
+    let dropped = events(&gateway, &["drop", "--receiver", "hook"]);
+    assert!(dropped["dropped"].as_u64() >= Some(1), "{dropped}");
+    assert_eq!(events(&gateway, &["list"])["events"], serde_json::json!([]));
+    let admin = Wire::basic(gateway.admin_port, USER);
+    let gone = format!("{{\"id\":\"{id}\"}}");
+    let replay = "/admin/v1/events/replay";
+    admin.send("POST", replay, &[], gone.clone()).expect(404);
+    admin.send("POST", replay, &[], "{}").expect(400);
+    Wire::anonymous(gateway.admin_port)
+        .send("POST", replay, &[], gone)
+        .expect(401);
+}
+
+#[test]
+fn a_reload_that_adds_a_receiver_tells_it_of_what_comes_next() {
+    let receiver = Receiver::start(free_port());
+    let gateway = Gateway::start(&config(""));
+    let wire = Wire::basic(gateway.port, USER);
+    wire.push_image("team/web", "before", &Image::random(1000));
+    gateway.write_config(&telling(receiver.port));
+    let mut pushes = 0;
+    // The file's change counts when it is seen.
+    wait_until("a push to be told", PATIENCE, || {
+        pushes += 1;
+        wire.push_image("team/web", &format!("v{pushes}"), &Image::random(100));
+        !receiver.events().is_empty()
+    });
+    assert_eq!(receiver.pushes_of("before"), 0);
+}
+
+#[test]
 fn a_receiver_that_is_away_does_not_slow_pushes() {
     let config = telling(free_port()) + "events: { max_events: 500 }\n";
     let gateway = Gateway::start(&config);
@@ -177,4 +323,8 @@ fn a_receiver_that_is_away_does_not_slow_pushes() {
         full < first * 3 + Duration::from_secs(2),
         "{first:?}, then {full:?}"
     );
+    let waiting = "gantry_outbox_events{receiver=\"hook\",state=\"waiting\"}";
+    assert!((1.0..=500.0).contains(&gateway.metric(waiting)));
+    assert!(gateway.metric("gantry_events_evicted_total") >= 500.0);
+    assert!(gateway.log().contains("the outbox is full"));
 }

@@ -70,7 +70,8 @@ fn the_documented_metrics_are_those_on_the_page_and_they_count() {
     origin.push("a/b", "latest", &image);
     // Always asked again, so that the cache confirms the tag.
     let mirror = origin.mirror_entry("up", ", tags: { fresh_for: 0s }");
-    let traps = "  - name: traps\n    from: ./hostile.wasm\n    repositories: [\"team/traps/**\"]\n    config: { do: trap, at: authorize }\n";
+    // Nobody listens there: what is told waits.
+    let traps = "  - name: hook\n    from: builtin:webhook\n    grants: { http: [\"http://127.0.0.1:1/\"] }\n    config: { endpoints: [{ url: \"http://127.0.0.1:1/\" }] }\n  - name: traps\n    from: ./hostile.wasm\n    repositories: [\"team/traps/**\"]\n    config: { do: trap, at: authorize }\n";
     let gateway = Gateway::start_with(&usual_config(&mirror, traps), |folder| {
         fs::copy(
             tests::guests::component("hostile"),
@@ -87,6 +88,9 @@ fn the_documented_metrics_are_those_on_the_page_and_they_count() {
     wire.push_image("team/web", "v1", &image);
     wire.get("/v2/team/traps/x/manifests/v1").expect(503);
     anonymous.get("/v2/up/a/b/manifests/absent").expect(404);
+    wait_until("an attempt to deliver", Duration::from_secs(60), || {
+        gateway.metric("gantry_deliveries_total{receiver=\"hook\",outcome=\"again\"}") > 0.0
+    });
     let text = gateway.metrics();
     assert!(text.ends_with("# EOF\n"), "{text}");
     // What never happened here is not on the page.

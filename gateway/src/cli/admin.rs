@@ -1,4 +1,4 @@
-//! Talks to the admin API of a running gateway: `gantry reload`, `gantry plugin list`.
+//! Talks to the admin API of a running gateway: `gantry reload`, `gantry plugin list`, and for `gantry events`.
 //!
 //! Owns how the gateway is found and how the password comes in: never as an argument, which others on the machine could read.
 
@@ -85,13 +85,31 @@ impl Target {
     /// # Errors
     /// [`Failure::Unreachable`] when nothing answers, [`Failure::Refused`] when the answer is 422, else what it said.
     pub(super) fn ask(&self, method: Method, path: &str) -> Result<Value, Failure> {
-        let url = self.base()?.join(path).map_err(anyhow::Error::from)?;
+        self.send(method, path, &[], None)
+    }
+
+    /// As [`Target::ask`], with a query and a body.
+    ///
+    /// # Errors
+    /// As [`Target::ask`].
+    pub(super) fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        let mut url = self.base()?.join(path).map_err(anyhow::Error::from)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
         let password = self.password()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        runtime.block_on(send(method, url, &self.user, &password))
+        let body = body.map(Value::to_string);
+        runtime.block_on(send((method, url), body, &self.user, &password))
     }
 
     fn base(&self) -> anyhow::Result<Url> {
@@ -130,7 +148,12 @@ impl Target {
     }
 }
 
-async fn send(method: Method, url: Url, user: &str, password: &str) -> Result<Value, Failure> {
+async fn send(
+    (method, url): (Method, Url),
+    body: Option<String>,
+    user: &str,
+    password: &str,
+) -> Result<Value, Failure> {
     let client = reqwest::Client::builder()
         // The password is for this address and no other.
         .no_proxy()
@@ -139,11 +162,13 @@ async fn send(method: Method, url: Url, user: &str, password: &str) -> Result<Va
         .build()
         .map_err(anyhow::Error::from)?;
     let place = url.origin().ascii_serialization();
-    let asked = client
-        .request(method, url)
-        .basic_auth(user, Some(password))
-        .send()
-        .await;
+    let mut request = client.request(method, url).basic_auth(user, Some(password));
+    if let Some(body) = body {
+        request = request
+            .header("content-type", "application/json")
+            .body(body);
+    }
+    let asked = request.send().await;
     let unreachable = |error: reqwest::Error| {
         let error = anyhow::Error::from(error.without_url());
         Failure::Unreachable(error.context(format!("no gateway answers at {place}")))
@@ -179,7 +204,7 @@ fn said(status: StatusCode, document: Value, user: &str) -> Result<Value, Failur
 }
 
 /// The part of a document at a JSON pointer; null when there is none.
-fn at<'a>(document: &'a Value, pointer: &str) -> &'a Value {
+pub(super) fn at<'a>(document: &'a Value, pointer: &str) -> &'a Value {
     document.pointer(pointer).unwrap_or(&Value::Null)
 }
 
@@ -189,6 +214,15 @@ fn strings(list: &Value) -> Vec<&str> {
         .flatten()
         .filter_map(Value::as_str)
         .collect()
+}
+
+/// A value as one line of a cell; a dash when there is none.
+pub(super) fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.lines().collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
 }
 
 /// One line per plugin, and what went wrong below.
@@ -252,7 +286,7 @@ fn table(document: &Value) -> String {
 }
 
 /// Columns as wide as their widest cell.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -10,6 +10,7 @@ use gantry_storage::{Settled, Settlement, Take, Taken, outbox::Waiting};
 use tokio::sync::watch;
 
 use super::{EventSettings, Events, Receiver, random};
+use crate::telemetry::DeliveryOutcome;
 
 /// Events of one call at most, each of another repository.
 const BATCH: usize = 16;
@@ -153,7 +154,7 @@ impl Dispatcher {
             )),
             Err(error) => Err(error),
         };
-        match outcomes {
+        let settled: Vec<Settled> = match outcomes {
             Ok(outcomes) => batch
                 .iter()
                 .zip(outcomes)
@@ -166,6 +167,20 @@ impl Dispatcher {
                     .map(|waiting| settled_as(waiting, self.again(waiting, None, &error)))
                     .collect()
             }
+        };
+        self.count(&settled);
+        settled
+    }
+
+    fn count(&self, settled: &[Settled]) {
+        for settled in settled {
+            let outcome = match settled.settlement {
+                Settlement::Done => DeliveryOutcome::Delivered,
+                Settlement::Again { .. } => DeliveryOutcome::Again,
+                Settlement::Dead { .. } => DeliveryOutcome::Dead,
+            };
+            let meter = &self.events.meter;
+            meter.count_attempt(self.receiver.name(), outcome);
         }
     }
 

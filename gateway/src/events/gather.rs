@@ -58,9 +58,7 @@ async fn write(events: &Arc<Events>, group: &mut Vec<Event>) {
         Ok(()) => events.wake(),
         Err(error) => {
             let lost = u64::try_from(count).unwrap_or(u64::MAX);
-            events
-                .lost
-                .fetch_add(lost, std::sync::atomic::Ordering::Relaxed);
+            events.meter.count_lost(lost);
             tracing::warn!(error = ?error, count, "pulls and denials could not be written down");
         }
     }

@@ -89,7 +89,12 @@ impl World {
     fn new(script: impl IntoIterator<Item = Answer>) -> Self {
         let store = Arc::new(MemoryMetadata::new());
         let clock = Arc::new(PausedClock(Instant::now()));
-        let events = Events::new(Arc::clone(&store) as _, clock, SourceFacts::default());
+        let events = Events::new(
+            Arc::clone(&store) as _,
+            clock,
+            SourceFacts::default(),
+            EventMeter::default(),
+        );
         let hook = Scripted {
             script: Mutex::new(script.into_iter().collect()),
             ..Scripted::default()

@@ -5,10 +5,11 @@
 //! identity. What it can do is one table, [`ROUTES`]; each family of routes is a file below.
 
 mod call;
+mod events;
 mod plugins;
 mod reload;
 
-use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use gantry_model::OperationKind;
@@ -24,7 +25,7 @@ use super::{
     respond::{self, Reply},
 };
 use crate::{
-    app::Generation,
+    app::{App, Generation},
     auth, policy,
     reload::Reloader,
     server::{Handler, Peer, RequestBody},
@@ -32,10 +33,13 @@ use crate::{
 };
 
 /// Everything the API can do.
-const ROUTES: &[&[Route]] = &[plugins::ROUTES, reload::ROUTES];
+const ROUTES: &[&[Route]] = &[events::ROUTES, plugins::ROUTES, reload::ROUTES];
 
 /// Bytes of a request's body at most.
 const MAX_BODY_BYTES: u64 = 1 << 20;
+
+/// How long the metrics wait for the outbox.
+const MEASURE_FOR: Duration = Duration::from_secs(1);
 
 /// Where the API begins.
 const API: &str = "/admin/v1/";
@@ -86,7 +90,7 @@ impl Admin {
             "/metrics" => reply(
                 StatusCode::OK,
                 METRICS_CONTENT_TYPE,
-                self.reloader.app().telemetry.metrics_text(),
+                metrics(self.reloader.app()).await,
             ),
             _ => reply(
                 StatusCode::NOT_FOUND,
@@ -153,6 +157,16 @@ impl Admin {
         let reply = render(exchange.request_id(), answered);
         Ok(Done::Plain(Box::new(reply)))
     }
+}
+
+/// Every metric, with what waits for receivers now; a store that is slow does not hold up the page.
+async fn metrics(app: &App) -> String {
+    let events = Arc::clone(&app.current().events);
+    let measured = tokio::time::timeout(MEASURE_FOR, events.measure()).await;
+    if measured.is_err() {
+        tracing::debug!("the outbox takes too long to be measured");
+    }
+    app.telemetry.metrics_text()
 }
 
 /// Runs a route in a task of its own: a client that goes away stops nothing half way.

@@ -17,6 +17,7 @@ pub(super) struct Telling {
     stop: watch::Sender<bool>,
     gather: JoinHandle<()>,
     deliver: JoinHandle<()>,
+    watch: JoinHandle<()>,
 }
 
 impl Telling {
@@ -24,6 +25,7 @@ impl Telling {
         let (stop, stopped) = watch::channel(false);
         let events = Arc::clone(&app.current().events);
         Self {
+            watch: tokio::spawn(Arc::clone(&events).watch(stopped.clone())),
             gather: tokio::spawn(events.gather(stopped.clone())),
             deliver: tokio::spawn(deliver(Arc::clone(app), stopped)),
             stop,
@@ -34,8 +36,9 @@ impl Telling {
     pub(super) async fn stop(self) {
         self.stop.send_replace(true);
         let stop = async {
-            let (gathered, delivered) = tokio::join!(self.gather, self.deliver);
-            if let Err(error) = gathered.and(delivered) {
+            let (gathered, delivered, watched) =
+                tokio::join!(self.gather, self.deliver, self.watch);
+            if let Err(error) = gathered.and(delivered).and(watched) {
                 tracing::error!(%error, "a task of the events failed");
             }
         };

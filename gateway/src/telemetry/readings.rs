@@ -32,16 +32,10 @@ pub enum Reading {
     BackgroundPanics,
     /// Audit lines that could not be written.
     AuditErrors,
-    /// Events that wait for their delivery.
-    OutboxDepth,
-    /// Deliveries of events.
-    Deliveries,
-    /// Events given up.
-    DeadLetters,
 }
 
 /// Name, help, and whether it only grows.
-const READINGS: [(Reading, &str, &str, bool); 11] = [
+const READINGS: [(Reading, &str, &str, bool); 8] = [
     (
         Reading::PoolInUse,
         "plugin_instances",
@@ -83,24 +77,6 @@ const READINGS: [(Reading, &str, &str, bool); 11] = [
         Reading::AuditErrors,
         "audit_errors",
         "Audit lines that could not be written to their file",
-        true,
-    ),
-    (
-        Reading::OutboxDepth,
-        "outbox_events",
-        "Events that wait for their delivery",
-        false,
-    ),
-    (
-        Reading::Deliveries,
-        "deliveries",
-        "Deliveries of events that succeeded",
-        true,
-    ),
-    (
-        Reading::DeadLetters,
-        "dead_letters",
-        "Events that were given up",
         true,
     ),
 ];

@@ -96,7 +96,7 @@ fn mode(mode: Mode) -> &'static str {
     }
 }
 
-fn rfc3339(at_ms: u64) -> Option<String> {
+pub(super) fn rfc3339(at_ms: u64) -> Option<String> {
     let at = jiff::Timestamp::from_millisecond(i64::try_from(at_ms).ok()?).ok()?;
     Some(at.to_string())
 }
