@@ -91,6 +91,10 @@ fn the_documented_metrics_are_those_on_the_page_and_they_count() {
     wait_until("an attempt to deliver", Duration::from_secs(60), || {
         gateway.metric("gantry_deliveries_total{receiver=\"hook\",outcome=\"again\"}") > 0.0
     });
+    // A page does not wait long for the store to count what waits.
+    wait_until("a count of the outbox", Duration::from_secs(60), || {
+        gateway.metrics().contains("gantry_outbox_events{")
+    });
     let text = gateway.metrics();
     assert!(text.ends_with("# EOF\n"), "{text}");
     // What never happened here is not on the page.
