@@ -2,7 +2,7 @@
 //! there.
 //!
 //! Owns who may use the API: whoever the authenticators know and the authorizers allow `registry:admin:*`. Being on loopback is no
-//! identity. What it can do is one table, [`ROUTES`]; each family of routes is a file below.
+//! identity. What it can do is one table, `ROUTES`; each family of routes is a file below.
 
 mod call;
 mod events;
