@@ -1,8 +1,13 @@
 //! However an upstream fails: what is here is served, what is not is never called unknown, and no wrong or padded byte leaves.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, time::Duration};
 
-use tests::{Gateway, Image, Origin, Wire, gateway::usual_config, image::Content, origin::Fault};
+use tests::{
+    Gateway, Image, Origin, Wire, gateway::usual_config, image::Content, origin::Fault,
+    tools::wait_until,
+};
+
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Asks again about a tag on every pull.
 const IMPATIENT: &str = ", tags: { fresh_for: 1ms }";
@@ -147,6 +152,14 @@ fn a_body_cut_at_any_of_fifty_places_is_whole_or_an_error() {
         }
     }
     origin.heal();
+    // An upstream that failed so often is left alone for a while.
+    wait_until("the upstream to be asked again", PATIENCE, || {
+        image.layers.iter().all(|layer| {
+            let path = format!("/v2/up/a/cut/blobs/{}", layer.digest);
+            wire.try_send("GET", &path, &[], "")
+                .is_ok_and(|answer| answer.status.as_u16() == 200)
+        })
+    });
     wire.pull_image("up/a/cut", "latest", &image);
 }
 
