@@ -97,7 +97,7 @@ impl Call {
 }
 
 /// The tag that clients list referrers under where the API is missing: `<algorithm>-<hex>`, the hex cut to 64 digits.
-fn fallback_tag(subject: &Digest) -> Option<Tag> {
+pub(crate) fn fallback_tag(subject: &Digest) -> Option<Tag> {
     let algorithm = subject.algorithm().as_str();
     format!("{algorithm}-{:.64}", subject.hex()).parse().ok()
 }

@@ -10,6 +10,7 @@ use gantry_plugin_host::HttpGrant;
 use url::Url;
 
 use super::{ListenAddress, Network, suggest};
+use crate::builtin;
 
 /// Why a text is refused, in words for the operator.
 #[derive(Debug)]
@@ -144,9 +145,6 @@ pub(crate) enum Origin {
     /// `oci://…`.
     Artifact,
 }
-
-/// The components inside the binary.
-pub(crate) const BUILTINS: [&str; 4] = ["access", "htpasswd", "immutable-tags", "webhook"];
 
 /// Whether `text` fits the grammar called `format` by the schema; an unknown format fits anything.
 pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
@@ -348,12 +346,15 @@ fn binding_name(text: &str) -> Result<String, Refusal> {
 
 fn plugin_origin(text: &str) -> Result<Origin, Refusal> {
     if let Some(name) = text.strip_prefix("builtin:") {
-        if BUILTINS.contains(&name) {
+        if builtin::builtin(name).is_some() {
             return Ok(Origin::Builtin(name.to_owned()));
         }
-        let hint = match suggest::nearest(name, BUILTINS) {
+        let hint = match suggest::nearest(name, builtin::names()) {
             Some(nearest) => format!("did you mean builtin:{nearest}?"),
-            None => format!("there are builtin:{}", BUILTINS.join(", builtin:")),
+            None => {
+                let names: Vec<&str> = builtin::names().collect();
+                format!("there are builtin:{}", names.join(", builtin:"))
+            }
         };
         return Err(Refusal::new("no built-in plugin has this name").hint(hint));
     }
@@ -364,7 +365,7 @@ fn plugin_origin(text: &str) -> Result<Origin, Refusal> {
         return Err(Refusal::new("not a place a plugin can come from")
             .hint("write builtin:NAME or ./file.wasm"));
     }
-    if BUILTINS.contains(&text) {
+    if builtin::builtin(text).is_some() {
         return Err(Refusal::new("not a file").hint(format!("did you mean builtin:{text}?")));
     }
     Ok(Origin::File(text.into()))

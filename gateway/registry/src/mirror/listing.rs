@@ -10,7 +10,7 @@ use gantry_storage::{ManifestRecord, TagRecord};
 use serde_json::Value;
 
 use super::{Engine, Origin, failure::Failure, manifest::millis};
-use crate::admit::descriptor_of;
+use crate::{admit::descriptor_of, referrers::fallback_tag};
 
 /// Referrers indexes kept in memory, in bytes.
 const MAX_CACHED_BYTES: u64 = 16 << 20;
@@ -191,15 +191,6 @@ pub(super) fn cut(
     let cut = tags.len() > limit;
     tags.truncate(limit);
     (tags, more || cut)
-}
-
-/// `<algorithm>-<hex>`, cut as the distribution spec says ("Referrers Tag Schema"): at most 32 and 64 characters.
-fn fallback_tag(digest: &Digest) -> Option<Tag> {
-    let hex = digest.hex();
-    let hex = hex.get(..64).unwrap_or(hex);
-    format!("{}-{hex}", digest.algorithm().as_str())
-        .parse()
-        .ok()
 }
 
 fn empty_index() -> Bytes {
