@@ -159,6 +159,11 @@ impl Fill {
         Ok(matches!(state.phase, Phase::Published))
     }
 
+    /// Waits until it is over.
+    pub(super) async fn finished(&self) -> Result<(), Failure> {
+        self.wait_for(|_state| false).await.map(drop)
+    }
+
     /// The length, when it is known by now.
     pub(super) fn known_size(&self) -> Option<u64> {
         self.state.borrow().size

@@ -6,6 +6,7 @@ mod fill;
 mod freshness;
 mod keep;
 mod listing;
+mod operator;
 mod panicking;
 mod rights;
 mod upstream;

@@ -189,6 +189,7 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
             moves: Moves::Follow,
         },
         rules: Vec::new(),
+        prefetch: false,
         not_found_for: Duration::from_secs(10),
     };
     let mut world = World::build(admission, Settings::default());

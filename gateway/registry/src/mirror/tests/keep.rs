@@ -50,6 +50,7 @@ fn gone(manifests: u64, blobs: u64, bytes: usize) -> Evicted {
         manifests,
         blobs,
         bytes: bytes as u64,
+        pinned: 0,
     }
 }
 
