@@ -100,6 +100,8 @@ pub struct Listen {
     pub address: ListenAddress,
     /// `None` = plain HTTP.
     pub tls: Option<Tls>,
+    /// The mirror whose upstream every name there is, and no other; `None` = names are resolved.
+    pub mirror: Option<Arc<str>>,
 }
 
 /// Where a listener listens.
@@ -168,8 +170,10 @@ pub enum MetadataStorage {
 /// Repositories that are pushed here.
 #[derive(Clone, Debug)]
 pub struct Hosted {
-    /// Patterns of names a push may create.
+    /// Patterns of names a push may create; an upstream is never asked for them.
     pub names: Vec<Glob>,
+    /// Patterns of names below a mirror's prefix that a push may create, and that are the upstream's until then.
+    pub or_upstream: Vec<Glob>,
     /// Whether anything can be deleted.
     pub delete: bool,
 }
