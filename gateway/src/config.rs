@@ -212,6 +212,8 @@ pub struct Binding {
     pub mode: Mode,
     /// What its failure means. Anything but `Deny` is only possible where `changes` holds nothing but serves.
     pub on_error: OnError,
+    /// How long a serve waits where it answers `hold`.
+    pub hold_for: Duration,
     /// What asks it, for admission plugins; `None` = every change, no fill and no serve.
     pub changes: Option<BTreeSet<Change>>,
     /// What it may reach.

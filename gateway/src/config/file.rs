@@ -343,6 +343,9 @@ pub(crate) struct PluginFile {
     pub(crate) mode: Option<ModeText>,
     /// What its failure means: a trap, a deadline, an error. Default: deny, the only value for authenticators, authorizers and changes.
     pub(crate) on_error: Option<OnErrorText>,
+    /// How long a pull waits where an admission plugin answers `hold`, which asks it again meanwhile; then the client is told to come back
+    /// (503 and Retry-After). Default: 0s, at once.
+    pub(crate) hold_for: Option<DurationText>,
     /// For admission plugins: which changes and serves ask it. Default: every change; no fill and no serve.
     pub(crate) changes: Option<Vec<ChangeName>>,
     /// What it may reach. Default: nothing.
