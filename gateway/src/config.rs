@@ -100,7 +100,7 @@ pub struct Listen {
     pub address: ListenAddress,
     /// `None` = plain HTTP.
     pub tls: Option<Tls>,
-    /// The mirror whose upstream every name there is, and no other; `None` = names are resolved.
+    /// The mirror that every name there belongs to; `None` = names are resolved.
     pub mirror: Option<Arc<str>>,
 }
 

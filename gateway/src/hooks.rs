@@ -8,7 +8,7 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{
-    AdmissionRequest, Admitted, Change, Delivery, Descriptor, Event, Reference, Refusal,
+    AdmissionRequest, Admitted, Change, Delivery, Descriptor, Digest, Event, Reference, Refusal,
     Repository, RepositoryName, Requester, Tag, TagState,
 };
 use gantry_plugin_host::{
@@ -26,7 +26,7 @@ use crate::{
     policy::{
         Policy,
         binding::Binding,
-        decisions::{Cached, Decisions, Key, Question},
+        decisions::{Cached, Decisions, Given, Key, Question},
         shadow::Shadows,
         unenforced::{self, Unenforced},
     },
@@ -132,7 +132,7 @@ async fn ask(
     let Some(key) = serve_key(serves, binding, request) else {
         return binding.admit(request).await;
     };
-    let kept = serves.get(&key);
+    let kept = serves.get(&key, request.version);
     if let Some(Cached::Fresh(answer)) = kept {
         binding.admitted_by_cache(&answer);
         return Ok(answer);
@@ -140,7 +140,12 @@ async fn ask(
     match (binding.admit(request).await, kept) {
         (Ok(answer), _) => {
             if let AdmitAnswer::Accept { cache, .. } = &answer {
-                serves.keep(key, &request.requester.client, answer.clone(), *cache);
+                let given = Given {
+                    answer: answer.clone(),
+                    hint: *cache,
+                    version: request.version,
+                };
+                serves.keep(key, &request.requester.client, given);
             }
             Ok(answer)
         }
@@ -469,6 +474,21 @@ impl RegistryReads for StoredContent {
                 artifact_type.is_none() || found.artifact_type.as_deref() == artifact_type
             })
             .collect())
+    }
+
+    async fn parents(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+    ) -> Result<Vec<Digest>, ReadError> {
+        let name = self.readable(requester, repository).await?;
+        let digest = digest
+            .parse()
+            .map_err(|_not_a_digest| ReadError::NotFound)?;
+        let parents = self.metadata.parents(&name, &digest).await;
+        let parents = parents.map_err(|error| unavailable(&error))?;
+        Ok(parents.into_iter().map(|(parent, _)| parent).collect())
     }
 
     async fn blob_size(

@@ -9,7 +9,7 @@ use tests::{
     Gateway, Image, Origin, Wire,
     gateway::{USER, usual_config},
     guests::component,
-    image::{Content, INDEX, MANIFEST, index_of},
+    image::{Content, INDEX, MANIFEST, annotated_index, index_of},
     origin::Fault,
     tools::{free_port, wait_until},
     wire::Answer,
@@ -141,6 +141,33 @@ fn an_index_is_denied_and_so_are_its_children_and_their_blobs() {
         &format!("/v2/up/mixed/image/blobs/{}", bad.layers[0].digest),
         &bad,
     );
+}
+
+#[test]
+fn what_only_the_index_says_counts_for_the_layers_of_its_children() {
+    let origin = Origin::start();
+    let bad = secret_image();
+    let index = annotated_index(&[&bad], "org.example.support", "ended-2024");
+    origin.push("old/image", "child", &bad);
+    origin
+        .direct()
+        .push_manifest("old/image", "multi", INDEX, index.bytes.clone())
+        .expect(201);
+    let config = r#"{ annotations: { "org.example.support": "ended*" } }"#;
+    let gateway = gated(&origin, config);
+    let wire = Wire::anonymous(gateway.port);
+    // Nothing here knows the index yet, and the child says nothing of itself.
+    wire.pull_image("up/old/image", "child", &bad);
+    denied(&wire, "GET", "/v2/up/old/image/manifests/multi", &bad);
+    for blob in bad.blobs() {
+        for method in ["GET", "HEAD"] {
+            let path = format!("/v2/up/old/image/blobs/{}", blob.digest);
+            denied(&wire, method, &path, &bad);
+        }
+    }
+    let child = format!("/v2/up/old/image/manifests/{}", bad.manifest.digest);
+    denied(&wire, "GET", &child, &bad);
+    denied(&wire, "GET", "/v2/up/old/image/manifests/child", &bad);
 }
 
 #[test]
