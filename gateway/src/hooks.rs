@@ -2,7 +2,7 @@
 //!
 //! Owns the admission chain: which bindings are asked, what their failure means, what audit mode records. Knows no OCI flow.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ use gantry_plugin_host::{
 };
 use gantry_registry::Admission;
 use gantry_storage::{BlobStore, KeyValueStore, MetadataStore, StorageError, kv::KvPut};
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::{
@@ -30,6 +31,9 @@ use crate::{
         unenforced::{self, Unenforced},
     },
 };
+
+/// How soon a binding that holds is asked again at the earliest, whatever it says.
+const SHORTEST_HOLD: Duration = Duration::from_millis(100);
 
 /// The admission bindings, in the order of the configuration.
 #[derive(Debug)]
@@ -95,6 +99,27 @@ impl AdmissionChain {
                 Unenforced::admission(&binding, &answer, word).record_admission(&request);
             });
         }
+    }
+}
+
+/// Asks one binding, and again while it holds a serve, for as long as the binding says. Changes do not wait: their client holds a
+/// repository's tag.
+async fn ask_patiently(
+    serves: &Serves,
+    binding: &Binding,
+    request: &AdmissionRequest,
+) -> Result<AdmitAnswer, CallError> {
+    let end = Instant::now() + binding.hold_for;
+    loop {
+        let answer = ask(serves, binding, request).await;
+        let Ok(AdmitAnswer::Hold { retry_after, .. }) = &answer else {
+            return answer;
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || !request.change.is_serve() {
+            return answer;
+        }
+        tokio::time::sleep((*retry_after).max(SHORTEST_HOLD).min(left)).await;
     }
 }
 
@@ -221,7 +246,8 @@ impl Admission for AdmissionChain {
                 let answer = ask(&self.serves, binding, &request).instrument(span);
                 unenforced.push((binding, answer.await));
             } else if let Ok(admitted) = &mut outcome {
-                let answer = ask(&self.serves, binding, &request).instrument(span).await;
+                let answer = ask_patiently(&self.serves, binding, &request);
+                let answer = answer.instrument(span).await;
                 if let Err(refusal) = hear(admitted, binding, &request, answer) {
                     outcome = Err(refusal);
                 }

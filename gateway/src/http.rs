@@ -18,7 +18,7 @@ pub mod token;
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt as _;
-use gantry_model::Operation;
+use gantry_model::{Operation, namespace::Address};
 use gantry_registry::Body;
 use http::{Request, StatusCode, request::Parts};
 use tracing::Instrument as _;
@@ -68,7 +68,12 @@ async fn operate(
     if host.is_none() && forwarded::says_host(parts) {
         return Err(RouteError::Host.into());
     }
-    let operation = match route::parse(parts, host.as_deref(), &generation.namespaces)? {
+    let address = Address {
+        mirror: exchange.mirror(),
+        host: host.as_deref(),
+        ..Address::default()
+    };
+    let operation = match route::parse(parts, address, &generation.namespaces)? {
         Routed::Operation(operation) => operation,
         Routed::Options(allow) => return Ok(Done::Options(allow)),
     };
