@@ -61,6 +61,8 @@ impl Within {
 pub struct CacheQuery {
     /// Where.
     pub within: Within,
+    /// But these: they lie there and are no cache.
+    pub except: Vec<RepositoryName>,
     /// Only what was last used before this, in milliseconds since 1970.
     pub before_ms: u64,
     /// Entries at most.
@@ -117,11 +119,15 @@ pub trait CacheIndex: Debug + Send + Sync {
     /// [`StorageError`]; then none is remembered.
     async fn record_uses(&self, uses: Vec<Use>) -> Result<(), StorageError>;
 
-    /// How much is cached below a prefix.
+    /// How much is cached below a prefix, without the repositories of `except`.
     ///
     /// # Errors
     /// [`StorageError`].
-    async fn cache_size(&self, prefix: &RepositoryName) -> Result<CacheSize, StorageError>;
+    async fn cache_size(
+        &self,
+        prefix: &RepositoryName,
+        except: &[RepositoryName],
+    ) -> Result<CacheSize, StorageError>;
 
     /// Repositories that hold a blob or a manifest, hosted ones too, by name: those after `after`, at most `limit`.
     ///

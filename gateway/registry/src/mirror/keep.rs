@@ -110,7 +110,7 @@ impl Engine {
     pub(super) async fn usage(&self) -> Result<Vec<CacheUsage>, Failure> {
         let mut usage = Vec::new();
         for (mirror, settings) in &self.mirrors {
-            let size = self.cache.cache_size(&settings.prefix).await?;
+            let size = self.size(settings).await?;
             settings.counts.measured(size.bytes);
             let (hits, misses) = settings.counts.hits_and_misses();
             usage.push(CacheUsage {
@@ -143,6 +143,7 @@ impl Engine {
                 engine: self,
                 settings,
                 pinned: self.pinned(settings).await?,
+                pushed: self.pushed(settings).await?,
                 evicted: Evicted::default(),
             };
             sweep.run().await?;
@@ -157,10 +158,50 @@ impl Engine {
     /// Measures a mirror's cache when it may have changed since the last time.
     async fn measure(&self, settings: &MirrorSettings) -> Result<(), Failure> {
         if settings.counts.changed() {
-            let size = self.cache.cache_size(&settings.prefix).await?;
+            let size = self.size(settings).await?;
             settings.counts.measured(size.bytes);
         }
         Ok(())
+    }
+
+    async fn size(&self, settings: &MirrorSettings) -> Result<CacheSize, Failure> {
+        let pushed = self.pushed(settings).await?;
+        Ok(self.cache.cache_size(&settings.prefix, &pushed).await?)
+    }
+
+    /// Repositories below the mirror's prefix that are pushed here.
+    async fn pushed(&self, settings: &MirrorSettings) -> Result<Vec<RepositoryName>, Failure> {
+        let patterns = &settings.keep.pushed;
+        if patterns.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pushed = self.repositories(settings).await?;
+        pushed.retain(|name| patterns.iter().any(|glob| glob.matches(name.as_str())));
+        Ok(pushed)
+    }
+
+    /// Repositories below the mirror's prefix.
+    async fn repositories(
+        &self,
+        settings: &MirrorSettings,
+    ) -> Result<Vec<RepositoryName>, Failure> {
+        let below = format!("{}/", settings.prefix);
+        let (mut all, mut after) = (Vec::new(), Some(below.clone()));
+        loop {
+            let page = Page {
+                limit: Some(PAGE),
+                after,
+            };
+            let repositories = self.metadata.repositories(&page).await?;
+            after = repositories.last().map(ToString::to_string);
+            let found = repositories.len();
+            let here = |name: &RepositoryName| name.as_str().starts_with(&below);
+            let before = all.len();
+            all.extend(repositories.into_iter().take_while(here));
+            if all.len() - before < PAGE || found < PAGE {
+                return Ok(all);
+            }
+        }
     }
 
     /// What operators pinned. A pin that this version does not understand pins nothing, and is told.
@@ -183,26 +224,12 @@ impl Engine {
         if settings.keep.pinned.is_empty() && pins.is_empty() {
             return Ok(pinned);
         }
-        let below = format!("{}/", settings.prefix);
-        let mut after = Some(below.clone());
-        loop {
-            let page = Page {
-                limit: Some(PAGE),
-                after,
-            };
-            let repositories = self.metadata.repositories(&page).await?;
-            for repository in &repositories {
-                if !repository.as_str().starts_with(&below) {
-                    return Ok(pinned);
-                }
-                let kept = self.kept_in(repository, settings, &pins).await?.into_iter();
-                pinned.extend(kept.map(|digest| (repository.clone(), digest)));
-            }
-            match repositories.last() {
-                Some(last) if repositories.len() == PAGE => after = Some(last.to_string()),
-                _ => return Ok(pinned),
-            }
+        for repository in self.repositories(settings).await? {
+            let kept = self.kept_in(&repository, settings, &pins).await?;
+            let kept = kept.into_iter();
+            pinned.extend(kept.map(|digest| (repository.clone(), digest)));
         }
+        Ok(pinned)
     }
 
     /// The same of one repository.
@@ -257,6 +284,7 @@ impl Engine {
     async fn held_in(&self, repository: &RepositoryName) -> Result<Vec<Digest>, Failure> {
         let query = CacheQuery {
             within: Within::Only(repository.clone()),
+            except: Vec::new(),
             before_ms: u64::MAX,
             limit: usize::MAX,
         };
@@ -304,6 +332,7 @@ struct Sweep<'a> {
     engine: &'a Engine,
     settings: &'a MirrorSettings,
     pinned: Pinned,
+    pushed: Vec<RepositoryName>,
     evicted: Evicted,
 }
 
@@ -346,7 +375,9 @@ impl Sweep<'_> {
     /// Takes blobs out until the rest is small enough, or only pinned ones are left.
     async fn shrink(&mut self, max_bytes: u64) -> Result<(), Failure> {
         loop {
-            let size = self.engine.cache.cache_size(&self.settings.prefix).await?;
+            let cache = &self.engine.cache;
+            let size = cache.cache_size(&self.settings.prefix, &self.pushed);
+            let size = size.await?;
             let Some(excess) = size.bytes.checked_sub(max_bytes).filter(|it| *it > 0) else {
                 return Ok(());
             };
@@ -368,6 +399,7 @@ impl Sweep<'_> {
     fn query(&self, before_ms: u64) -> CacheQuery {
         CacheQuery {
             within: Within::Below(self.settings.prefix.clone()),
+            except: self.pushed.clone(),
             before_ms,
             limit: BATCH + self.pinned.len(),
         }

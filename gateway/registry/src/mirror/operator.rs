@@ -74,11 +74,13 @@ pub enum EvictedWhat {
 }
 
 impl Engine {
-    /// The mirror that a stored name belongs to.
+    /// The mirror that a stored name belongs to; none when it is pushed here.
     fn mirror_of(&self, repository: &RepositoryName) -> Option<(&str, &MirrorSettings)> {
         let mirrors = self.mirrors.iter().filter_map(|(mirror, settings)| {
             repository.strip_prefix(&settings.prefix)?;
-            Some((&**mirror, settings))
+            let mut pushed = settings.keep.pushed.iter();
+            let is_cache = !pushed.any(|glob| glob.matches(repository.as_str()));
+            is_cache.then_some((&**mirror, settings))
         });
         mirrors.max_by_key(|(_, settings)| settings.prefix.as_str().len())
     }
@@ -328,6 +330,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, Failure> {
         let query = CacheQuery {
             within: Within::Only(repository.clone()),
+            except: Vec::new(),
             before_ms: order.older_than.map_or(u64::MAX, |age| {
                 engine
                     .now_ms()

@@ -8,7 +8,7 @@ use std::{collections::HashSet, sync::Arc};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
 use gantry_model::{
-    Descriptor, Digest, Manifest, Operation, Reference, Repository, Requester, Tag,
+    Descriptor, Digest, Manifest, Operation, Reference, Repository, Requester, Source, Tag,
     namespace::Address,
 };
 use gantry_registry::{BlobContent, Body, Error as RegistryError, Outcome, ServedManifest};
@@ -219,7 +219,7 @@ impl Warming {
         let repository = namespaces.resolve(Address::default(), name);
         let repository =
             repository.map_err(|error| Stop::failed("NAME_UNKNOWN", error.to_string()))?;
-        if repository.mirror().is_none() {
+        if repository.source == Source::Hosted {
             let message = "it is pushed here: there is no upstream to fetch it from";
             return Err(Stop::failed("UNSUPPORTED", message));
         }

@@ -25,11 +25,16 @@ impl CacheIndex for MemoryMetadata {
         Ok(())
     }
 
-    async fn cache_size(&self, prefix: &RepositoryName) -> Result<CacheSize, StorageError> {
+    async fn cache_size(
+        &self,
+        prefix: &RepositoryName,
+        except: &[RepositoryName],
+    ) -> Result<CacheSize, StorageError> {
         let facts = lock(&self.facts);
         let mut blobs: BTreeMap<&Digest, u64> = BTreeMap::new();
         let mut size = CacheSize::default();
-        for (_, repository) in facts.within(&Within::Below(prefix.clone())) {
+        let below = Within::Below(prefix.clone());
+        for (_, repository) in facts.within(&below, except) {
             size.manifests += repository.manifests.len() as u64;
             size.repositories +=
                 u64::from(!repository.manifests.is_empty() || !repository.blobs.is_empty());
@@ -61,27 +66,32 @@ impl CacheIndex for MemoryMetadata {
 
     async fn least_used_blobs(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
         let facts = lock(&self.facts);
-        let blobs = facts.within(&query.within).flat_map(|(name, repository)| {
-            repository.blobs.iter().map(|(digest, size)| Cached {
-                repository: name.clone(),
-                digest: digest.clone(),
-                size: *size,
-                used_at_ms: repository.blob_used_at_ms(digest),
-            })
-        });
+        let blobs = facts
+            .within(&query.within, &query.except)
+            .flat_map(|(name, repository)| {
+                repository.blobs.iter().map(|(digest, size)| Cached {
+                    repository: name.clone(),
+                    digest: digest.clone(),
+                    size: *size,
+                    used_at_ms: repository.blob_used_at_ms(digest),
+                })
+            });
         Ok(least_used(blobs, query))
     }
 
     async fn least_used_manifests(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
         let facts = lock(&self.facts);
-        let manifests = facts.within(&query.within).flat_map(|(name, repository)| {
-            repository.manifests.iter().map(|(digest, stored)| Cached {
-                repository: name.clone(),
-                digest: digest.clone(),
-                size: stored.record.size,
-                used_at_ms: repository.manifest_used_at_ms(digest),
-            })
-        });
+        let manifests =
+            facts
+                .within(&query.within, &query.except)
+                .flat_map(|(name, repository)| {
+                    repository.manifests.iter().map(|(digest, stored)| Cached {
+                        repository: name.clone(),
+                        digest: digest.clone(),
+                        size: stored.record.size,
+                        used_at_ms: repository.manifest_used_at_ms(digest),
+                    })
+                });
         Ok(least_used(manifests, query))
     }
 
@@ -119,12 +129,16 @@ impl CacheIndex for MemoryMetadata {
 }
 
 impl Facts {
-    fn within(&self, within: &Within) -> impl Iterator<Item = (&RepositoryName, &Repository)> {
+    fn within<'a>(
+        &'a self,
+        within: &Within,
+        except: &'a [RepositoryName],
+    ) -> impl Iterator<Item = (&'a RepositoryName, &'a Repository)> {
         let (from, to) = within.bounds();
         let range = move |name: &str| (from.as_str()..to.as_str()).contains(&name);
         self.repositories
             .iter()
-            .filter(move |(name, _)| range(name.as_str()))
+            .filter(move |(name, _)| range(name.as_str()) && !except.contains(name))
     }
 }
 

@@ -16,8 +16,9 @@ use crate::{
     error::StorageError,
 };
 
-/// Names between the bounds of a [`Within`].
-const WITHIN: &str = "r.name >= ?1 AND r.name < ?2";
+/// Names between the bounds of a [`Within`], without those of a JSON list.
+const WITHIN: &str = "r.name >= ?1 AND r.name < ?2 \
+    AND r.name NOT IN (SELECT value FROM json_each(?3))";
 
 /// When a manifest was used: itself, an index that names it, or when it came.
 const MANIFEST_USED: &str = "max(m.pushed_at_ms, \
@@ -35,9 +36,13 @@ impl CacheIndex for SqliteStore {
             .await
     }
 
-    async fn cache_size(&self, prefix: &RepositoryName) -> Result<CacheSize, StorageError> {
-        let bounds = Within::Below(prefix.clone()).bounds();
-        let read = move |connection: &_| cache_size(connection, &bounds);
+    async fn cache_size(
+        &self,
+        prefix: &RepositoryName,
+        except: &[RepositoryName],
+    ) -> Result<CacheSize, StorageError> {
+        let (bounds, except) = (Within::Below(prefix.clone()).bounds(), json(except));
+        let read = move |connection: &_| cache_size(connection, &bounds, &except);
         self.readers.read("measure the cache", read).await
     }
 
@@ -60,7 +65,7 @@ impl CacheIndex for SqliteStore {
                     JOIN manifests m ON m.repository = p.repository AND m.digest = p.manifest \
                     WHERE p.repository = b.repository AND p.digest = b.digest), 0)) AS used \
             FROM repositories r JOIN blob_links b ON b.repository = r.id \
-            WHERE {WITHIN} AND used < ?3 ORDER BY used, b.size DESC, b.digest, r.name LIMIT ?4"
+            WHERE {WITHIN} AND used < ?4 ORDER BY used, b.size DESC, b.digest, r.name LIMIT ?5"
         );
         let query = query.clone();
         let read = move |connection: &_| least_used(connection, &sql, &query);
@@ -71,7 +76,7 @@ impl CacheIndex for SqliteStore {
         let sql = format!(
             "SELECT r.name, m.digest, m.size, {MANIFEST_USED} AS used \
             FROM repositories r JOIN manifests m ON m.repository = r.id \
-            WHERE {WITHIN} AND used < ?3 ORDER BY used, m.size DESC, m.digest, r.name LIMIT ?4"
+            WHERE {WITHIN} AND used < ?4 ORDER BY used, m.size DESC, m.digest, r.name LIMIT ?5"
         );
         let query = query.clone();
         let read = move |connection: &_| least_used(connection, &sql, &query);
@@ -154,7 +159,11 @@ fn record_uses(connection: &Connection, uses: &[Use]) -> Result<(), Stop<Storage
     Ok(())
 }
 
-fn cache_size(connection: &Connection, bounds: &(String, String)) -> rusqlite::Result<CacheSize> {
+fn cache_size(
+    connection: &Connection,
+    (from, to): &(String, String),
+    except: &str,
+) -> rusqlite::Result<CacheSize> {
     let sql = format!(
         "SELECT \
             (SELECT coalesce(sum(size), 0) FROM (SELECT b.digest, max(b.size) AS size FROM repositories r \
@@ -166,8 +175,8 @@ fn cache_size(connection: &Connection, bounds: &(String, String)) -> rusqlite::R
                 EXISTS (SELECT 1 FROM manifests WHERE repository = r.id) \
                 OR EXISTS (SELECT 1 FROM blob_links WHERE repository = r.id)))"
     );
-    let bounds = (bounds.0.as_str(), bounds.1.as_str());
-    let size = one(connection, &sql, bounds, |row| {
+    let keys = (from.as_str(), to.as_str(), except);
+    let size = one(connection, &sql, keys, |row| {
         Ok(CacheSize {
             bytes: row::unsigned(row, 0)?,
             blobs: row::unsigned(row, 1)?,
@@ -187,10 +196,17 @@ fn least_used(
     let keys = (
         from,
         to,
+        json(&query.except),
         int(query.before_ms).unwrap_or(i64::MAX),
         i64::try_from(query.limit).unwrap_or(i64::MAX),
     );
     all(connection, sql, keys, cached)
+}
+
+/// Names hold nothing that JSON escapes.
+fn json(names: &[RepositoryName]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    format!("[{}]", names.join(","))
 }
 
 /// Subqueries by repository: each is a range of an index.
