@@ -37,7 +37,7 @@ pub use mirror::{
     CacheEntry, CacheUsage, EvictOrder, Evicted, EvictedItem, EvictedWhat, Selection, Swept,
 };
 pub use outcome::{
-    BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
+    Arrived, BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
 };
 pub use ports::{
     Admission, Clock, EventSink, Freshness, Keep, MirrorSettings, Moves, NoEvents, Ports, Settings,

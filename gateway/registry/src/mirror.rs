@@ -1,12 +1,15 @@
 //! The proxy cache: serves a mirrored repository from what is here, and fetches each missing byte once.
 //!
-//! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served; `blob` says who may have
-//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it; `listing` is tags and referrers; `keep` is what stays,
+//! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served, `age` whether it may
+//! name what is new; `blob` says who may have
+//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it, `sink` where that puts the bytes; `pass` is a fill without space to
+//! keep it, `window` its memory; `listing` is tags and referrers; `keep` is what stays,
 //! `operator` what somebody orders and `selection` how that is written, `sweep` frees what nobody has, `prefetch` begins fills early; `flight` runs one
 //! piece of work for many callers; `failure` is why there is no answer. Knows nothing of HTTP or permits.
 //! Invariants: only a verified digest is stored or served whole; only the upstream's own 404 is "unknown"; no caller's leaving stops
 //! work that others wait for.
 
+mod age;
 mod blob;
 mod failure;
 mod fetch;
@@ -17,11 +20,14 @@ mod keep;
 mod listing;
 mod manifest;
 mod operator;
+mod pass;
 mod prefetch;
 mod selection;
+mod sink;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::{
     collections::HashMap,
@@ -324,6 +330,7 @@ struct Running {
     indexes: Flights<(RepositoryName, Digest), Bytes>,
     referrers: listing::ReferrersCache,
     uses: keep::Uses,
+    fullness: pass::Fullness,
 }
 
 impl Running {
@@ -339,6 +346,7 @@ impl Running {
             indexes: Flights::default(),
             referrers: listing::ReferrersCache::default(),
             uses: keep::Uses::default(),
+            fullness: pass::Fullness::default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The mirror on real stores against a scripted upstream.
 
+mod age;
 mod durable;
 mod errors;
 mod fill;
@@ -8,6 +9,7 @@ mod keep;
 mod listing;
 mod operator;
 mod panicking;
+mod pass;
 mod rights;
 mod upstream;
 mod world;

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::BoxFuture};
+use gantry_registry::Arrived;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -79,7 +80,7 @@ pub(super) fn render(request_id: &str, answered: Result<Lines, Problem>) -> Repl
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let stream = futures_util::stream::poll_fn(move |context| lines.poll_recv(context));
-    let stream = stream.map(|line| Ok(Bytes::from(format!("{line}\n"))));
-    *reply.body_mut() = ResponseBody::stream(stream.boxed(), None);
+    let stream = stream.map(|line| Ok(Arrived::Loose(Bytes::from(format!("{line}\n")))));
+    *reply.body_mut() = ResponseBody::filling(stream.boxed(), None);
     reply
 }

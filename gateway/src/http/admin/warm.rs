@@ -11,7 +11,9 @@ use gantry_model::{
     Descriptor, Digest, Manifest, Operation, Reference, Repository, Requester, Source, Tag,
     namespace::Address,
 };
-use gantry_registry::{BlobContent, Body, Error as RegistryError, Outcome, ServedManifest};
+use gantry_registry::{
+    Arrived, BlobContent, Body, Error as RegistryError, Outcome, ServedManifest,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -300,11 +302,11 @@ impl Warming {
         &self,
         image: &Image<'_>,
         blob: &Descriptor,
-        mut stream: BoxStream<'static, Result<Bytes, RegistryError>>,
+        mut stream: BoxStream<'static, Result<Arrived, RegistryError>>,
     ) -> Result<u64, Stop> {
         let (mut received, mut told) = (0_u64, 0_u64);
-        while let Some(bytes) = stream.next().await {
-            received += bytes.map_err(Error::from)?.len() as u64;
+        while let Some(arrived) = stream.next().await {
+            received += arrived.map_err(Error::from)?.length();
             if received - told >= TOLD_EVERY {
                 told = received;
                 self.teller.mention(json!({
