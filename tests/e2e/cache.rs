@@ -293,7 +293,7 @@ fn a_warmed_image_is_pulled_while_its_upstream_is_down() {
     ];
     let said = cache(&gateway, &warm).fails();
     let told = lines(&said);
-    let events = |event: &str| told.iter().filter(move |line| line["event"] == event);
+    let events = |event: &'static str| told.iter().filter(move |line| line["event"] == event);
     let warmed = events("warmed").next().unwrap();
     assert_eq!(
         (&warmed["manifests"], &warmed["blobs"]),
