@@ -264,6 +264,11 @@ fn only_a_core_module_is_made_a_component_and_only_one_that_fits() {
     let said = build(&component("provenance"), "admission");
     assert!(said.contains("is no core module"), "{said}");
     assert!(!output.exists());
+    let said = run(plugin(&["build"]).arg(&empty).arg("--output").arg(&output)).fails();
+    assert!(
+        said.contains("takes part in no hook; for a core module"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -129,7 +129,13 @@ pub(crate) fn build(arguments: &Build) -> anyhow::Result<()> {
         }
         None => build::component(plugin)?,
     };
-    let (trial, _hooks) = on_trial(&component)?;
+    let (trial, hooks) = on_trial(&component)?;
+    if hooks.0.is_empty() {
+        bail!(
+            "{} takes part in no hook; for a core module that does not say its world, name one by --hook",
+            component.display()
+        );
+    }
     print(&format!(
         "{}\n  size      {} bytes\n  digest    {}\n",
         component.display(),
