@@ -6,11 +6,7 @@
 mod failure;
 mod paths;
 #[cfg(test)]
-#[expect(
-    clippy::result_large_err,
-    clippy::too_many_lines,
-    reason = "tables, and the registry's own error"
-)]
+#[expect(clippy::too_many_lines, reason = "tables")]
 mod tests;
 
 use std::sync::Arc;
@@ -170,6 +166,9 @@ fn stale_warning(why: &Stale) -> String {
         Stale::Pinned(digest) => {
             format!("199 - \"the tag is pinned; its upstream names {digest} now\"")
         }
+        Stale::TooYoung(digest) => {
+            format!("199 - \"its upstream names {digest} now, which is too new\"")
+        }
     }
 }
 
@@ -209,7 +208,7 @@ fn blob(frame: &Frame, served: ServedBlob) -> Reply {
                 let length = length.unwrap_or_else(|| blob.size());
                 ResponseBody::blob(blob, offset, length)
             }
-            BlobContent::Filling(stream) => ResponseBody::stream(stream, length),
+            BlobContent::Filling(arriving) => ResponseBody::filling(arriving, length),
             BlobContent::HeadersOnly => ResponseBody::empty(),
         };
     }

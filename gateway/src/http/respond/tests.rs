@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use async_trait::async_trait;
 use gantry_model::{ByteRange, Denial, DenialCode, Repository, Scope, Source, Tag, UploadId};
-use gantry_registry::{BodyError, Error as RegistryError, Stale, Staleness};
+use gantry_registry::{Arrived, BodyError, Error as RegistryError, Stale, Staleness};
 use gantry_storage::{Blob, StorageError};
 use http_body::Body as _;
 
@@ -108,7 +108,7 @@ fn filling(pieces: &[Result<&'static [u8], ()>], size: Option<u64>) -> Outcome {
         .iter()
         .map(|piece| {
             piece
-                .map(Bytes::from_static)
+                .map(|bytes| Arrived::Loose(Bytes::from_static(bytes)))
                 .map_err(|()| RegistryError::UpstreamInvalid {
                     source: "wrong digest".into(),
                 })
@@ -753,7 +753,7 @@ fn failures() -> Vec<(Error, u16, &'static str, &'static str)> {
             "",
         ),
         (
-            registry(RegistryError::ChunkOutOfOrder(state)),
+            registry(RegistryError::ChunkOutOfOrder(Box::new(state))),
             416,
             "RANGE_INVALID",
             "",
@@ -900,7 +900,10 @@ fn refused_ranges_say_where_things_stand() {
         upload: upload_id(),
         received: 10,
     };
-    let reply = failure(&frame(), &RegistryError::ChunkOutOfOrder(state).into());
+    let reply = failure(
+        &frame(),
+        &RegistryError::ChunkOutOfOrder(Box::new(state)).into(),
+    );
     assert_eq!(header(&reply, "range"), "0-9");
     assert_eq!(
         header(&reply, "location"),
