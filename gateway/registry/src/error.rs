@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// A chunk does not start where the upload stands, or does not carry what it says.
     #[error("chunk does not start where the upload stands")]
-    ChunkOutOfOrder(UploadState),
+    ChunkOutOfOrder(Box<UploadState>),
     /// Somebody else writes to this upload session, or keeps moving this tag.
     #[error("somebody else is changing this right now; try again")]
     Conflict,

@@ -200,11 +200,11 @@ impl Call {
         if let Some(error) = refuse_chunk(writer.written(), range, &body) {
             self.park(turn, writer);
             return Err(match error {
-                Misplaced::Start => Error::ChunkOutOfOrder(UploadState {
+                Misplaced::Start => Error::ChunkOutOfOrder(Box::new(UploadState {
                     repository: repository.clone(),
                     upload: turn.upload(),
                     received: turn.received(),
-                }),
+                })),
                 Misplaced::Length => Error::SizeInvalid,
             });
         }

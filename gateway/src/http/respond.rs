@@ -6,11 +6,7 @@
 mod failure;
 mod paths;
 #[cfg(test)]
-#[expect(
-    clippy::result_large_err,
-    clippy::too_many_lines,
-    reason = "tables, and the registry's own error"
-)]
+#[expect(clippy::too_many_lines, reason = "tables")]
 mod tests;
 
 use std::sync::Arc;

@@ -31,6 +31,10 @@ pub const MAX_TAGS: usize = 32;
 
 /// What a request to `/v2/` asks.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made once per request and taken apart at once"
+)]
 pub enum Routed {
     /// Something to authorize and perform.
     Operation(Operation),

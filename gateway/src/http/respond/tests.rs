@@ -753,7 +753,7 @@ fn failures() -> Vec<(Error, u16, &'static str, &'static str)> {
             "",
         ),
         (
-            registry(RegistryError::ChunkOutOfOrder(state)),
+            registry(RegistryError::ChunkOutOfOrder(Box::new(state))),
             416,
             "RANGE_INVALID",
             "",
@@ -900,7 +900,10 @@ fn refused_ranges_say_where_things_stand() {
         upload: upload_id(),
         received: 10,
     };
-    let reply = failure(&frame(), &RegistryError::ChunkOutOfOrder(state).into());
+    let reply = failure(
+        &frame(),
+        &RegistryError::ChunkOutOfOrder(Box::new(state)).into(),
+    );
     assert_eq!(header(&reply, "range"), "0-9");
     assert_eq!(
         header(&reply, "location"),

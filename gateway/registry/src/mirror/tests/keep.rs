@@ -160,6 +160,7 @@ async fn what_pinned_tags_name_stays_however_old_and_large() {
         keep_for: Some(DAY),
         max_bytes: Some(0),
         pinned: vec![Glob::parse("a/*:v*").unwrap()],
+        ..Keep::default()
     };
     keep(&mut world, &pinned);
     let (manifest, layer, _) = pulled(&world, "a/a", "v1", 1).await;
