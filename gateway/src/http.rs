@@ -45,6 +45,7 @@ pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer
         match parts.uri.path() {
             "/token" => token(generation, &mut exchange, &parts, body).await,
             "/healthz" => Ok(health(&mut exchange)),
+            "/.well-known/jwks.json" => Ok(keys(generation, &mut exchange)),
             _ => operate(generation, &mut exchange, &parts, body).await,
         }
     });
@@ -121,6 +122,19 @@ async fn token(
 fn health(exchange: &mut Exchange) -> Done {
     exchange.names("health");
     let reply = respond::plain(exchange.request_id(), StatusCode::OK, "text/plain", "ok\n");
+    Done::Plain(Box::new(reply))
+}
+
+/// The public keys that our tokens are verified with; nobody is asked who they are.
+fn keys(generation: &Generation, exchange: &mut Exchange) -> Done {
+    exchange.names("keys");
+    let keys = generation.authentication.published_keys();
+    let reply = respond::plain(
+        exchange.request_id(),
+        StatusCode::OK,
+        "application/json",
+        keys,
+    );
     Done::Plain(Box::new(reply))
 }
 
