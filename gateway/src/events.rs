@@ -26,6 +26,7 @@ use gantry_storage::{EventOutbox, OutboxSettings, StorageError};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
+    time::Instant,
 };
 
 use self::{dispatch::Dispatcher, gather::gather};
@@ -33,6 +34,9 @@ use crate::telemetry::EventMeter;
 
 /// Facts without a commit that wait to be written; more are lost and counted.
 const MAX_FACTS: usize = 8192;
+
+/// How long a count of what waits is good enough for the metrics.
+const COUNT_FOR: Duration = Duration::from_secs(1);
 
 /// How long events may be pushed out before the log says so.
 const MEASURE_EVERY: Duration = Duration::from_secs(15);
@@ -106,6 +110,8 @@ pub struct Events {
     /// The share of pulls that is told, of [`u32::MAX`].
     pulls: AtomicU32,
     meter: EventMeter,
+    /// When what waits was last counted. Held for a look.
+    counted: Mutex<Option<Instant>>,
     /// Goes up with each commit that wrote events: what the dispatchers wake on.
     commits: watch::Sender<u64>,
 }
@@ -129,6 +135,7 @@ impl Events {
             listening: AtomicBool::new(false),
             pulls: AtomicU32::new(0),
             meter,
+            counted: Mutex::default(),
             commits: watch::Sender::new(0),
         })
     }
@@ -211,8 +218,12 @@ impl Events {
         }
     }
 
-    /// Measures what waits, for the metrics, and says so when events were pushed out.
+    /// Measures what waits, for the metrics, and says so when events were pushed out. Counting reads every row, so whoever asks again within
+    /// [`COUNT_FOR`] gets the last count.
     pub async fn measure(&self) {
+        if !self.is_count_due() {
+            return;
+        }
         match self.outbox.depth().await {
             Ok(depth) => {
                 let (kept, evicted) = (depth.events, self.meter.measured(depth));
@@ -226,6 +237,16 @@ impl Events {
             }
             Err(error) => tracing::warn!(error = ?error, "the outbox cannot be measured"),
         }
+    }
+
+    fn is_count_due(&self) -> bool {
+        let now = Instant::now();
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = counted.is_none_or(|last| now.duration_since(last) >= COUNT_FOR);
+        if due {
+            *counted = Some(now);
+        }
+        due
     }
 
     /// Measures now and then, until `stop` is told or dropped.

@@ -5,7 +5,6 @@
 
 pub mod binding;
 pub(crate) mod decisions;
-pub mod redaction;
 pub(crate) mod shadow;
 pub(crate) mod unenforced;
 

@@ -13,6 +13,7 @@ use tests::{
     disk::Disk,
     gateway::{USER, usual_config},
     image::{Content, MANIFEST},
+    origin::Fault,
     tools::wait_until,
     wire::{Answer, with_query},
 };
@@ -149,10 +150,16 @@ fn sessions_until_full(wire: &Wire) -> Answer {
 }
 
 #[test]
-fn a_mirror_on_a_full_disk_never_makes_a_body_whole_that_is_not() {
+fn a_mirror_on_a_full_disk_passes_everything_through_and_caches_again_with_space() {
     let origin = Origin::start();
-    let image = Image::random(4 << 20);
+    let (image, corrupt, cold) = (
+        Image::random(8 << 20),
+        Image::random(4 << 20),
+        Image::random(10_000),
+    );
     origin.push("a/b", "latest", &image);
+    origin.push("a/b", "corrupt", &corrupt);
+    origin.push("a/b", "cold", &cold);
     let disk = Disk::tmpfs(SPACE);
     let config = usual_config(&origin.mirror_entry("up", ""), "");
     let gateway = Gateway::start_with(&config, |folder| disk.as_data_of(folder));
@@ -162,27 +169,42 @@ fn a_mirror_on_a_full_disk_never_makes_a_body_whole_that_is_not() {
     keep_free(&filler, 1 << 20);
     let layer = &image.layers[0];
     let path = format!("/v2/up/a/b/blobs/{}", layer.digest);
+    let before = gateway.peak_memory();
     thread::scope(|scope| {
         for _reader in 0..4 {
-            scope.spawn(|| match wire.try_send("GET", &path, &[], "") {
-                Err(_broken_off) => {}
-                Ok(answer) if answer.status == 200 => assert!(answer.body == layer.bytes),
-                Ok(answer) => refused(&gateway, answer),
-            });
+            scope.spawn(|| assert!(wire.get(&path).expect(200).body == layer.bytes));
         }
     });
-    assert!(gateway.log().contains("a fill failed"));
+    let growth = gateway.peak_memory() - before;
+    assert!(growth < 32 << 20, "VmHWM grew by {} MiB", growth >> 20);
+    assert_eq!(gateway.log().matches("no space to cache").count(), 1);
+    assert!(gateway.metric(PASSED) >= 1.0);
     soon("the fill's space", Instant::now(), || {
         staged(&gateway).is_empty()
     });
+    // What is wrong is never whole, also without space; what was never seen is served, its manifest too.
+    origin.break_paths(&corrupt.layers[0].digest, Fault::FlipLast);
+    let wrong = format!("/v2/up/a/b/blobs/{}", corrupt.layers[0].digest);
+    let wrong = wire.try_send("GET", &wrong, &[], "");
+    assert!(wrong.is_err() || wrong.is_ok_and(|answer| answer.status.as_u16() >= 500));
+    origin.heal();
+    fs::remove_file(&filler).unwrap();
+    let filler = disk.fill();
+    wire.pull_image("up/a/b", "cold", &cold);
     fs::remove_file(filler).unwrap();
     let freed = Instant::now();
-    soon("the mirror to fill again", freed, || {
-        let answer = wire.try_send("GET", &path, &[], "");
-        answer.is_ok_and(|answer| answer.status == 200 && answer.body == layer.bytes)
+    soon("the mirror to cache again", freed, || {
+        let passed = gateway.metric(PASSED);
+        wire.pull_image("up/a/b", "cold", &cold);
+        gateway.metric(PASSED) == passed
     });
     wire.pull_image("up/a/b", "latest", &image);
+    let asked = origin.count("GET", &layer.digest);
+    wire.pull_image("up/a/b", "latest", &image);
+    assert_eq!(origin.count("GET", &layer.digest), asked);
 }
+
+const PASSED: &str = "gantry_cache_total{mirror=\"up\",content=\"blob\",outcome=\"passed\"}";
 
 /// Makes a file smaller by this.
 fn keep_free(filler: &Path, bytes: u64) {

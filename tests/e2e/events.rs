@@ -20,6 +20,7 @@ use tests::{
     gateway::{USER, program, usual_config},
     image::Content,
     tools::{free_port, run, wait_until},
+    wire::{runtime, whole},
 };
 
 /// A receiver of webhooks: remembers everything, and takes it unless it was told to answer otherwise.
@@ -259,7 +260,9 @@ fn a_dead_letter_is_listed_and_delivered_when_the_operator_replays_it() {
     assert_eq!(letter["attempts"], 1);
     assert!(letter["error"].is_string(), "{letter}");
     let dead = "gantry_outbox_events{receiver=\"hook\",state=\"dead\"}";
-    assert!(gateway.metric(dead) >= 1.0, "{}", gateway.metrics());
+    wait_until("the letter to be counted", PATIENCE, || {
+        gateway.metric(dead) >= 1.0
+    });
     let one_page = events(&gateway, &["list", "--limit", "1"]);
     let next = one_page["next"].as_str().unwrap();
     let second = events(&gateway, &["list", "--limit", "1", "--after", next]);
@@ -324,7 +327,84 @@ fn a_receiver_that_is_away_does_not_slow_pushes() {
         "{first:?}, then {full:?}"
     );
     let waiting = "gantry_outbox_events{receiver=\"hook\",state=\"waiting\"}";
+    wait_until("what was pushed out to be counted", PATIENCE, || {
+        gateway.metric("gantry_events_evicted_total") >= 500.0
+    });
     assert!((1.0..=500.0).contains(&gateway.metric(waiting)));
-    assert!(gateway.metric("gantry_events_evicted_total") >= 500.0);
     assert!(gateway.log().contains("the outbox is full"));
+}
+
+#[test]
+fn ten_thousand_events_for_a_dead_receiver_fail_no_push_and_stay_within_their_bound() {
+    const EVENTS: usize = 10_000;
+    const BOUND: f64 = 2_000.0;
+    let bounded = format!("events: {{ max_events: {BOUND}, pulls: all }}\n");
+    let gateway = Gateway::start(&(telling(free_port()) + &bounded));
+    let wire = Wire::basic(gateway.port, USER);
+    wire.push_image("team/web", "v1", &Image::random(100));
+    let push = |name: &str| {
+        let began = Instant::now();
+        for _ in 0..20 {
+            wire.push_image(name, "v1", &Image::random(100));
+        }
+        began.elapsed()
+    };
+    let before = push("team/before");
+    runtime().block_on(async {
+        let pulls = (0..16).map(|_client| {
+            let wire = wire.clone();
+            runtime().spawn(async move {
+                for _ in 0..EVENTS / 16 {
+                    let pull = wire.request("GET", "/v2/team/web/manifests/v1", &[]);
+                    assert_eq!(whole(pull).await.unwrap().status, 200);
+                }
+            })
+        });
+        for pull in pulls.collect::<Vec<_>>() {
+            pull.await.unwrap();
+        }
+    });
+    let after = push("team/after");
+    assert!(
+        after < before * 3 + Duration::from_secs(2),
+        "{before:?}, then {after:?}"
+    );
+    let told = || {
+        gateway.metric("gantry_events_evicted_total") + gateway.metric("gantry_events_lost_total")
+    };
+    wait_until("ten thousand events to be accounted for", PATIENCE, || {
+        told() + BOUND >= EVENTS as f64
+    });
+    let waiting = gateway.metric("gantry_outbox_events{receiver=\"hook\",state=\"waiting\"}");
+    assert!((1.0..=BOUND).contains(&waiting), "{waiting}");
+    // Pulls make room for pushes, never the other way round.
+    assert!(delivery(&gateway, "v1").is_some());
+}
+
+#[test]
+fn what_waits_may_be_dropped_while_it_is_being_delivered() {
+    let receiver = Receiver::answering(free_port(), 503);
+    let gateway = Gateway::start(&telling(receiver.port));
+    let wire = Wire::basic(gateway.port, USER);
+    let waiting = ["drop", "--receiver", "hook", "--state", "waiting"];
+    let mut dropped = 0;
+    for round in 0..10 {
+        wire.push_image("team/web", &format!("v{round}"), &Image::random(100));
+        wait_until("an attempt", PATIENCE, || {
+            receiver.pushes_of(&format!("v{round}")) > 0 || !receiver.events().is_empty()
+        });
+        let answer = events(&gateway, &waiting);
+        dropped += answer["dropped"].as_u64().unwrap();
+    }
+    assert!(dropped > 0);
+    wait_until("nothing to wait", PATIENCE, || {
+        events(&gateway, &waiting);
+        events(&gateway, &["list"])["events"] == serde_json::json!([])
+    });
+    receiver.answer(200);
+    wire.push_image("team/web", "last", &Image::random(100));
+    wait_until("the next push to be told", PATIENCE, || {
+        receiver.pushes_of("last") == 1
+    });
+    assert_eq!(gateway.metric("gantry_background_panics_total"), 0.0);
 }

@@ -28,6 +28,7 @@ mod plugins_fail;
 mod policy;
 mod quickstart;
 mod reload;
+mod reload_mirror;
 mod replaced;
 mod seen;
 mod shutdown;

@@ -236,6 +236,41 @@ fn a_range_is_served_from_a_fill_in_progress_and_from_the_cache() {
 }
 
 #[test]
+fn ranges_and_heads_are_answered_while_the_fill_stands_and_a_client_that_reads_nothing_holds_nobody()
+ {
+    const LENGTH: usize = 24 << 20;
+    let origin = Origin::start();
+    let image = Image::random(LENGTH);
+    origin.push("a/b", "latest", &image);
+    let gateway = mirroring(&origin);
+    let wire = Wire::anonymous(gateway.port);
+    let layer = &image.layers[0];
+    let path = format!("/v2/up/a/b/blobs/{}", layer.digest);
+    // Nobody knows the blob here: its length is asked for, its bytes are not.
+    let head = wire.head(&path).expect(200);
+    assert_eq!(head.header("content-length"), LENGTH.to_string());
+    assert_eq!(origin.count("GET", &layer.digest), 0);
+    origin.break_paths(&layer.digest, Fault::HoldAt(LENGTH / 2));
+    let mut idle = std::net::TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n");
+    std::io::Write::write_all(&mut idle, request.as_bytes()).unwrap();
+    let range = [("range", "bytes=1000-1999")];
+    let part = wire.send("GET", &path, &range, "").expect(206);
+    assert_eq!(
+        part.header("content-range"),
+        format!("bytes 1000-1999/{LENGTH}")
+    );
+    assert_eq!(part.body, layer.bytes.slice(1000..2000));
+    let head = wire.head(&path).expect(200);
+    assert_eq!(head.header("content-length"), LENGTH.to_string());
+    assert_eq!(gateway.metric("gantry_fills_running"), 1.0);
+    origin.release();
+    assert!(wire.get(&path).expect(200).body == layer.bytes);
+    assert_eq!(origin.count("GET", &layer.digest), 1);
+    drop(idle);
+}
+
+#[test]
 fn a_tag_that_moved_upstream_is_followed_when_it_is_no_longer_fresh() {
     let origin = Origin::start();
     let (old, new) = (Image::random(100), Image::random(100));

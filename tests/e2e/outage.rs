@@ -9,14 +9,17 @@ use tests::{
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Asks again about a tag on every pull.
-const IMPATIENT: &str = ", tags: { fresh_for: 1ms }";
+/// Asks again about a tag on every pull, and waits for nobody long.
+const IMPATIENT: &str = ", tags: { fresh_for: 1ms }, limits: { silence_timeout: 2s }";
 
 /// Ways to fail, with the statuses that an uncached name may be answered with.
-fn failures() -> [(Fault, RangeInclusive<u16>); 8] {
+fn failures() -> [(Fault, RangeInclusive<u16>); 10] {
     [
         (Fault::TooMany { retry_after: 3 }, 429..=429),
         (Fault::Status(401), 401..=503),
+        // Its token endpoint answers 503.
+        (Fault::Challenge, 502..=503),
+        (Fault::Hang, 502..=503),
         (Fault::Status(403), 403..=403),
         (Fault::Status(404), 404..=404),
         (Fault::Status(500), 502..=503),
@@ -75,6 +78,7 @@ fn every_way_to_fail_leaves_the_cache_readable_and_says_no_false_404() {
         let wire = Wire::anonymous(gateway.port);
         wire.pull_image("up/a/cached", "latest", &cached);
         origin.break_paths("/v2/", fault.clone());
+        origin.break_paths("/token", Fault::Status(503));
         assert_uncached(&wire, &cold, &expected, &what);
         assert_cached(&wire, &cached, &what);
         let tag = wire.get("/v2/up/a/cached/manifests/latest");
@@ -91,6 +95,22 @@ fn every_way_to_fail_leaves_the_cache_readable_and_says_no_false_404() {
         }
         origin.heal();
     }
+}
+
+#[test]
+fn an_upstream_whose_answers_flap_between_401_and_content_is_pulled_from() {
+    let origin = Origin::start();
+    let image = Image::random(5_000);
+    origin.push("a/b", "latest", &image);
+    origin.break_paths("/v2/", Fault::Flap);
+    origin.break_paths("/token", Fault::Token);
+    let gateway = Gateway::start(&usual_config(&origin.mirror_entry("up", IMPATIENT), ""));
+    let wire = Wire::anonymous(gateway.port);
+    for _again in 0..3 {
+        wire.pull_image("up/a/b", "latest", &image);
+    }
+    let unknown = wire.get("/v2/up/a/b/manifests/absent").expect(404);
+    assert_eq!(unknown.code(), "MANIFEST_UNKNOWN");
 }
 
 #[test]

@@ -13,10 +13,10 @@ use tests::{
     wire::{runtime, whole, with_query},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The usual configuration, whose admin API alice may use.
-fn config(plugins: &str) -> String {
+pub(crate) fn config(plugins: &str) -> String {
     usual_config("", plugins).replace(
         "        - { who: [\"user:*\"]",
         "        - { who: [\"user:alice\"], may: [admin] }\n        - { who: [\"user:*\"]",
@@ -46,7 +46,7 @@ fn plugin(gateway: &Gateway, name: &str) -> Value {
     found.unwrap().clone()
 }
 
-fn wait_generation(gateway: &Gateway, least: u64) {
+pub(crate) fn wait_generation(gateway: &Gateway, least: u64) {
     wait_until(&format!("generation {least}"), PATIENCE, || {
         generation(gateway) >= least
     });
@@ -163,6 +163,31 @@ fn the_admin_api_asks_who_it_is_and_whether_they_may() {
 }
 
 #[test]
+fn every_admin_call_is_an_audit_line_with_who_and_what() {
+    let gateway = Gateway::start(&(config("") + "audit: { file: ./audit.jsonl }\n"));
+    let port = gateway.admin_port;
+    for (wire, status, decision, who) in [
+        (Wire::basic(port, USER), 200, "allow", Some("user:alice")),
+        (Wire::basic(port, OTHER), 403, "deny", Some("user:bob")),
+        (Wire::anonymous(port), 401, "deny", None),
+    ] {
+        let answer = wire.send("POST", "/admin/v1/reload", &[], "").has(status);
+        let request = answer.header("x-request-id");
+        let lines = gateway.audit();
+        let last = lines
+            .iter()
+            .rfind(|line| line["request.id"] == request.as_str())
+            .unwrap();
+        assert_eq!(last["operation"], "admin", "{last}");
+        assert_eq!(last["reference"], "POST /admin/v1/reload", "{last}");
+        assert_eq!(last["decision"], decision, "{last}");
+        if let Some(who) = who {
+            assert_eq!(last["principal.subject"], who, "{last}");
+        }
+    }
+}
+
+#[test]
 fn a_bad_file_keeps_the_old_state_and_the_list_says_so() {
     let gateway = Gateway::start(&config(""));
     let wire = Wire::basic(gateway.port, USER);
@@ -242,6 +267,28 @@ fn a_config_maps_link_swap_is_seen() {
             bob.get("/v2/").status == status
         });
     }
+}
+
+#[test]
+fn a_change_that_no_notice_tells_of_is_seen_by_the_slow_look() {
+    let gateway = Gateway::start(&config(""));
+    let (users, elsewhere) = (
+        gateway.folder().join("htpasswd"),
+        gateway.folder().join("elsewhere"),
+    );
+    let bob = Wire::basic(gateway.port, OTHER);
+    bob.get("/v2/").expect(200);
+    // Written under another name in a folder that nobody watches: the system tells of that name only.
+    fs::create_dir(&elsewhere).unwrap();
+    fs::hard_link(&users, elsewhere.join("users")).unwrap();
+    wait_generation(&gateway, 1);
+    let text = fs::read_to_string(&users).unwrap();
+    let without = text.replace(&format!("{}:", OTHER.0), "somebody-else:");
+    fs::write(elsewhere.join("users"), without).unwrap();
+    wait_until("bob to be forgotten", PATIENCE, || {
+        bob.get("/v2/").status == 401
+    });
+    wait_generation(&gateway, 2);
 }
 
 #[test]

@@ -7,7 +7,10 @@ use std::{
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,6 +39,14 @@ pub enum Fault {
         /// Seconds.
         retry_after: u32,
     },
+    /// Answers 401 and names `/token` here as the place for a token.
+    Challenge,
+    /// Does that to every second request.
+    Flap,
+    /// Answers as a token endpoint, with a token.
+    Token,
+    /// Answers nothing until [`Origin::release`].
+    Hang,
     /// Sends so many body bytes, then closes the connection.
     TruncateAt(usize),
     /// Flips a bit of the last body byte.
@@ -51,6 +62,8 @@ struct State {
     sent: Mutex<HashMap<String, usize>>,
     faults: Mutex<HashMap<String, Fault>>,
     released: watch::Sender<bool>,
+    /// Requests that met [`Fault::Flap`].
+    flaps: AtomicUsize,
 }
 
 /// A running upstream.
@@ -98,6 +111,7 @@ impl Origin {
                 sent: Mutex::default(),
                 faults: Mutex::default(),
                 released: watch::Sender::new(false),
+                flaps: AtomicUsize::new(0),
             }),
             runtime: None,
         };
@@ -275,14 +289,8 @@ async fn forward(
             .find(|(part, _)| path.contains(part.as_str()))
             .map(|(_, fault)| fault.clone())
     };
-    if let Some(Fault::Status(status)) = fault {
-        return Ok(plain(status, &[]));
-    }
-    if let Some(Fault::TooMany { retry_after }) = fault {
-        return Ok(plain(
-            429,
-            &[(header::RETRY_AFTER, retry_after.to_string())],
-        ));
+    if let Some(answer) = answer_of(&state, fault.as_ref(), request.headers()).await {
+        return Ok(answer);
     }
     let mut headers = request.headers().clone();
     headers.remove(header::HOST);
@@ -316,6 +324,45 @@ async fn forward(
         .expect("a forwarded head is good"))
 }
 
+/// What a fault answers by itself.
+async fn answer_of(
+    state: &State,
+    fault: Option<&Fault>,
+    headers: &http::HeaderMap,
+) -> Option<Response<Body>> {
+    let challenge = || {
+        let host = headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
+        let realm = format!("http://{}/token", host.unwrap_or_default());
+        let bearer = format!("Bearer realm=\"{realm}\",service=\"test\"");
+        plain(401, &[(header::WWW_AUTHENTICATE, bearer)])
+    };
+    match fault? {
+        Fault::Status(status) => Some(plain(*status, &[])),
+        Fault::TooMany { retry_after } => Some(plain(
+            429,
+            &[(header::RETRY_AFTER, retry_after.to_string())],
+        )),
+        Fault::Challenge => Some(challenge()),
+        Fault::Flap => {
+            let count = state.flaps.fetch_add(1, Ordering::SeqCst);
+            count.is_multiple_of(2).then(challenge)
+        }
+        Fault::Token => {
+            let token = Full::new(Bytes::from_static(br#"{"token":"of-the-test"}"#));
+            let body = BodyExt::boxed_unsync(token.map_err(|never| match never {}));
+            Some(Response::new(body))
+        }
+        Fault::Hang => {
+            let mut released = state.released.subscribe();
+            let _sender_lives = released.wait_for(|released| *released).await;
+            None
+        }
+        Fault::TruncateAt(_) | Fault::FlipLast | Fault::HoldAt(_) => None,
+    }
+}
+
 fn plain(status: u16, headers: &[(header::HeaderName, String)]) -> Response<Body> {
     let text =
         format!(r#"{{"errors":[{{"code":"UNKNOWN","message":"made by the test: {status}"}}]}}"#);
@@ -344,7 +391,15 @@ fn spoil(bytes: Pieces, fault: Option<&Fault>, length: Option<u64>, state: Arc<S
         Some(Fault::TruncateAt(at)) => truncate(bytes, *at),
         Some(Fault::FlipLast) => flip_last(bytes, length),
         Some(Fault::HoldAt(at)) => hold(bytes, *at, state),
-        Some(Fault::Status(_) | Fault::TooMany { .. }) | None => bytes,
+        Some(
+            Fault::Status(_)
+            | Fault::TooMany { .. }
+            | Fault::Challenge
+            | Fault::Flap
+            | Fault::Token
+            | Fault::Hang,
+        )
+        | None => bytes,
     }
 }
 

@@ -20,6 +20,7 @@ pub fn require(program: &str) -> PathBuf {
         "ctr" | "containerd" => "containerd",
         "strace" => "strace",
         "ip" => "iproute2",
+        "prlimit" => "util-linux",
         "mkfs.ext4" | "e2fsck" => "e2fsprogs",
         other => other,
     };
@@ -192,5 +193,23 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         drop(self.held_open.take());
         let _status = self.shell.wait();
+    }
+}
+
+/// Lets this process, and what it starts from now on, have so many files open at once.
+///
+/// # Panics
+/// When the system does not allow it.
+pub fn allow_open_files(count: u64) {
+    let limits = std::fs::read_to_string("/proc/self/limits").expect("the kernel tells");
+    let allowed = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .and_then(|line| line.split_whitespace().next())
+        .expect("a limit of open files");
+    if allowed.parse().is_ok_and(|allowed: u64| allowed < count) {
+        let process = std::process::id().to_string();
+        let limit = format!("--nofile={count}:");
+        run(Command::new(require("prlimit")).args(["--pid", &process, &limit])).ok();
     }
 }

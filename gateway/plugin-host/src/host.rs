@@ -29,6 +29,7 @@ use crate::{
     limits::{Budgets, CallClock, Limiter, Stop},
     ports::{Grants, HostPorts, Limits},
     record::Recorder,
+    redaction::Redaction,
 };
 
 /// What every call of a plugin shares.
@@ -38,6 +39,7 @@ pub(crate) struct PluginContext {
     pub(crate) config: String,
     pub(crate) grants: Grants,
     pub(crate) limits: Limits,
+    pub(crate) redaction: Redaction,
     pub(crate) ports: HostPorts,
     pub(crate) passwords: Arc<PasswordPool>,
     pub(crate) recorder: Option<Recorder>,

@@ -20,6 +20,7 @@ mod limits;
 pub mod load;
 pub mod ports;
 pub mod record;
+pub mod redaction;
 pub mod stats;
 
 pub use call::Plugin;
@@ -35,4 +36,5 @@ pub use ports::{
     Grants, HostPorts, KeyValue, Limits, Outbound, PluginSource, RegistryReads, Secret,
 };
 pub use record::{HostCall, Recorder};
+pub use redaction::Redaction;
 pub use stats::Stats;

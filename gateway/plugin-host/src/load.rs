@@ -194,6 +194,7 @@ impl PluginHost {
             config,
             grants: source.grants,
             limits: source.limits,
+            redaction: source.redaction,
             ports: self.ports.clone(),
             passwords: Arc::clone(&self.passwords),
             recorder: self.recorder.clone(),

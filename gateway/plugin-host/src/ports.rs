@@ -8,7 +8,7 @@ use gantry_model::{Descriptor, Digest, Requester, TagState, glob::Glob};
 use http::{HeaderMap, Method};
 use url::Url;
 
-use crate::grant::HttpGrant;
+use crate::{grant::HttpGrant, redaction::Redaction};
 
 /// A secret's bytes. `Debug` never shows them.
 #[derive(Clone)]
@@ -85,6 +85,8 @@ pub struct PluginSource {
     pub grants: Grants,
     /// How much of it.
     pub limits: Limits,
+    /// What its log lines must not show.
+    pub redaction: Redaction,
 }
 
 impl fmt::Debug for PluginSource {

@@ -39,6 +39,8 @@ pub enum CacheOutcome {
     Filled,
     /// Fetched for another request that came first.
     Joined,
+    /// Fetched for this request and not kept: there is no space.
+    Passed,
     /// The upstream said that it is not there.
     NotFound,
     /// There was no answer.
@@ -46,12 +48,13 @@ pub enum CacheOutcome {
 }
 
 impl CacheOutcome {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Hit,
         Self::Revalidated,
         Self::Stale,
         Self::Filled,
         Self::Joined,
+        Self::Passed,
         Self::NotFound,
         Self::Failed,
     ];
@@ -65,6 +68,7 @@ impl CacheOutcome {
             Self::Stale => "stale",
             Self::Filled => "filled",
             Self::Joined => "joined",
+            Self::Passed => "passed",
             Self::NotFound => "not_found",
             Self::Failed => "failed",
         }

@@ -33,7 +33,7 @@ pub use events::random_uuid;
 pub use leases::Leases;
 pub use mirror::{CacheUsage, Evicted};
 pub use outcome::{
-    BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
+    Arrived, BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
 };
 pub use ports::{
     Admission, Clock, EventSink, Freshness, Keep, MirrorSettings, Moves, NoEvents, Ports, Settings,

@@ -1,11 +1,14 @@
 //! The proxy cache: serves a mirrored repository from what is here, and fetches each missing byte once.
 //!
-//! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served; `blob` says who may have
-//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it; `listing` is tags and referrers; `keep` is what stays; `flight` runs one
+//! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served, `age` whether it may
+//! name what is new; `blob` says who may have
+//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it, `sink` where that puts the bytes; `pass` is a fill without space to
+//! keep it, `window` its memory; `listing` is tags and referrers; `keep` is what stays; `flight` runs one
 //! piece of work for many callers; `failure` is why there is no answer. Knows nothing of HTTP or permits.
 //! Invariants: only a verified digest is stored or served whole; only the upstream's own 404 is "unknown"; no caller's leaving stops
 //! work that others wait for.
 
+mod age;
 mod blob;
 mod failure;
 mod fetch;
@@ -15,8 +18,11 @@ mod freshness;
 mod keep;
 mod listing;
 mod manifest;
+mod pass;
+mod sink;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::{
     collections::HashMap,
@@ -250,6 +256,7 @@ struct Running {
     indexes: Flights<(RepositoryName, Digest), Bytes>,
     referrers: listing::ReferrersCache,
     uses: keep::Uses,
+    fullness: pass::Fullness,
 }
 
 impl Running {
@@ -264,6 +271,7 @@ impl Running {
             indexes: Flights::default(),
             referrers: listing::ReferrersCache::default(),
             uses: keep::Uses::default(),
+            fullness: pass::Fullness::default(),
         }
     }
 }

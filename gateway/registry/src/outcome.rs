@@ -27,6 +27,8 @@ pub enum Stale {
     UpstreamFails,
     /// The upstream's tag names this now, and the tag here is pinned.
     Pinned(Digest),
+    /// The upstream's tag names this now, which is not here for long enough.
+    TooYoung(Digest),
 }
 
 /// A manifest that may leave.
@@ -48,12 +50,39 @@ pub struct ServedManifest {
     pub warnings: Vec<String>,
 }
 
+/// The next bytes of a blob that is arriving. All of them can be had at once.
+#[derive(Clone, Debug)]
+pub enum Arrived {
+    /// They lie in a blob that grows.
+    Stored {
+        /// Where.
+        blob: Arc<dyn Blob>,
+        /// The first of them.
+        offset: u64,
+        /// How many: at least one.
+        length: u64,
+    },
+    /// They lie nowhere else.
+    Loose(Bytes),
+}
+
+impl Arrived {
+    /// How many bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Stored { length, .. } => *length,
+            Self::Loose(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
 /// Where a blob's bytes come from.
 pub enum BlobContent {
     /// A published blob.
     Published(Arc<dyn Blob>),
     /// A fill in progress: exactly the bytes of the range. An error aborts the connection; nothing is appended or padded.
-    Filling(BoxStream<'static, Result<Bytes, Error>>),
+    Filling(BoxStream<'static, Result<Arrived, Error>>),
     /// Nothing was asked for but the headers.
     HeadersOnly,
 }

@@ -122,6 +122,8 @@ pub struct Freshness {
     pub stale_if_error: Duration,
     /// What happens when the upstream's tag names something else than the one stored here.
     pub moves: Moves,
+    /// How long a manifest must have been here before the tag may name it; until then the tag names what it did.
+    pub min_age: Duration,
 }
 
 /// What happens when an upstream's tag moves.

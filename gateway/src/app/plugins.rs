@@ -8,16 +8,13 @@ use anyhow::Context as _;
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use gantry_plugin_host::{Hook, PluginSource};
+use gantry_plugin_host::{Hook, PluginSource, Redaction};
 
 use super::{Generation, Lasting};
 use crate::{
     builtin,
     config::{self, Config, PluginFrom},
-    policy::{
-        binding::{Binding, Health, default_changes},
-        redaction::Redaction,
-    },
+    policy::binding::{Binding, Health, default_changes},
 };
 
 /// Why plugins of a configuration cannot be taken.
@@ -56,7 +53,7 @@ pub(crate) async fn load(
             Ok(binding) => bindings.push(Arc::new(binding)),
             Err(error) => mistakes.0.push(Mistake {
                 plugin: Arc::clone(&written.name),
-                message: Redaction::of(written).clean(sentence(&written.name, &error)),
+                message: withheld(written).clean(sentence(&written.name, &error)),
             }),
         }
     }
@@ -102,6 +99,7 @@ async fn bind(
                 config: written.config.clone(),
                 grants: written.grants.clone(),
                 limits: written.limits,
+                redaction: withheld(written),
             };
             let plugin = lasting.host().load(source).await?;
             tracing::info!(plugin.name = &*written.name, plugin.digest = %plugin.digest(), "plugin loaded");
@@ -112,7 +110,7 @@ async fn bind(
     };
     let binding = Binding {
         meter: lasting.telemetry.plugin(&written.name),
-        redaction: Redaction::of(written),
+        redaction: withheld(written),
         plugin,
         health,
         generation,
@@ -185,6 +183,13 @@ pub(super) fn digest_of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> 
         context.update(part);
     }
     URL_SAFE_NO_PAD.encode(context.finish().as_ref()).into()
+}
+
+/// What a binding was given in files: it is in nothing that is said about it or by it.
+fn withheld(written: &config::Binding) -> Redaction {
+    let granted = written.grants.secrets.values();
+    let granted = granted.map(|secret| String::from_utf8_lossy(&secret.0).into_owned());
+    Redaction::of(written.included.iter().cloned().chain(granted))
 }
 
 #[cfg(test)]

@@ -178,6 +178,7 @@ impl Trial {
             config: setting.config.clone(),
             grants: setting.grants.clone(),
             limits: setting.limits,
+            redaction: gantry_plugin_host::Redaction::default(),
         };
         Ok(host.load(source).await)
     }

@@ -275,6 +275,9 @@ pub(crate) struct TagsFile {
     pub(crate) stale_if_error: Option<DurationText>,
     /// When the upstream's tag names something else than what is here. Default: follow.
     pub(crate) moves: Option<MovesText>,
+    /// How long a manifest must have been here before a tag may name it; until then the tag names what it did, and one that named nothing is
+    /// refused. Counted from when this repository first had it; dates inside images are their publishers' word. Default: 0s.
+    pub(crate) min_age: Option<DurationText>,
     /// How long "not found" is believed. Default: 30s.
     pub(crate) not_found_for: Option<DurationText>,
 }
@@ -311,6 +314,8 @@ pub(crate) struct TagRuleFile {
     pub(crate) stale_if_error: Option<DurationText>,
     /// When the upstream's tag names something else than what is here.
     pub(crate) moves: Option<MovesText>,
+    /// How long a manifest must have been here before the tag may name it.
+    pub(crate) min_age: Option<DurationText>,
 }
 
 /// When an upstream's tag moves.

@@ -3,6 +3,7 @@
 //! Invariant: a response body yields exactly the promised bytes or an error, which aborts the connection; it never pads, never appends.
 
 mod blob;
+mod fill;
 
 use std::{
     pin::Pin,
@@ -12,12 +13,15 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use gantry_registry::{Body, BodyError, Error as RegistryError};
+use gantry_registry::{Arrived, Body, BodyError, Error as RegistryError};
 use gantry_storage::Blob;
 use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
-use self::blob::{Reader, Windows};
+use self::{
+    blob::{Reader, Windows},
+    fill::Filling,
+};
 use super::pace::{Pace, Rate};
 use crate::server::Mappings;
 
@@ -145,10 +149,7 @@ enum Kind {
     Bytes(Option<Bytes>),
     Blob(Reader),
     File(Windows),
-    Stream {
-        stream: BoxStream<'static, Result<Bytes, RegistryError>>,
-        left: Option<u64>,
-    },
+    Filling(Filling),
     Done,
     Broken,
 }
@@ -159,7 +160,7 @@ impl std::fmt::Debug for Kind {
             Self::Bytes(_) => "Bytes",
             Self::Blob(_) => "Blob",
             Self::File(_) => "File",
-            Self::Stream { .. } => "Stream",
+            Self::Filling(_) => "Filling",
             Self::Done => "Done",
             Self::Broken => "Broken",
         })
@@ -188,24 +189,24 @@ impl ResponseBody {
 
     /// Lets a blob that is a file leave as frames that are mapped, not read: for a connection that sends such frames from the file.
     pub(crate) fn map(&mut self, mappings: &Arc<Mappings>) {
-        if let Kind::Blob(reader) = &self.kind
-            && let Some(windows) = Windows::of(reader, mappings)
-        {
-            self.kind = Kind::File(windows);
+        match &mut self.kind {
+            Kind::Blob(reader) => {
+                if let Some(windows) = Windows::of(reader, mappings) {
+                    self.kind = Kind::File(windows);
+                }
+            }
+            Kind::Filling(filling) => filling.map(mappings),
+            Kind::Bytes(_) | Kind::File(_) | Kind::Done | Kind::Broken => {}
         }
     }
 
     /// A fill in progress: exactly `length` bytes, when that is known.
     #[must_use]
-    pub fn stream(
-        stream: BoxStream<'static, Result<Bytes, RegistryError>>,
+    pub fn filling(
+        arriving: BoxStream<'static, Result<Arrived, RegistryError>>,
         length: Option<u64>,
     ) -> Self {
-        Kind::Stream {
-            stream,
-            left: length,
-        }
-        .into()
+        Kind::Filling(Filling::new(arriving, length)).into()
     }
 
     /// Asks to be told when the body is done with.
@@ -231,7 +232,7 @@ impl ResponseBody {
             Kind::Bytes(bytes) => Poll::Ready(bytes.take().map(Ok)),
             Kind::Blob(reader) => reader.poll_piece(context),
             Kind::File(windows) => windows.poll_window(context),
-            Kind::Stream { stream, left } => poll_stream(stream, left, context),
+            Kind::Filling(filling) => filling.poll_piece(context),
             Kind::Done | Kind::Broken => Poll::Ready(None),
         }
     }
@@ -260,7 +261,7 @@ impl http_body::Body for ResponseBody {
             Kind::Bytes(bytes) => bytes.is_none(),
             Kind::Blob(reader) => reader.left() == 0,
             Kind::File(windows) => windows.left() == 0,
-            Kind::Stream { left, .. } => *left == Some(0),
+            Kind::Filling(filling) => filling.left() == Some(0),
             Kind::Done => true,
             Kind::Broken => false,
         }
@@ -271,33 +272,11 @@ impl http_body::Body for ResponseBody {
             Kind::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Kind::Blob(reader) => SizeHint::with_exact(reader.left()),
             Kind::File(windows) => SizeHint::with_exact(windows.left()),
-            Kind::Stream {
-                left: Some(left), ..
-            } => SizeHint::with_exact(*left),
+            Kind::Filling(filling) => filling
+                .left()
+                .map_or_else(SizeHint::default, SizeHint::with_exact),
             Kind::Done => SizeHint::with_exact(0),
-            Kind::Stream { left: None, .. } | Kind::Broken => SizeHint::default(),
+            Kind::Broken => SizeHint::default(),
         }
     }
-}
-
-fn poll_stream(
-    stream: &mut BoxStream<'static, Result<Bytes, RegistryError>>,
-    left: &mut Option<u64>,
-    context: &mut Context<'_>,
-) -> Poll<Option<Result<Bytes, BodyFailure>>> {
-    Poll::Ready(match ready!(stream.as_mut().poll_next(context)) {
-        Some(Ok(bytes)) => match left {
-            None => Some(Ok(bytes)),
-            Some(left) => match left.checked_sub(bytes.len() as u64) {
-                Some(rest) => {
-                    *left = rest;
-                    Some(Ok(bytes))
-                }
-                None => Some(Err("a fill gave more bytes than it promised".into())),
-            },
-        },
-        Some(Err(error)) => Some(Err(error.into())),
-        None if left.is_none_or(|left| left == 0) => None,
-        None => Some(Err("a fill ended before its end".into())),
-    })
 }

@@ -68,10 +68,10 @@ impl Exchange {
             .get(http::header::USER_AGENT)
             .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         let request_id: Arc<str> = request_id().into();
-        let external = generation.edge.external_url.as_ref();
+        let external_url = generation.edge.external_url.as_ref();
         let challenge = match peer.mirror {
             Some(_) => Challenge::of_listener(&origin),
-            None => Challenge::new(external, &origin, &generation.namespaces),
+            None => Challenge::new(external_url, &origin, &generation.namespaces),
         };
         let started = Instant::now();
         // An error's level: whatever the log shows, its lines say which request they belong to.

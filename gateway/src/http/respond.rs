@@ -166,6 +166,9 @@ fn stale_warning(why: &Stale) -> String {
         Stale::Pinned(digest) => {
             format!("199 - \"the tag is pinned; its upstream names {digest} now\"")
         }
+        Stale::TooYoung(digest) => {
+            format!("199 - \"its upstream names {digest} now, which is too new\"")
+        }
     }
 }
 
@@ -205,7 +208,7 @@ fn blob(frame: &Frame, served: ServedBlob) -> Reply {
                 let length = length.unwrap_or_else(|| blob.size());
                 ResponseBody::blob(blob, offset, length)
             }
-            BlobContent::Filling(stream) => ResponseBody::stream(stream, length),
+            BlobContent::Filling(arriving) => ResponseBody::filling(arriving, length),
             BlobContent::HeadersOnly => ResponseBody::empty(),
         };
     }

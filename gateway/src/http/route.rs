@@ -33,7 +33,7 @@ pub const MAX_TAGS: usize = 32;
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "made once per request and taken apart at once"
+    reason = "there is one per request, which is taken apart at once"
 )]
 pub enum Routed {
     /// Something to authorize and perform.

@@ -10,7 +10,7 @@ use std::{
 use gantry_model::{AdmissionRequest, Change, Requester, glob::Glob};
 use gantry_plugin_host::{
     AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest,
-    CallError, Failure, Hook, Plugin,
+    CallError, Failure, Hook, Plugin, Redaction,
 };
 use gantry_registry::Clock as _;
 use tokio::sync::mpsc;
@@ -19,7 +19,6 @@ use tracing::Instrument as _;
 use crate::{
     clock::SystemClock,
     config::{Mode, OnError, PluginFrom},
-    policy::redaction::Redaction,
     telemetry::{self, Asked, PluginMeter},
 };
 

@@ -57,8 +57,8 @@ impl Mappings {
             unsafe_code,
             reason = "a mapping's bytes are only as constant as its file"
         )]
-        // SAFETY: the file is a published blob. Those are written before they are named, never written or cut afterwards, and only ever
-        // unlinked, which leaves an open file its pages. Should somebody else cut one, the server still does not read these bytes:
+        // SAFETY: the part was written before it could be named: it lies in a published blob, or in what a staging file says it has. Such
+        // bytes are never written or cut afterwards, and only ever unlinked, which leaves an open file its pages. Should somebody else cut one, the server still does not read these bytes:
         // `Wire` hands their file to sendfile, and a kernel that reads them for a write says EFAULT.
         let map = unsafe { MmapOptions::new().offset(offset).len(length).map(file)? };
         let window = Window {

@@ -23,7 +23,8 @@ pub trait Blob: Debug + Send + Sync {
     /// [`StorageError`] of any kind.
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, StorageError>;
 
-    /// The open file behind a published blob, for an edge that can send it without copying; `None` for every other backend.
+    /// The open file, for an edge that can send it without copying; `None` for every other backend. Of a staging file only the bytes
+    /// before [`Blob::size`] are content.
     fn file(&self) -> Option<&std::fs::File> {
         None
     }

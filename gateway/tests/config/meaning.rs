@@ -7,7 +7,7 @@ use gantry::config::{
     PluginFrom, TlsVersion,
 };
 use gantry_model::{Change, Source, namespace::Address};
-use gantry_registry::Moves;
+use gantry_registry::{Moves, TagRule};
 use gantry_upstream::{CredentialSource, Helper};
 
 use super::{PLUGINS, parse, parse_in};
@@ -162,9 +162,9 @@ fn a_tag_rule_leaves_to_tags_what_it_does_not_say() {
     let text = r#"mirrors:
   a:
     url: https://a.io
-    tags: { fresh_for: 5m, stale_while_revalidate: 1h }
+    tags: { fresh_for: 5m, stale_while_revalidate: 1h, min_age: 3d }
     tag_rules:
-      - { tags: ["library/*:v*"], immutable: true, moves: refuse }
+      - { tags: ["library/*:v*"], immutable: true, moves: refuse, min_age: 7d }
       - { tags: ["**"], fresh_for: 1m, moves: alert }
 "#;
     let config = parse(&format!("{text}{PLUGINS}")).unwrap();
@@ -175,6 +175,8 @@ fn a_tag_rule_leaves_to_tags_what_it_does_not_say() {
     assert_eq!(first.freshness.moves, Moves::Refuse);
     assert_eq!(first.tags[0].as_str(), "library/*:v*");
     assert_eq!(second.freshness.fresh_for, Duration::from_secs(60));
+    let days = |rule: &TagRule| rule.freshness.min_age.as_secs() / 86_400;
+    assert_eq!((days(first), days(second)), (7, 3));
     for rule in [first, second] {
         assert_eq!(
             rule.freshness.stale_while_revalidate,

@@ -78,6 +78,7 @@ const MISTAKES: &[Mistake] = &[
     ("mirrors:\n  a: { url: \"https://a.io\", keep: { at_most: 1KiB } }", 2, "mirrors.a.keep.at_most", "at least 1MiB", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", keep: { atmost: 1GiB } }", 2, "mirrors.a.keep.atmost", "unknown key", "at_most"),
     ("mirrors:\n  a: { url: \"https://a.io\", tags: { fresh_for: 600 } }", 2, "mirrors.a.tags.fresh_for", "a text is expected here, not a number", "write a unit"),
+    ("mirrors:\n  a: { url: \"https://a.io\", tags: { min_age: 7 days } }", 2, "mirrors.a.tags.min_age", "not a duration", "10m"),
     ("mirrors:\n  a: { url: \"https://a.io\", tags: { fresh_for: 10 minutes } }", 2, "mirrors.a.tags.fresh_for", "not a duration", "10m"),
     ("mirrors:\n  a: { url: \"https://a.io\", credentials: { username: u } }", 2, "mirrors.a.credentials.password", "missing key `password`", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", credentials: { username: u, password: canary } }", 2, "mirrors.a.credentials.password", "never written inline", "{ file: PATH }"),

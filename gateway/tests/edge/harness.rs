@@ -21,7 +21,7 @@ use gantry::{
     },
     telemetry::Telemetry,
 };
-use gantry_registry::BodyError;
+use gantry_registry::{Arrived, BodyError};
 use gantry_storage::{Blob, StorageError};
 use http::{Request, StatusCode};
 use tokio::{
@@ -131,13 +131,14 @@ impl Handler for TestHandler {
 fn broken() -> ResponseBody {
     let stream = futures_util::stream::unfold(false, |half| async move {
         if !half {
-            return Some((Ok(Bytes::from_static(b"half")), true));
+            let bytes = Arrived::Loose(Bytes::from_static(b"half"));
+            return Some((Ok(bytes), true));
         }
         // Lets what is there leave before the end comes.
         tokio::task::yield_now().await;
         Some((Err(gantry_registry::Error::BlobUploadUnknown), true))
     });
-    ResponseBody::stream(Box::pin(stream), Some(8))
+    ResponseBody::filling(Box::pin(stream), Some(8))
 }
 
 fn with_length(body: ResponseBody, length: u64) -> Reply {

@@ -1,10 +1,12 @@
-//! The import `logging`: guest lines into the gateway's log, bounded and escaped.
+//! The import `logging`: guest lines into the gateway's log, bounded, escaped, and without the binding's secrets.
 //!
 //! Never fails: bytes over the call's budget are dropped, and the first drop is said once.
 
 use std::fmt::Write as _;
 
-use crate::{bindings::gantry::plugin::logging, convert::text, host::CallState};
+use crate::{
+    bindings::gantry::plugin::logging, convert::text, host::CallState, redaction::Redaction,
+};
 
 /// Bytes of log that one call may write.
 const MAX_LOG_BYTES: usize = 8 << 10;
@@ -40,8 +42,9 @@ impl logging::Host for CallState {
             }
             return Ok(());
         }
-        let message = text::clean(&message, MAX_MESSAGE_BYTES);
-        let fields = render(&fields);
+        let secrets = &self.context.redaction;
+        let message = text::clean(&secrets.clean(message), MAX_MESSAGE_BYTES);
+        let fields = render(fields, secrets);
         self.logged.bytes += message.len() + fields.len() + 1;
         self.write(level, &message, &fields);
         Ok(())
@@ -81,12 +84,12 @@ fn enabled(level: logging::Level) -> bool {
     }
 }
 
-fn render(fields: &[(String, String)]) -> String {
+fn render(fields: Vec<(String, String)>, secrets: &Redaction) -> String {
     let mut rendered = String::new();
-    for (key, value) in fields.iter().take(MAX_FIELDS) {
+    for (key, value) in fields.into_iter().take(MAX_FIELDS) {
         let separator = if rendered.is_empty() { "" } else { " " };
-        let key = text::clean(key, MAX_FIELD_BYTES);
-        let value = text::clean(value, MAX_FIELD_BYTES);
+        let key = text::clean(&secrets.clean(key), MAX_FIELD_BYTES);
+        let value = text::clean(&secrets.clean(value), MAX_FIELD_BYTES);
         // Writing into a String cannot fail.
         write!(rendered, "{separator}{key}={value:?}").ok();
     }

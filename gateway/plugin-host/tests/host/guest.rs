@@ -82,6 +82,7 @@ pub(crate) fn source(config: Value, limits: Limits) -> PluginSource {
         config,
         grants: Grants::default(),
         limits,
+        redaction: gantry_plugin_host::Redaction::default(),
     }
 }
 

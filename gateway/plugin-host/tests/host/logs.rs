@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use gantry_plugin_host::Redaction;
+use serde_json::json;
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
@@ -12,7 +14,7 @@ use tracing::{
 };
 
 use crate::{
-    guest::{SECRET, doing, generous},
+    guest::{self, SECRET, doing, generous, source},
     isolation::told,
 };
 
@@ -79,6 +81,21 @@ async fn a_guests_line_is_one_line_under_its_name_and_request() {
     assert!(line.contains("key=\"a  b\""), "{line}");
     assert!(!line.contains(SECRET), "{line}");
     assert!(!line.chars().any(char::is_control), "{line}");
+}
+
+#[tokio::test]
+async fn a_guest_that_logs_its_configuration_shows_no_secret_of_it() {
+    let mut source = source(json!({ "do": "secret-log", "key": SECRET }), generous());
+    source.grants = guest::grants();
+    source.redaction = Redaction::of([SECRET.to_owned()]);
+    let plugin = guest::host().load(source).await.unwrap();
+    let kept = Kept::default();
+    let guard = tracing::subscriber::set_default(kept.clone());
+    told(&plugin).await;
+    drop(guard);
+    let lines = kept.0.lock().unwrap().clone();
+    assert!(!lines.concat().contains(SECRET), "{lines:?}");
+    assert!(lines.concat().contains("***"), "{lines:?}");
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ async fn webhook(addresses: &[String], kv: &[&str], config: Value) -> Result<Plu
             ..guest::grants()
         },
         limits: generous(),
+        redaction: gantry_plugin_host::Redaction::default(),
     };
     let ports = HostPorts {
         cache_directory: guest::kept(),

@@ -106,7 +106,11 @@ impl Engine {
             let upstream = &origin.settings.upstream;
             let _size = upstream.stat_blob(&origin.remote, digest).await?;
         }
-        self.link(origin, digest, blob.size()).await?;
+        match self.link(origin, digest, blob.size()).await {
+            // It is proven, so a database without space costs the next caller another proof, not this one its bytes.
+            Err(failure @ Failure::Full(_)) => self.store_is_full(&failure),
+            linked => linked?,
+        }
         Ok(Some(blob))
     }
 

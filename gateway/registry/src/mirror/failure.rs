@@ -58,7 +58,10 @@ pub(super) enum Failure {
     /// Somebody else keeps moving the same tag.
     #[error("somebody else keeps moving the tag")]
     Conflict,
-    /// Our own store failed.
+    /// Our own store has no space.
+    #[error("the store is full")]
+    Full(#[source] Cause),
+    /// Our own store failed in another way.
     #[error("the store failed")]
     Store(#[source] Cause),
     /// A bug.
@@ -69,6 +72,10 @@ pub(super) enum Failure {
 impl Failure {
     pub(super) fn invalid(source: impl Into<BoxError>) -> Self {
         Self::Invalid(Cause::new(source))
+    }
+
+    pub(super) fn full(source: impl Into<BoxError>) -> Self {
+        Self::Full(Cause::new(source))
     }
 
     pub(super) fn internal(source: impl Into<BoxError>) -> Self {
@@ -117,7 +124,7 @@ impl Failure {
             },
             Self::Policy(refusal) => Error::from(*refusal),
             Self::Conflict => Error::Conflict,
-            Self::Store(cause) => Error::Unavailable {
+            Self::Full(cause) | Self::Store(cause) => Error::Unavailable {
                 retry_after: Some(STORE_RETRY_AFTER),
                 source: cause.boxed(),
             },
@@ -158,7 +165,8 @@ impl From<StorageError> for Failure {
     fn from(error: StorageError) -> Self {
         use gantry_storage::Kind as Store;
         match error.kind() {
-            Store::Full | Store::Unavailable => Self::Store(Cause::new(error)),
+            Store::Full => Self::full(error),
+            Store::Unavailable => Self::Store(Cause::new(error)),
             Store::Corrupt | Store::Internal => Self::internal(error),
         }
     }

@@ -8,14 +8,15 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Buf as _, Bytes};
 use futures_util::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use gantry_model::{Digest, UploadId};
-use gantry_storage::{Blob, BlobWriter};
 use gantry_upstream::{BlobStream, UpstreamError};
 
 use super::{
     CacheContent, CacheOutcome, Engine, Origin,
     failure::Failure,
-    fill::{Fill, Progress},
+    fill::{Content, Fill, Progress},
     flight::{contained, lock, spawn},
+    pass::Begun,
+    sink::Sink,
 };
 use crate::staging::new_upload_id;
 
@@ -41,9 +42,10 @@ impl Engine {
         let mut fills = lock(&self.running.fills);
         if let Some(fill) = fills.get(&key) {
             origin.count(CacheContent::Blob, CacheOutcome::Joined);
-            return fill.clone();
+            return fill.joined();
         }
         let (progress, fill) = Progress::start(digest.clone());
+        let joined = fill.joined();
         fills.insert(key, fill.clone());
         let span = tracing::info_span!(
             parent: None,
@@ -58,9 +60,10 @@ impl Engine {
             origin: origin.clone(),
             digest: digest.clone(),
             progress,
+            fill,
         };
         spawn(span, fetch.run());
-        fill
+        joined
     }
 
     /// The length of a blob that is being filled for this repository, when its upstream has said it.
@@ -80,24 +83,28 @@ impl Engine {
     }
 }
 
-struct Fetch {
-    engine: Arc<Engine>,
-    origin: Origin,
-    digest: Digest,
-    progress: Progress,
+/// One fetch of one blob.
+pub(super) struct Fetch {
+    pub(super) engine: Arc<Engine>,
+    pub(super) origin: Origin,
+    pub(super) digest: Digest,
+    pub(super) progress: Progress,
+    /// What stands in the table.
+    pub(super) fill: Fill,
 }
 
-/// A blob that is verified and readable in the repository.
-struct Done {
-    content: Arc<dyn Blob>,
-    size: u64,
+/// A blob that is verified and readable.
+pub(super) struct Done {
+    pub(super) content: Content,
+    pub(super) size: u64,
+    pub(super) outcome: CacheOutcome,
 }
 
 /// What is known of the length before the bytes are here.
 #[derive(Clone, Copy)]
-struct Length {
+pub(super) struct Length {
     /// Exactly this, as the upstream or else every parent says.
-    expected: Option<u64>,
+    pub(super) expected: Option<u64>,
     /// At most this.
     max: u64,
 }
@@ -105,14 +112,16 @@ struct Length {
 impl Fetch {
     async fn run(self) {
         let result = contained(self.fill()).await;
-        let key = (self.origin.name().clone(), self.digest.clone());
-        lock(&self.engine.running.fills).remove(&key);
+        self.retire();
         let outcome = match &result {
-            Ok(_) => CacheOutcome::Filled,
+            Ok(done) => done.outcome,
             Err(Failure::NotFound) => CacheOutcome::NotFound,
             Err(_) => CacheOutcome::Failed,
         };
-        self.origin.count(CacheContent::Blob, outcome);
+        // What passes through is counted when it is whole; this comes after the last reader.
+        if outcome != CacheOutcome::Passed {
+            self.origin.count(CacheContent::Blob, outcome);
+        }
         match result {
             Ok(done) => self.progress.published(done.content, done.size),
             Err(failure) => {
@@ -125,8 +134,11 @@ impl Fetch {
     async fn fill(&self) -> Result<Done, Failure> {
         let _lease = self.engine.leases.take(&self.digest).await;
         if let Some(content) = self.engine.held(&self.origin, &self.digest).await? {
-            let size = content.size();
-            return Ok(Done { content, size });
+            return Ok(Done {
+                size: content.size(),
+                content: Content::Stored(content),
+                outcome: CacheOutcome::Filled,
+            });
         }
         let _slot = self
             .engine
@@ -137,12 +149,31 @@ impl Fetch {
             .map_err(Failure::internal)?;
         let body = self.request(0).await?;
         let length = self.length(body.size).await?;
-        let upload = new_upload_id().map_err(Failure::internal)?;
-        let result = contained(self.download(upload, length, body)).await;
-        if result.is_err() {
-            self.engine.discard(upload).await;
+        if self.engine.store_was_full() {
+            return self.pass(Begun::of(body), length).await;
         }
-        result
+        self.keep(length, body).await
+    }
+
+    /// Fetches into a staging file; passes through what there is no space for.
+    async fn keep(&self, length: Length, body: BlobStream) -> Result<Done, Failure> {
+        let upload = new_upload_id().map_err(Failure::internal)?;
+        let mut begun = Begun::default();
+        let result = contained(self.download(upload, length, body, &mut begun)).await;
+        match result {
+            Ok(done) => {
+                self.engine.store_has_space();
+                Ok(done)
+            }
+            Err(failure) => {
+                self.engine.discard(upload).await;
+                if !matches!(failure, Failure::Full(_)) {
+                    return Err(failure);
+                }
+                self.engine.store_is_full(&failure);
+                self.pass(begun, length).await
+            }
+        }
     }
 
     async fn request(&self, offset: u64) -> Result<BlobStream, Failure> {
@@ -167,26 +198,35 @@ impl Fetch {
         })
     }
 
+    /// Leaves in `begun` what the fetch can go on with when there is no space.
     async fn download(
         &self,
         upload: UploadId,
         length: Length,
         first: BlobStream,
+        begun: &mut Begun,
     ) -> Result<Done, Failure> {
         let algorithm = self.digest.algorithm();
+        begun.body = Some(first);
         let writer = self.engine.blobs.create(upload, algorithm).await?;
-        let content = writer.tail();
-        self.progress.opened(length.expected, Arc::clone(&content));
-        let mut staging = Staging {
-            fetch: self,
-            writer,
-            length,
-            unflushed: 0,
+        let tail = writer.tail();
+        let content = Content::Stored(Arc::clone(&tail));
+        self.progress.opened(length.expected, content.clone());
+        let first = begun.body.take();
+        begun.head = Some(tail);
+        let mut receiving = Receiving::new(self, Sink::Staging(writer), length);
+        receiving.receive(first).await?;
+        let Sink::Staging(writer) = receiving.into_sink() else {
+            return Err(Failure::internal("a fill changed its sink"));
         };
-        staging.receive(first).await?;
-        let size = staging.writer.commit(&self.digest).await?;
+        begun.whole = Some(writer.written());
+        let size = writer.commit(&self.digest).await?;
         self.link(size).await;
-        Ok(Done { content, size })
+        Ok(Done {
+            content,
+            size,
+            outcome: CacheOutcome::Filled,
+        })
     }
 
     /// The content is verified, so a failure here costs the next caller a look at the manifests, not this one its bytes.
@@ -201,44 +241,60 @@ impl Fetch {
     }
 }
 
-/// The staging file while bytes arrive.
-struct Staging<'a> {
+/// A blob while its bytes arrive.
+pub(super) struct Receiving<'a> {
     fetch: &'a Fetch,
-    writer: Box<dyn BlobWriter>,
+    sink: Sink,
     length: Length,
     unflushed: usize,
 }
 
-impl Staging<'_> {
-    /// Receives the whole body, over as many connections as it takes.
-    async fn receive(&mut self, first: BlobStream) -> Result<(), Failure> {
-        let mut broken = self.append_all(first).await;
+impl<'a> Receiving<'a> {
+    pub(super) fn new(fetch: &'a Fetch, sink: Sink, length: Length) -> Self {
+        Self {
+            fetch,
+            sink,
+            length,
+            unflushed: 0,
+        }
+    }
+
+    pub(super) fn into_sink(self) -> Sink {
+        self.sink
+    }
+
+    /// Receives the rest of the body, over as many connections as it takes; the first may be there already.
+    pub(super) async fn receive(&mut self, first: Option<BlobStream>) -> Result<(), Failure> {
+        let mut broken = match first {
+            Some(first) => self.append_all(first).await,
+            None => self.resume().await,
+        };
         let mut resumptions = 0;
         let mut backoff = FIRST_BACKOFF;
-        let mut reached = self.writer.written();
+        let mut reached = self.sink.written();
         while let Err(failure) = broken {
             if !failure.is_resumable() || resumptions == MAX_RESUMPTIONS {
                 return Err(failure);
             }
             tracing::info!(
                 error = &failure as &dyn std::error::Error,
-                offset = self.writer.written(),
+                offset = self.sink.written(),
                 "the upstream broke off; resuming"
             );
             tokio::time::sleep(backoff).await;
             resumptions += 1;
             backoff *= 2;
             broken = self.resume().await;
-            if self.writer.written() - reached >= FORGIVEN_AFTER_BYTES {
+            if self.sink.written() - reached >= FORGIVEN_AFTER_BYTES {
                 (resumptions, backoff) = (0, FIRST_BACKOFF);
-                reached = self.writer.written();
+                reached = self.sink.written();
             }
         }
         Ok(())
     }
 
     async fn resume(&mut self) -> Result<(), Failure> {
-        let body = self.fetch.request(self.writer.written()).await?;
+        let body = self.fetch.request(self.sink.written()).await?;
         if let (Some(now), Some(before)) = (body.size, self.length.expected)
             && now != before
         {
@@ -255,7 +311,7 @@ impl Staging<'_> {
             offset, mut bytes, ..
         } = body;
         let mut known = self
-            .writer
+            .sink
             .written()
             .checked_sub(offset)
             .ok_or_else(|| Failure::invalid("the body starts after the offset asked for"))?;
@@ -282,7 +338,7 @@ impl Staging<'_> {
 
     /// Whether the body is whole, as far as lengths can tell.
     fn check_end(&self, repeats_missing: u64, broken: Option<Failure>) -> Result<(), Failure> {
-        let written = self.writer.written();
+        let written = self.sink.written();
         match (self.length.expected, broken) {
             (Some(expected), _) if written == expected => Ok(()),
             // A 404 for the rest of what was being sent is no answer about the whole.
@@ -311,29 +367,29 @@ impl Staging<'_> {
         Ok(bytes.next().await)
     }
 
-    async fn append(&mut self, chunk: Bytes) -> Result<(), Failure> {
-        if chunk.is_empty() {
-            return Ok(());
-        }
+    async fn append(&mut self, mut chunk: Bytes) -> Result<(), Failure> {
         let most = self.length.expected.unwrap_or(self.length.max);
-        if self.writer.written() + chunk.len() as u64 > most {
+        if self.sink.written() + chunk.len() as u64 > most {
             return Err(Failure::invalid(format!(
                 "sent more than the {most} bytes it may have"
             )));
         }
-        self.unflushed += chunk.len();
-        self.writer.write(chunk).await?;
-        if self.unflushed >= BATCH_BYTES {
-            self.flush().await?;
+        while !chunk.is_empty() {
+            let piece = chunk.split_to(chunk.len().min(BATCH_BYTES));
+            self.unflushed += piece.len();
+            self.sink.write(piece).await?;
+            if self.unflushed >= BATCH_BYTES {
+                self.flush().await?;
+            }
         }
         Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), Failure> {
         if self.unflushed > 0 {
-            self.writer.flush().await?;
+            self.sink.flush().await?;
             self.unflushed = 0;
-            self.fetch.progress.advanced(self.writer.written());
+            self.fetch.progress.advanced(self.sink.written());
         }
         Ok(())
     }

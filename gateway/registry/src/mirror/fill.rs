@@ -1,21 +1,20 @@
 //! A fill as its readers see it: they join while it runs, read the staging file at their own pace, and share its end.
 //!
-//! Owns how far a reader may read. Knows nothing of upstreams.
+//! Owns how far a reader may read, and from where. Knows nothing of upstreams.
 //! Invariant: before the digest is verified no reader gets the last byte of the blob, so a corrupt upstream never makes a body whole.
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
 use gantry_model::Digest;
-use gantry_storage::{Blob, StorageError};
+use gantry_storage::Blob;
 use tokio::sync::watch;
 
-use super::failure::Failure;
-use crate::error::Error;
-
-/// What a reader takes from the staging file at a time, and so its whole memory.
-const READ_BYTES: usize = 64 << 10;
+use super::{
+    failure::Failure,
+    window::{Place, Readers, Window},
+};
+use crate::{error::Error, outcome::Arrived};
 
 /// The end of a blob that is withheld until the digest is verified. A smaller blob is withheld whole.
 const HOLDBACK_BYTES: u64 = 64 << 10;
@@ -36,11 +35,27 @@ enum Phase {
     Failed(Failure),
 }
 
+/// Where readers find the bytes.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// In the store.
+    Stored(Arc<dyn Blob>),
+    /// There is no space for them: in memory, on their way through, after the part that was stored before.
+    Passing {
+        /// The first bytes of the blob.
+        head: Option<Arc<dyn Blob>>,
+        /// How many these are.
+        head_bytes: u64,
+        /// The rest.
+        window: Arc<Window>,
+    },
+}
+
 #[derive(Clone, Debug)]
 struct State {
     phase: Phase,
     size: Option<u64>,
-    content: Option<Arc<dyn Blob>>,
+    content: Option<Content>,
     readable: u64,
 }
 
@@ -63,19 +78,26 @@ impl Progress {
             content: None,
             readable: 0,
         });
-        (Self(sender), Fill { digest, state })
+        let readers = Arc::default();
+        let fill = Fill {
+            digest,
+            state,
+            readers,
+            _place: None,
+        };
+        (Self(sender), fill)
     }
 
-    /// The upstream answered; `staged` grows.
-    pub(super) fn opened(&self, size: Option<u64>, staged: Arc<dyn Blob>) {
+    /// The upstream answered; `content` grows.
+    pub(super) fn opened(&self, size: Option<u64>, content: Content) {
         self.0.send_modify(|state| {
             state.phase = Phase::Running;
             state.size = size;
-            state.content = Some(staged);
+            state.content = Some(content);
         });
     }
 
-    /// `flushed` bytes can be read from the staging file.
+    /// `flushed` bytes can be read.
     pub(super) fn advanced(&self, flushed: u64) {
         self.0.send_if_modified(|state| {
             // With a known size only the blob's own end is withheld; otherwise any byte may be the last.
@@ -90,7 +112,7 @@ impl Progress {
     }
 
     /// The content is verified, whole and readable from `content`.
-    pub(super) fn published(&self, content: Arc<dyn Blob>, size: u64) {
+    pub(super) fn published(&self, content: Content, size: u64) {
         self.0.send_modify(|state| {
             state.phase = Phase::Published;
             state.size = Some(size);
@@ -111,24 +133,49 @@ impl Progress {
 pub(crate) struct Fill {
     digest: Digest,
     state: watch::Receiver<State>,
+    readers: Arc<Readers>,
+    /// Nothing is let go of before its holder said where it begins to read.
+    _place: Option<Arc<Place>>,
 }
 
 impl Fill {
+    /// The handle of somebody who will read.
+    pub(super) fn joined(&self) -> Self {
+        Self {
+            _place: Some(Arc::new(Place::take(&self.readers, 0))),
+            ..self.clone()
+        }
+    }
+
+    /// Where its readers are.
+    pub(super) fn readers(&self) -> &Arc<Readers> {
+        &self.readers
+    }
+
+    /// Whether both are handles on one fill.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.state.same_channel(&other.state)
+    }
+
     /// The bytes `first..=last` of the blob, or to its end, as they arrive. Ends early only with an error, which must abort the
     /// connection. A range that ends before the blob's last 64 KiB may be complete before the digest is verified.
     pub(crate) fn stream(
         &self,
         first: u64,
         last: Option<u64>,
-    ) -> BoxStream<'static, Result<Bytes, Error>> {
+    ) -> BoxStream<'static, Result<Arrived, Error>> {
         let reader = Reader {
-            fill: self.clone(),
+            place: Place::take(&self.readers, first),
+            fill: Self {
+                _place: None,
+                ..self.clone()
+            },
             offset: first,
             end: last.map(|last| last.saturating_add(1)),
         };
         futures_util::stream::try_unfold(reader, |mut reader| async move {
             match reader.next().await {
-                Ok(bytes) => Ok(bytes.map(|bytes| (bytes, reader))),
+                Ok(arrived) => Ok(arrived.map(|arrived| (arrived, reader))),
                 Err(failure) => Err(failure.into_blob_error(&reader.fill.digest)),
             }
         })
@@ -181,12 +228,14 @@ impl Fill {
 
 struct Reader {
     fill: Fill,
+    place: Place,
     offset: u64,
     end: Option<u64>,
 }
 
 impl Reader {
-    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+    /// As much as can be read, without reading it: whoever sends it knows best how.
+    async fn next(&mut self) -> Result<Option<Arrived>, Failure> {
         let offset = self.offset;
         if self.end.is_some_and(|end| offset >= end) {
             return Ok(None);
@@ -198,15 +247,40 @@ impl Reader {
         let Some(content) = state.content.filter(|_| until > offset) else {
             return Ok(None);
         };
-        let length =
-            usize::try_from(until - offset).map_or(READ_BYTES, |rest| rest.min(READ_BYTES));
-        let bytes = content.read_at(offset, length).await?;
-        if bytes.is_empty() {
-            return Err(StorageError::corrupt("read the staging file of a fill").into());
-        }
-        self.offset += bytes.len() as u64;
-        Ok(Some(bytes))
+        let arrived = content.between(offset, until).ok_or_else(left_behind)?;
+        self.offset = offset.saturating_add(arrived.length());
+        self.place.reach(self.offset);
+        Ok(Some(arrived))
     }
+}
+
+impl Content {
+    /// Some of the bytes `offset..until`, which are readable; `None` when they were let go of.
+    fn between(self, offset: u64, until: u64) -> Option<Arrived> {
+        let (blob, until) = match self {
+            Self::Stored(blob) => (blob, until),
+            Self::Passing {
+                head: Some(head),
+                head_bytes,
+                ..
+            } if offset < head_bytes => (head, until.min(head_bytes)),
+            Self::Passing { window, .. } => {
+                let mut bytes = window.read(offset)?;
+                let most = usize::try_from(until - offset).unwrap_or(usize::MAX);
+                bytes.truncate(most);
+                return Some(Arrived::Loose(bytes));
+            }
+        };
+        Some(Arrived::Stored {
+            blob,
+            offset,
+            length: until - offset,
+        })
+    }
+}
+
+fn left_behind() -> Failure {
+    Failure::full("the others could not wait for this reader any longer")
 }
 
 fn lost() -> Failure {

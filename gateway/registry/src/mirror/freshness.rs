@@ -3,7 +3,7 @@
 //! Owns the order of questions to the upstream: a cold tag costs one GET, a known one a HEAD, which Docker Hub does not count.
 //! Invariant: a tag is unknown only when the upstream said so, and then its digests stay.
 
-use gantry_model::{Digest, Reference, RepositoryName, Requester, Tag};
+use gantry_model::{Digest, Reference, RepositoryName, Requester, Tag, TagState};
 use gantry_storage::{Commit, CommitError, TagMove, TagRecord};
 
 use super::{
@@ -101,6 +101,9 @@ impl Engine {
     ) -> Result<MirroredManifest, Failure> {
         let seen = self.metadata.tag(origin.name(), tag).await?;
         let Some(seen) = seen else {
+            if let Some(held) = self.named_and_held(origin, tag).await? {
+                return self.point(origin, tag, None, &held).await;
+            }
             let verified = self.fetch_tag(origin, tag).await?;
             return self.adopt(origin, tag, None, verified, requester).await;
         };
@@ -222,6 +225,24 @@ impl Engine {
         }
     }
 
+    /// What the upstream's tag names, when it is here without being the tag's: it may have been too young until now.
+    async fn named_and_held(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+    ) -> Result<Option<Verified>, Failure> {
+        if origin.freshness(tag).min_age.is_zero() {
+            return Ok(None);
+        }
+        let upstream = &origin.settings.upstream;
+        let reference = Reference::Tag(tag.clone());
+        let head = upstream.head_manifest(&origin.remote, &reference).await?;
+        match head.digest {
+            Some(digest) => self.held_manifest(origin, &digest).await,
+            None => Ok(None),
+        }
+    }
+
     async fn held_manifest(
         &self,
         origin: &Origin,
@@ -262,6 +283,9 @@ impl Engine {
         seen: Option<&TagRecord>,
         verified: &Verified,
     ) -> Result<MirroredManifest, Failure> {
+        if let Some(older) = self.too_young(origin, tag, seen, verified).await? {
+            return Ok(older);
+        }
         let mut expected = seen.map(|seen| seen.state.digest.clone());
         for _ in 0..MAX_MOVES {
             let moved = TagMove {
@@ -275,6 +299,16 @@ impl Engine {
                     return self.winner(origin, tag).await;
                 }
                 Err(StoreError::TagMoved(None)) => expected = None,
+                Err(StoreError::Failed(failure @ Failure::Full(_))) => {
+                    self.store_is_full(&failure);
+                    let tag = TagState {
+                        digest: verified.digest.clone(),
+                        pushed_at_ms: self.now_ms(),
+                        pushed_by: format!("mirror:{}", origin.mirror()),
+                        immutable: false,
+                    };
+                    return Ok(self.unstored(origin, verified, Some(tag)));
+                }
                 Err(StoreError::Failed(failure)) => return Err(failure),
             }
         }
@@ -311,7 +345,11 @@ impl Engine {
         let Some(tagged) = self.tagged(origin, seen.clone(), None, via).await? else {
             return Ok(None);
         };
-        self.metadata.commit(confirm).await?;
+        match self.metadata.commit(confirm).await.map_err(Failure::from) {
+            // It is confirmed all the same; only the next caller asks again.
+            Err(failure @ Failure::Full(_)) => self.store_is_full(&failure),
+            confirmed => confirmed?,
+        }
         Ok(Some(tagged))
     }
 
@@ -358,7 +396,7 @@ impl Engine {
         }
     }
 
-    async fn tagged(
+    pub(super) async fn tagged(
         &self,
         origin: &Origin,
         record: TagRecord,

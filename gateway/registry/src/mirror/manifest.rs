@@ -153,7 +153,13 @@ impl Engine {
         let verified = self.fetch_digest(origin, digest).await?;
         self.admit_manifest(origin, &verified, None, requester)
             .await?;
-        self.store(origin, &verified, None).await?;
+        match self.store(origin, &verified, None).await {
+            Err(StoreError::Failed(failure @ Failure::Full(_))) => {
+                self.store_is_full(&failure);
+                return Ok(self.unstored(origin, &verified, None));
+            }
+            stored => stored?,
+        }
         let local = self.local_manifest(origin, digest).await?;
         let (record, bytes) = local.ok_or(Failure::Conflict)?;
         Ok(MirroredManifest {
@@ -163,6 +169,23 @@ impl Engine {
             tag: None,
             via: CacheOutcome::Filled,
         })
+    }
+
+    /// What was fetched, for those who wait for it: there is no space to keep it.
+    pub(super) fn unstored(
+        &self,
+        origin: &Origin,
+        verified: &Verified,
+        tag: Option<TagState>,
+    ) -> MirroredManifest {
+        let pushed_by = format!("mirror:{}", origin.mirror());
+        MirroredManifest {
+            record: verified.record(self.now_ms(), pushed_by),
+            bytes: verified.bytes.clone(),
+            stale: None,
+            tag,
+            via: CacheOutcome::Passed,
+        }
     }
 
     /// A manifest of this repository with its bytes; `None` unless both are here.

@@ -1,5 +1,6 @@
 //! The mirror on real stores against a scripted upstream.
 
+mod age;
 mod durable;
 mod errors;
 mod fill;
@@ -7,6 +8,7 @@ mod freshness;
 mod keep;
 mod listing;
 mod panicking;
+mod pass;
 mod rights;
 mod upstream;
 mod world;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use gantry_model::{Change, Digest, Operation, Page, Reference, RepositoryName, Tag};
 use gantry_registry::{
-    Admission, BlobContent, Body, Error, Freshness, Keep, MirrorSettings, Moves, Outcome,
+    Admission, Arrived, BlobContent, Body, Error, Freshness, Keep, MirrorSettings, Moves, Outcome,
     ServedBlob, Settings,
 };
 use gantry_upstream::{
@@ -187,6 +187,7 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::from_secs(3600),
             moves: Moves::Follow,
+            min_age: Duration::ZERO,
         },
         rules: Vec::new(),
         not_found_for: Duration::from_secs(10),
@@ -200,8 +201,22 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
 async fn drain(served: ServedBlob) -> Bytes {
     match served.content {
         BlobContent::Filling(stream) => {
-            let pieces: Vec<Bytes> = stream.try_collect().await.unwrap();
-            pieces.concat().into()
+            let arrived: Vec<Arrived> = stream.try_collect().await.unwrap();
+            let mut whole = Vec::new();
+            for arrived in arrived {
+                match arrived {
+                    Arrived::Loose(bytes) => whole.extend_from_slice(&bytes),
+                    Arrived::Stored {
+                        blob,
+                        offset,
+                        length,
+                    } => {
+                        let length = usize::try_from(length).unwrap();
+                        whole.extend_from_slice(&blob.read_at(offset, length).await.unwrap());
+                    }
+                }
+            }
+            whole.into()
         }
         BlobContent::Published(_) | BlobContent::HeadersOnly => bytes_of(&served).await,
     }

@@ -24,6 +24,7 @@ const DEFAULT_FRESHNESS: Freshness = Freshness {
     stale_while_revalidate: Duration::ZERO,
     stale_if_error: Duration::from_secs(7 * 24 * 60 * 60),
     moves: Moves::Follow,
+    min_age: Duration::ZERO,
 };
 
 /// What `tags` and a tag rule have in common.
@@ -32,6 +33,7 @@ struct Written {
     stale_while_revalidate: Option<DurationText>,
     stale_if_error: Option<DurationText>,
     moves: Option<MovesText>,
+    min_age: Option<DurationText>,
 }
 
 impl Context<'_> {
@@ -153,6 +155,7 @@ impl Context<'_> {
             stale_while_revalidate: file.stale_while_revalidate,
             stale_if_error: file.stale_if_error,
             moves: file.moves,
+            min_age: file.min_age,
         };
         (
             self.written(keys, written, DEFAULT_FRESHNESS),
@@ -182,6 +185,7 @@ impl Context<'_> {
             stale_while_revalidate: file.stale_while_revalidate,
             stale_if_error: file.stale_if_error,
             moves: file.moves,
+            min_age: file.min_age,
         };
         let freshness = self.written(&keys, written, otherwise);
         let tags = file.tags?.into_iter().map(|glob| glob.0).collect();
@@ -205,6 +209,7 @@ impl Context<'_> {
                 file.stale_if_error,
                 otherwise.stale_if_error,
             ),
+            min_age: read("min_age", file.min_age, otherwise.min_age),
             moves: file.moves.map_or(otherwise.moves, |moves| match moves {
                 MovesText::Follow => Moves::Follow,
                 MovesText::Alert => Moves::Alert,

@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use async_trait::async_trait;
 use gantry_model::{ByteRange, Denial, DenialCode, Repository, Scope, Source, Tag, UploadId};
-use gantry_registry::{BodyError, Error as RegistryError, Stale, Staleness};
+use gantry_registry::{Arrived, BodyError, Error as RegistryError, Stale, Staleness};
 use gantry_storage::{Blob, StorageError};
 use http_body::Body as _;
 
@@ -108,7 +108,7 @@ fn filling(pieces: &[Result<&'static [u8], ()>], size: Option<u64>) -> Outcome {
         .iter()
         .map(|piece| {
             piece
-                .map(Bytes::from_static)
+                .map(|bytes| Arrived::Loose(Bytes::from_static(bytes)))
                 .map_err(|()| RegistryError::UpstreamInvalid {
                     source: "wrong digest".into(),
                 })

@@ -64,7 +64,12 @@ impl Reads {
     }
 
     /// Reads a part of a file only so that the system has it in memory.
-    async fn warm(&self, file: Arc<File>, offset: u64, length: usize) -> Result<(), StorageError> {
+    pub(super) async fn warm(
+        &self,
+        file: Arc<File>,
+        offset: u64,
+        length: usize,
+    ) -> Result<(), StorageError> {
         let buffers = Arc::clone(&self.buffers);
         self.blocking
             .run(READ, move || {
@@ -125,10 +130,7 @@ impl Blob for FsBlob {
     }
 
     fn is_warm(&self, offset: u64, length: usize) -> bool {
-        let last = (length as u64).saturating_sub(1);
-        [offset, offset.saturating_add(last)]
-            .into_iter()
-            .all(|at| read_at_once(&self.file, &mut [0], at) == 1)
+        is_warm(&self.file, offset, length)
     }
 
     async fn warm(&self, offset: u64, length: usize) -> Result<(), StorageError> {
@@ -144,6 +146,14 @@ fn failed(error: io::Error) -> StorageError {
         io::ErrorKind::UnexpectedEof => StorageError::corrupt(READ),
         _ => StorageError::io(READ, error),
     }
+}
+
+/// Whether both ends of a part can be read without waiting for a disk.
+pub(super) fn is_warm(file: &File, offset: u64, length: usize) -> bool {
+    let last = (length as u64).saturating_sub(1);
+    [offset, offset.saturating_add(last)]
+        .into_iter()
+        .all(|at| read_at_once(file, &mut [0], at) == 1)
 }
 
 /// How many bytes could be read without waiting for a disk; none where the file's system cannot tell.

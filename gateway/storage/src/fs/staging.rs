@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::read::Reads;
+use super::read::{Reads, is_warm};
 use crate::{Blob, error::StorageError};
 
 /// An open staging file.
@@ -133,5 +133,18 @@ impl Blob for Tail {
         self.reads
             .read(&self.staging.file, offset, length, self.size())
             .await
+    }
+
+    fn file(&self) -> Option<&File> {
+        Some(&self.staging.file)
+    }
+
+    fn is_warm(&self, offset: u64, length: usize) -> bool {
+        is_warm(&self.staging.file, offset, length)
+    }
+
+    async fn warm(&self, offset: u64, length: usize) -> Result<(), StorageError> {
+        let file = Arc::clone(&self.staging.file);
+        self.reads.warm(file, offset, length).await
     }
 }

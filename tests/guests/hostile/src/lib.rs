@@ -93,6 +93,12 @@ fn act(what: &str) -> String {
             (0..10_000).for_each(|_| drop(bucket.get("key")));
             String::new()
         }
+        "once" => {
+            let bucket = kv::open("granted").unwrap();
+            assert!(bucket.get("asked").unwrap().is_none(), "asked before");
+            bucket.put("asked", b"yes", None).unwrap();
+            String::new()
+        }
         "kv-fill" => fill_bucket(),
         "kv-block" => format!("{:?}", kv::open("granted").unwrap().get("block")),
         "http" => requests(),
@@ -366,6 +372,7 @@ fn secret_log() -> String {
         "a line\nwith a \u{1b}[31mbreak",
         &[
             ("secret".to_owned(), format!("{secret:?}")),
+            ("config".to_owned(), CONFIG.lock().unwrap().to_string()),
             ("key".to_owned(), "a\r\nb".to_owned()),
         ],
     );
@@ -387,7 +394,9 @@ fn told(code: String) -> Reason {
 
 fn hint() -> CacheHint {
     CacheHint {
-        ttl_ms: u32::MAX,
+        ttl_ms: setting("ttl")
+            .as_u64()
+            .map_or(u32::MAX, |ttl| ttl.try_into().unwrap()),
         stale_if_error_ms: u32::MAX,
         also: Vary::CLIENT_ADDR,
     }

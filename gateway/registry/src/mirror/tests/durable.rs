@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::{
     fill::{collect, fails_and_recovers, herd},
     upstream::{BodyPlan, CHUNK_BYTES, Call},
-    world::{FRESH_FOR, World, content, filling, image, tagged},
+    world::{FRESH_FOR, World, content, filling, image, read, tagged},
 };
 use crate::{error::Error, ports::Settings, registry::Registry};
 
@@ -33,7 +33,8 @@ async fn readers_at_every_pace_get_the_same_bytes() {
     world.upstream.plan([BodyPlan::gated(&gate)]);
     let fill = filling(world.open(NAME, &digest).await.unwrap());
     let mut slow = fill.stream(0, None);
-    let mut slowly = slow.next().await.unwrap().unwrap().to_vec();
+    let first = slow.next().await.unwrap().unwrap();
+    let mut slowly = read(first).await.to_vec();
     let quick = (0..20).map(|reader| {
         let fill = fill.clone();
         tokio::spawn(async move { collect(&fill, reader * 1000, None).await })
@@ -45,7 +46,7 @@ async fn readers_at_every_pace_get_the_same_bytes() {
     }
     assert_eq!(world.stored(&digest).await, Some(BLOB_BYTES as u64));
     while let Some(more) = slow.next().await {
-        slowly.extend_from_slice(&more.unwrap());
+        slowly.extend_from_slice(&read(more.unwrap()).await);
     }
     assert!(slowly == bytes);
     assert_eq!(world.upstream.calls(), [Call::Blob(digest, 0)]);

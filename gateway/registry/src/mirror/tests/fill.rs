@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::{
     panicking::PanickingStore,
     upstream::{Announced, BodyPlan, CHUNK_BYTES, Call},
-    world::{World, content, drain, filling, image, repository},
+    world::{World, content, drain, filling, image, read, repository},
 };
 use crate::{
     error::Error,
@@ -105,12 +105,13 @@ async fn a_slow_reader_does_not_hold_the_fill() {
     let (world, bytes, digest) = cold_blob();
     let (gate, slow) = standing(&world, &digest, 10).await;
     let mut slow = filling(slow).stream(0, None);
-    let mut slowly = slow.next().await.unwrap().unwrap().to_vec();
+    let first = slow.next().await.unwrap().unwrap();
+    let mut slowly = read(first).await.to_vec();
     gate.add_permits(BLOB_BYTES);
     assert_eq!(world.read(NAME, &digest).await.unwrap(), bytes);
     assert_eq!(world.stored(&digest).await, Some(BLOB_BYTES as u64));
     while let Some(more) = slow.next().await {
-        slowly.extend_from_slice(&more.unwrap());
+        slowly.extend_from_slice(&read(more.unwrap()).await);
     }
     assert_eq!(slowly, bytes);
 }
@@ -189,7 +190,7 @@ pub(super) async fn collect(fill: &Fill, first: u64, last: Option<u64>) -> Vec<u
     let mut stream = fill.stream(first, last);
     let mut bytes = Vec::new();
     while let Some(more) = stream.next().await {
-        bytes.extend_from_slice(&more.unwrap());
+        bytes.extend_from_slice(&read(more.unwrap()).await);
     }
     bytes
 }
@@ -212,11 +213,19 @@ pub(super) async fn fails_and_recovers(world: &World, bytes: &Bytes, digest: &Di
     error
 }
 
+/// Fifty places: the first bytes, the last ones, both sides of the withheld end, and others evenly between.
+fn cuts() -> Vec<usize> {
+    let withheld = BLOB_BYTES - (64 << 10);
+    let edges = [0, 1, withheld - 1, withheld, withheld + 1, BLOB_BYTES - 2];
+    let between = (1..44).map(|place| place * BLOB_BYTES / 44);
+    let cuts: Vec<usize> = edges.into_iter().chain(between).collect();
+    [cuts, vec![BLOB_BYTES - 1]].concat()
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_truncated_body_is_never_whole_nor_kept() {
-    for step in 0..20 {
-        let cut = (step * BLOB_BYTES / 20).max(step.min(1));
-        let cut = if step == 19 { BLOB_BYTES - 1 } else { cut };
+async fn a_body_truncated_at_any_of_fifty_places_is_never_whole_nor_kept() {
+    assert_eq!(cuts().len(), 50);
+    for cut in cuts() {
         for clean in [false, true] {
             let (world, bytes, digest) = cold_blob();
             let plan = BodyPlan {
@@ -232,7 +241,7 @@ async fn a_truncated_body_is_never_whole_nor_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_truncated_body_of_unsaid_length_is_never_whole_nor_kept() {
-    for cut in [0, 1, BLOB_BYTES / 2, BLOB_BYTES - 1] {
+    for cut in cuts() {
         let (world, bytes, digest) = cold_blob();
         world.upstream.plan([BodyPlan {
             announces: None,
@@ -241,6 +250,16 @@ async fn a_truncated_body_of_unsaid_length_is_never_whole_nor_kept() {
         }]);
         let error = fails_and_recovers(&world, &bytes, &digest).await;
         assert!(matches!(error, Error::UpstreamInvalid { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_broken_at_any_of_fifty_places_is_resumed_without_fetching_a_byte_twice() {
+    for cut in cuts() {
+        let (world, bytes, digest) = cold_blob();
+        world.upstream.plan([BodyPlan::cut_at(cut)]);
+        assert_eq!(world.read(NAME, &digest).await.unwrap(), bytes);
+        assert_eq!(world.upstream.script().sent, BLOB_BYTES, "cut at {cut}");
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
     error::Error,
     leases::Leases,
     mirror::{Fill, MirroredBlob, MirroredContent, MirroredManifest, Mirrors, listing::system},
+    outcome::Arrived,
     ports::{Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Ports, Settings, TagRule},
 };
 
@@ -41,6 +42,7 @@ pub(super) const FRESHNESS: Freshness = Freshness {
     stale_while_revalidate: Duration::ZERO,
     stale_if_error: STALE_IF_ERROR,
     moves: Moves::Follow,
+    min_age: Duration::ZERO,
 };
 pub(super) const NOT_FOUND_FOR: Duration = Duration::from_secs(30);
 
@@ -282,13 +284,35 @@ pub(super) async fn drain(blob: MirroredBlob) -> (Vec<u8>, Result<(), Error>) {
             let mut stream = fill.stream(0, None);
             while let Some(more) = stream.next().await {
                 match more {
-                    Ok(more) => bytes.extend_from_slice(&more),
+                    Ok(more) => bytes.extend_from_slice(&read(more).await),
                     Err(error) => return (bytes, Err(error)),
                 }
             }
         }
     }
     (bytes, Ok(()))
+}
+
+/// The bytes that arrived.
+pub(super) async fn read(arrived: Arrived) -> Bytes {
+    match arrived {
+        Arrived::Loose(bytes) => bytes,
+        Arrived::Stored {
+            blob,
+            offset,
+            length,
+        } => {
+            let mut bytes = Vec::new();
+            while (bytes.len() as u64) < length {
+                let at = bytes.len() as u64;
+                let left = usize::try_from(length - at).unwrap();
+                let more = blob.read_at(offset + at, left).await.unwrap();
+                assert!(!more.is_empty(), "what arrived can be read");
+                bytes.extend_from_slice(&more);
+            }
+            bytes.into()
+        }
+    }
 }
 
 /// The fill behind a blob that is not published yet.

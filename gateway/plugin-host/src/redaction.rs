@@ -1,10 +1,9 @@
-//! Keeps a plugin's own secrets out of what is said about it: a guest may quote its configuration when it refuses it or panics.
+//! Keeps a plugin's own secrets out of what is said about it and by it: a guest may quote its configuration when it refuses it, panics
+//! or logs.
 //!
-//! Owns what counts as secret: the text of files that the configuration includes, line by line, and granted secrets.
+//! Owns how secrets are found in a text. Which texts are secret is the binary's word.
 
 use std::fmt;
-
-use crate::config;
 
 /// Shorter pieces are left alone: they are in every sentence.
 const SHORTEST: usize = 4;
@@ -20,15 +19,9 @@ impl fmt::Debug for Redaction {
 }
 
 impl Redaction {
-    /// What a binding was given in files.
+    /// These texts, line by line.
     #[must_use]
-    pub fn of(written: &config::Binding) -> Self {
-        let granted = written.grants.secrets.values();
-        let granted = granted.map(|secret| String::from_utf8_lossy(&secret.0).into_owned());
-        Self::from_texts(written.included.iter().cloned().chain(granted))
-    }
-
-    fn from_texts(texts: impl IntoIterator<Item = String>) -> Self {
+    pub fn of(texts: impl IntoIterator<Item = String>) -> Self {
         let mut pieces: Vec<String> = texts
             .into_iter()
             .flat_map(|text| {
@@ -65,7 +58,7 @@ mod tests {
 
     #[test]
     fn what_was_in_a_file_is_not_in_the_sentence() {
-        let redaction = Redaction::from_texts(["hunter2\nhunter2-long\n\nab\n".to_owned()]);
+        let redaction = Redaction::of(["hunter2\nhunter2-long\n\nab\n".to_owned()]);
         let cleaned = redaction.clean("is \"hunter2-long\" or hunter2, ab".to_owned());
         assert_eq!(cleaned, "is \"***\" or ***, ab");
         assert!(!format!("{redaction:?}").contains("hunter"));
