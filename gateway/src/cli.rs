@@ -92,6 +92,8 @@ enum PluginCommand {
     New(plugin::New),
     /// Build a plugin's component.
     Build(plugin::Build),
+    /// Write the contract as C or Go, for a plugin in that language.
+    Bindings(plugin::Bindings),
     /// Run a plugin's cases on the real plugin host. Ends with 1 when one does not hold.
     Test(plugin::Test),
     /// Ask a component once, and say how long it took and what it asked of the host.
@@ -172,6 +174,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Plugin(PluginCommand::Inspect { file }) => inspect(&file),
         Command::Plugin(PluginCommand::New(arguments)) => Ok(plugin::new(&arguments)?),
         Command::Plugin(PluginCommand::Build(arguments)) => Ok(plugin::build(&arguments)?),
+        Command::Plugin(PluginCommand::Bindings(arguments)) => Ok(plugin::bindings(&arguments)?),
         Command::Plugin(PluginCommand::Test(arguments)) => Ok(plugin::test(&arguments)?),
         Command::Plugin(PluginCommand::Run(arguments)) => Ok(plugin::run(&arguments)?),
         Command::Plugin(PluginCommand::Docs) => Ok(plugin::docs()?),
