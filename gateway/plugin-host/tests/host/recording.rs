@@ -119,7 +119,7 @@ async fn passwords_and_tokens_are_not_shown() {
     let (plugin, recorder) = recorded(config).await;
     assert_eq!(
         shown(&calls(&plugin, &recorder).await),
-        ["crypto.verify-password(none, ***) -> PasswordResult::Unknown"]
+        ["crypto.verify-password(none, ***) -> PasswordResult::Mismatch"]
     );
     let (plugin, recorder) = recorded(json!({ "do": "probe" })).await;
     let calls = shown(&calls(&plugin, &recorder).await);
