@@ -137,7 +137,8 @@ async fn passwords_and_tokens_are_not_shown() {
     );
     assert_eq!(starting("random.bytes"), "random.bytes(16) -> 16 bytes");
     assert_eq!(starting("config.get"), "config.get() -> 14 bytes");
-    assert_eq!(starting("config.secret"), "config.secret(\"token\") -> ***");
+    let secret = starting("config.secret(\"other\") -> ");
+    assert!(secret.contains("not-granted"), "{secret}");
 }
 
 #[tokio::test]
