@@ -4,6 +4,7 @@
 //! standard output, complaints to standard error.
 
 mod admin;
+mod cache;
 mod events;
 mod first_start;
 mod htpasswd;
@@ -55,6 +56,9 @@ enum Command {
     Htpasswd(Htpasswd),
     /// Have a running gateway take its configuration anew, or say every reason why it does not.
     Reload(admin::Target),
+    /// About what the mirrors of a running gateway have cached.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// About events that wait for their receivers in a running gateway.
     #[command(subcommand)]
     Events(events::EventsCommand),
@@ -164,6 +168,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Config(ConfigCommand::Schema) => schema(),
         Command::Htpasswd(arguments) => Ok(htpasswd::run(&arguments)?),
         Command::Reload(target) => admin::reload(&target),
+        Command::Cache(command) => cache::run(&command),
         Command::Events(command) => events::run(&command),
         Command::Plugin(PluginCommand::List { target, output }) => admin::list(&target, output),
         Command::Plugin(PluginCommand::Inspect { file }) => inspect(&file),
