@@ -15,17 +15,17 @@ run: build ## build, then serve examples/quickstart.yaml on loopback
 	$(TARGET_DIR)/release/gantry serve
 
 test: toolchain clients examples ## every test: unit, suites, hosts, real clients
-	$(CARGO) build --locked --package gantry
 	$(CARGO) test --locked --workspace --no-fail-fast
 
 test-fast: toolchain ## the libraries only: no clients, no wasm
 	$(CARGO) test --locked -p gantry-model -p gantry-storage -p gantry-upstream -p gantry-registry
 
-EXAMPLES := javascript python
+EXAMPLES := javascript python c go
 
 examples: toolchain ## the example plugins, each into its folder's build/plugin.wasm; their tools come from PyPI and npm
 	@python3 -c 'import ensurepip' 2>/dev/null || { echo "installing python3-venv"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null; }
-	for language in $(EXAMPLES); do $(MAKE) -C examples/plugins/$$language || exit 1; done
+	$(CARGO) build --locked --package gantry
+	for language in $(EXAMPLES); do $(MAKE) -C examples/plugins/$$language GANTRY=$(abspath $(TARGET_DIR))/debug/gantry || exit 1; done
 	$(CARGO) build --locked --profile guest --target wasm32-wasip2 --package provenance --package deny-image
 
 bench: toolchain clients peers ## every figure of README's table, side by side with nginx and docker-registry in one run

@@ -2,10 +2,13 @@
 //!
 //! Map: `cases` reads a case file, `question` and `answer` are the short forms of what a hook is asked and says, `world` is the registry,
 //! the values, the time and the secrets that a tried plugin meets; `trial` puts a component into it; `template` writes a new plugin;
-//! `docs` renders the contract. Owns no output: the command line prints. Nothing here runs in a serving gateway.
+//! `bindings` and `component` are for languages whose compilers write core modules; `docs` renders the contract. Owns no output: the command
+//! line prints. Nothing here runs in a serving gateway.
 
 pub mod answer;
+pub mod bindings;
 pub mod cases;
+pub mod component;
 pub mod docs;
 pub mod question;
 pub mod template;

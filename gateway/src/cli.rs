@@ -4,6 +4,7 @@
 //! standard output, complaints to standard error.
 
 mod admin;
+mod cache;
 mod events;
 mod first_start;
 mod htpasswd;
@@ -55,6 +56,9 @@ enum Command {
     Htpasswd(Htpasswd),
     /// Have a running gateway take its configuration anew, or say every reason why it does not.
     Reload(admin::Target),
+    /// About what the mirrors of a running gateway have cached.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// About events that wait for their receivers in a running gateway.
     #[command(subcommand)]
     Events(events::EventsCommand),
@@ -88,6 +92,8 @@ enum PluginCommand {
     New(plugin::New),
     /// Build a plugin's component.
     Build(plugin::Build),
+    /// Write the contract as C or Go, for a plugin in that language.
+    Bindings(plugin::Bindings),
     /// Run a plugin's cases on the real plugin host. Ends with 1 when one does not hold.
     Test(plugin::Test),
     /// Ask a component once, and say how long it took and what it asked of the host.
@@ -162,11 +168,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Config(ConfigCommand::Schema) => schema(),
         Command::Htpasswd(arguments) => Ok(htpasswd::run(&arguments)?),
         Command::Reload(target) => admin::reload(&target),
+        Command::Cache(command) => cache::run(&command),
         Command::Events(command) => events::run(&command),
         Command::Plugin(PluginCommand::List { target, output }) => admin::list(&target, output),
         Command::Plugin(PluginCommand::Inspect { file }) => inspect(&file),
         Command::Plugin(PluginCommand::New(arguments)) => Ok(plugin::new(&arguments)?),
         Command::Plugin(PluginCommand::Build(arguments)) => Ok(plugin::build(&arguments)?),
+        Command::Plugin(PluginCommand::Bindings(arguments)) => Ok(plugin::bindings(&arguments)?),
         Command::Plugin(PluginCommand::Test(arguments)) => Ok(plugin::test(&arguments)?),
         Command::Plugin(PluginCommand::Run(arguments)) => Ok(plugin::run(&arguments)?),
         Command::Plugin(PluginCommand::Docs) => Ok(plugin::docs()?),

@@ -191,6 +191,8 @@ pub struct Mirror {
     pub default: bool,
     /// What stays in its cache.
     pub keep: Keep,
+    /// Whether a manifest's layers are fetched when it is.
+    pub prefetch: bool,
     /// What is believed of its tags.
     pub freshness: Freshness,
     /// What is believed of some of them.

@@ -34,6 +34,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// How often the mirrors' caches are held against what they may keep.
 const EVICT_EVERY: Duration = Duration::from_secs(60);
 
+/// How often the blob store is looked through for content that no repository has: what a crash left. Once at the start as well.
+const SWEEP_STORE_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+
 /// How long bytes that were taken from a client may still be on their way to a disk after the drain.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -116,6 +119,7 @@ async fn serve(
         tokio::spawn(Arc::clone(&reloader).follow_files()),
         tokio::spawn(sweep(Arc::clone(&app))),
         tokio::spawn(evict(Arc::clone(&app))),
+        tokio::spawn(sweep_store(Arc::clone(&app))),
         admin(config, &reloader, &watched)?,
     ];
     let telling = Telling::start(&app);
@@ -230,6 +234,17 @@ async fn evict(app: Arc<App>) {
             ),
             Ok(_nothing) => {}
             Err(error) => tracing::warn!(error = ?error, "an eviction failed"),
+        }
+    }
+}
+
+async fn sweep_store(app: Arc<App>) {
+    let mut ticks = tokio::time::interval(SWEEP_STORE_EVERY);
+    loop {
+        ticks.tick().await;
+        match app.current().registry.sweep_unowned().await {
+            Ok(swept) => app.telemetry.count_swept(swept),
+            Err(error) => tracing::warn!(error = ?error, "the sweep of the blob store failed"),
         }
     }
 }

@@ -9,6 +9,7 @@ mod hooks;
 mod json;
 mod lines;
 mod logging;
+mod operator;
 mod plugins;
 mod process;
 mod readings;
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use gantry_registry::CacheCounts;
+use gantry_registry::{CacheCounts, Swept};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -34,6 +35,7 @@ pub use self::{
     hooks::{audit_admission, audit_failure, audit_rejected},
     lines::{AccessLine, AuditLine},
     logging::{LogFormat, Logging, LoggingError, init},
+    operator::{CacheChange, audit_cache},
     plugins::{Asked, PluginMeter},
     readings::Reading,
     traces::{OtlpSettings, Traces, TracesError, adopt_parent, describe},
@@ -61,6 +63,8 @@ pub struct Telemetry {
     pub connections: Gauge,
     /// Requests whose code panicked.
     pub panics: Counter,
+    swept_blobs: Counter,
+    swept_bytes: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -105,6 +109,8 @@ impl Telemetry {
             caches: upstreams::Caches::default(),
             connections: Gauge::default(),
             panics: Counter::default(),
+            swept_blobs: Counter::default(),
+            swept_bytes: Counter::default(),
             registry: Mutex::default(),
         };
         telemetry.register_own(own);
@@ -140,6 +146,12 @@ impl Telemetry {
             "Requests whose code panicked",
             self.panics.clone(),
         );
+        registry.register(
+            "swept_blobs",
+            "Blobs freed because no repository had them",
+            self.swept_blobs.clone(),
+        );
+        registry.register("swept_bytes", "Their bytes", self.swept_bytes.clone());
         registry.register(
             "commit_jobs",
             "Writes that shared one transaction of the metadata",
@@ -206,6 +218,12 @@ impl Telemetry {
                 .get_or_create(&DirectionLabels { direction })
                 .inc_by(bytes);
         }
+    }
+
+    /// Counts what a sweep of the blob store freed.
+    pub fn count_swept(&self, swept: Swept) {
+        self.swept_blobs.inc_by(swept.blobs);
+        self.swept_bytes.inc_by(swept.bytes);
     }
 
     /// Counts a transaction of the metadata that served `jobs` writes.

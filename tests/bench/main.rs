@@ -1,7 +1,7 @@
 //! `make bench`: Gantry, nginx and Debian's docker-registry side by side in one run, and what each figure was to be.
 //!
 //! Map: `peers` starts the servers, `usage` reads what a process took from the kernel, `load` pulls and pushes; `transfers`,
-//! `manifests`, `decisions`, `proxy` and `footprint` measure one family of figures each; `table` prints. Rounds are interleaved, so
+//! `manifests`, `decisions`, `proxy`, `footprint` and `zipf` measure one family of figures each; `table` prints. Rounds are interleaved, so
 //! that a machine that slows down slows down everybody. CPU is the server's own, all its processes, from the kernel's accounts.
 #![expect(
     clippy::disallowed_methods,
@@ -21,6 +21,7 @@ mod proxy;
 mod table;
 mod transfers;
 mod usage;
+mod zipf;
 
 use table::Table;
 
@@ -41,12 +42,13 @@ fn main() {
         .collect();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|word| *word == name);
     let mut table = Table::default();
-    let parts: [Part; 5] = [
+    let parts: [Part; 6] = [
         ("transfers", transfers::measure),
         ("manifests", manifests::measure),
         ("decisions", decisions::measure),
         ("proxy", proxy::measure),
         ("footprint", footprint::measure),
+        ("zipf", zipf::measure),
     ];
     for (name, measure) in parts {
         if wanted(name) {

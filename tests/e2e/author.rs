@@ -94,9 +94,8 @@ fn example(language: &str) -> PathBuf {
 
 /// Builds an example by its own Makefile, which installs its tools beside it.
 fn made(language: &str) -> PathBuf {
-    let folder = example(language);
-    run(Command::new("make").arg("-C").arg(&folder)).ok();
-    folder.join("build/plugin.wasm")
+    let built = run(plugin(&["build"]).arg(example(language))).ok();
+    PathBuf::from(built.lines().next().unwrap())
 }
 
 #[expect(clippy::print_stdout, reason = "the time is the test's report")]
@@ -107,7 +106,7 @@ fn passes_the_shared_cases(wasm: &Path) {
         .arg("--cases")
         .arg(example("cases.yaml")))
     .ok();
-    assert!(tested.contains("15 passed, 0 failed"), "{tested}");
+    assert!(tested.contains("17 passed, 0 failed"), "{tested}");
     println!(
         "{:>8.1} s  {}",
         began.elapsed().as_secs_f64(),
@@ -128,6 +127,148 @@ fn the_javascript_example_passes_the_shared_cases() {
 #[test]
 fn the_python_example_passes_the_shared_cases() {
     passes_the_shared_cases(&made("python"));
+}
+
+#[test]
+fn the_go_example_passes_the_shared_cases() {
+    passes_the_shared_cases(&made("go"));
+}
+
+#[test]
+fn the_c_example_passes_the_shared_cases() {
+    passes_the_shared_cases(&made("c"));
+}
+
+#[test]
+fn a_new_plugin_for_each_other_hook_passes_its_cases_and_is_asked_by_hand() {
+    let folder = TempDir::new().unwrap();
+    let target = folder.path().join("target");
+    let mut began = Instant::now();
+    for (hook, count, request, said) in [
+        (
+            "authorizer",
+            3,
+            r#"{"repository":"team/app","principal":"user:alice"}"#,
+            r#""granted":["repository:team/app:pull"]"#,
+        ),
+        (
+            "authenticator",
+            4,
+            r#"{"username":"ci","password":"guess"}"#,
+            r#"host       crypto.hmac-sha256("robots", 2 bytes) -> 32 bytes"#,
+        ),
+        (
+            "events",
+            6,
+            r#"{"kind":"tag.moved","tag":"v1","actor":"user:alice"}"#,
+            "host       http.send(POST https://chat.example.com/hooks/1, headers [\"authorization\"], 28 bytes) -> 204, 0 bytes",
+        ),
+    ] {
+        let name = format!("my-{hook}");
+        run(plugin(&["new", &name, "--hook", hook]).current_dir(folder.path())).ok();
+        let new = folder.path().join(&name);
+        let tested = run(plugin(&["test"])
+            .current_dir(&new)
+            .env("CARGO_TARGET_DIR", &target))
+        .ok();
+        assert!(
+            tested.contains(&format!("{count} passed, 0 failed")),
+            "{tested}"
+        );
+        let wasm = format!("wasm32-wasip2/release/my_{hook}.wasm");
+        let asked = run(plugin(&["run"])
+            .arg(target.join(wasm))
+            .arg("--cases")
+            .arg(new.join("tests/cases.yaml"))
+            .args(["--calls", "3", "--request", request]))
+        .ok();
+        assert!(asked.contains(said), "no {said} in:\n{asked}");
+        step(&mut began, hook);
+    }
+}
+
+#[test]
+fn a_folder_with_a_makefile_is_built_by_it() {
+    let folder = TempDir::new().unwrap();
+    let build = || {
+        plugin(&["build", "."])
+            .current_dir(folder.path())
+            .output()
+            .unwrap()
+    };
+    let said = |output: &std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
+
+    let nothing = build();
+    assert!(said(&nothing).contains("is no plugin: cargo builds a folder with a Cargo.toml"));
+
+    let makefile = folder.path().join("Makefile");
+    fs::write(
+        &makefile,
+        "build/plugin.wasm:\n\t@echo no compiler here >&2; exit 1\n",
+    )
+    .unwrap();
+    let failed = build();
+    assert!(!failed.status.success());
+    for expected in [
+        "no compiler here",
+        ". does not build: see what its Makefile said",
+    ] {
+        assert!(said(&failed).contains(expected), "{}", said(&failed));
+    }
+
+    let wasm = component("provenance");
+    let rule = format!(
+        "build/plugin.wasm:\n\t@echo chatter; $(GANTRY) --version; mkdir -p build; cp {} $@\n",
+        wasm.display()
+    );
+    fs::write(&makefile, rule).unwrap();
+    let built = build();
+    assert!(built.status.success(), "{}", said(&built));
+    let printed = String::from_utf8_lossy(&built.stdout);
+    assert_eq!(printed.lines().next(), Some("./build/plugin.wasm"));
+    assert!(
+        said(&built).contains("chatter\ngantry "),
+        "{}",
+        said(&built)
+    );
+}
+
+#[test]
+fn only_a_core_module_is_made_a_component_and_only_one_that_fits() {
+    let folder = TempDir::new().unwrap();
+    let empty = folder.path().join("empty.wasm");
+    fs::write(&empty, b"\0asm\x01\0\0\0").unwrap();
+    let output = folder.path().join("plugin.wasm");
+    let build = |module: &Path, hook: &str| {
+        run(plugin(&["build"])
+            .arg(module)
+            .args(["--hook", hook, "--output"])
+            .arg(&output))
+        .fails()
+    };
+    let said = run(plugin(&["build"]).arg(&empty)).fails();
+    assert!(
+        said.contains("say where its component goes by --output FILE"),
+        "{said}"
+    );
+    let said = build(&empty, "admission");
+    assert!(said.contains("cannot make a component of"), "{said}");
+    assert!(said.contains("gantry:plugin/admission@0.1.0"), "{said}");
+    let said = build(&empty, "admit");
+    assert!(
+        said.contains(
+            "no such hook: admit; there are: admission, authenticator, authorizer, events"
+        ),
+        "{said}"
+    );
+    let said = build(&component("provenance"), "admission");
+    assert!(said.contains("is no core module"), "{said}");
+    assert!(!output.exists());
+    let said = run(plugin(&["build"]).arg(&empty).arg("--output").arg(&output)).fails();
+    assert!(
+        said.contains("takes part in no hook; for a core module"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@
 mod adopted;
 mod author;
 mod bad_requests;
+mod cache;
 mod canary;
 mod client_files;
 mod clients;

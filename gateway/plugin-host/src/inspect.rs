@@ -115,7 +115,7 @@ pub(crate) fn refuse_bytes(bytes: &[u8]) -> Option<String> {
     }
     match bytes {
         [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Some(
-            "is a core module, not a component; build it for wasm32-wasip2, or wrap it with `wasm-tools component new`"
+            "is a core module, not a component; build it for wasm32-wasip2, or make one of it with `gantry plugin build MODULE --hook HOOK --output FILE`"
                 .to_owned(),
         ),
         [0, b'a', b's', b'm', ..] => None,

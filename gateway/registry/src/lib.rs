@@ -2,12 +2,14 @@
 //!
 //! Map: `registry` is the struct and the one entry [`Registry::perform`]; `pull` `push` `upload` `mount` `list` `referrers` `delete`
 //! hold one family of operations each; `admit` asks the hooks; `events` tells what happened; `staging` knows which staging files are in
-//! use; `mirror` fills the cache; `layered` is what is hosted over it; `ports` is what the binary must bring; `cache_counts` counts what the mirrors did;
+//! use; `mirror` fills the cache; `layered` is what is hosted over it; `ports` is what the binary must bring; `cache` is what operators do
+//! with the mirrors' cache, `cache_counts` counts what the mirrors did;
 //! `outcome` and `error` are what comes out.
 //! Invariant: nothing here runs without a [`gantry_model::Permit`].
 
 mod admit;
 pub mod body;
+mod cache;
 pub mod cache_counts;
 mod delete;
 pub mod error;
@@ -27,11 +29,13 @@ mod staging;
 mod upload;
 
 pub use body::{Body, BodyError};
-pub use cache_counts::{CacheContent, CacheCounts, CacheOutcome};
+pub use cache_counts::{CacheContent, CacheCounts, CacheOutcome, EvictionReason};
 pub use error::Error;
 pub use events::random_uuid;
 pub use leases::Leases;
-pub use mirror::{CacheUsage, Evicted};
+pub use mirror::{
+    CacheEntry, CacheUsage, EvictOrder, Evicted, EvictedItem, EvictedWhat, Selection, Swept,
+};
 pub use outcome::{
     Arrived, BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
 };

@@ -3,7 +3,8 @@
 //! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served, `age` whether it may
 //! name what is new; `blob` says who may have
 //! which blob, `fill` is a fill as readers see it and `fetch` the task behind it, `sink` where that puts the bytes; `pass` is a fill without space to
-//! keep it, `window` its memory; `listing` is tags and referrers; `keep` is what stays; `flight` runs one
+//! keep it, `window` its memory; `listing` is tags and referrers; `keep` is what stays,
+//! `operator` what somebody orders and `selection` how that is written, `sweep` frees what nobody has, `prefetch` begins fills early; `flight` runs one
 //! piece of work for many callers; `failure` is why there is no answer. Knows nothing of HTTP or permits.
 //! Invariants: only a verified digest is stored or served whole; only the upstream's own 404 is "unknown"; no caller's leaving stops
 //! work that others wait for.
@@ -18,8 +19,12 @@ mod freshness;
 mod keep;
 mod listing;
 mod manifest;
+mod operator;
 mod pass;
+mod prefetch;
+mod selection;
 mod sink;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -33,13 +38,19 @@ use std::{
 use bytes::Bytes;
 use gantry_model::{
     Digest, Page, Reference, Repository, RepositoryName, Requester, Source, Tag, TagState,
+    glob::Glob,
 };
 use gantry_storage::{Blob, BlobStore, CacheIndex, ManifestRecord, MetadataStore};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 pub(crate) use self::fill::Fill;
-pub use self::keep::{CacheUsage, Evicted};
 use self::{failure::Failure, flight::Flights, flight::lock};
+pub use self::{
+    keep::{CacheUsage, Evicted},
+    operator::{CacheEntry, EvictOrder, EvictedItem, EvictedWhat},
+    selection::Selection,
+    sweep::Swept,
+};
 use crate::{
     cache_counts::{CacheContent, CacheOutcome},
     error::Error,
@@ -172,6 +183,68 @@ impl Mirrors {
         evicted.map_err(Failure::into_manifest_error)
     }
 
+    /// What is cached: mirrored repositories that match, by name, after `after`; at most `limit`.
+    ///
+    /// # Errors
+    /// As the store.
+    pub(crate) async fn cached(
+        &self,
+        glob: Option<&Glob>,
+        after: Option<RepositoryName>,
+        limit: usize,
+    ) -> Result<Vec<CacheEntry>, Error> {
+        let cached = self.engine.cached(glob, after, limit).await;
+        cached.map_err(Failure::into_manifest_error)
+    }
+
+    /// Pins content. Whether it was not pinned by this text, and how many repositories it covers now.
+    ///
+    /// # Errors
+    /// As the store.
+    pub(crate) async fn pin(&self, selection: &Selection, by: &str) -> Result<(bool, u64), Error> {
+        let pinned = self.engine.pin_selection(selection, by).await;
+        pinned.map_err(Failure::into_manifest_error)
+    }
+
+    /// Takes out what an operator wants to go.
+    ///
+    /// # Errors
+    /// As the stores; what went before is gone all the same.
+    pub(crate) async fn evict_selected(
+        &self,
+        order: &EvictOrder,
+        tell: &mpsc::Sender<EvictedItem>,
+    ) -> Result<Evicted, Error> {
+        let evicted = self.engine.evict_selected(order, tell).await;
+        evicted.map_err(Failure::into_manifest_error)
+    }
+
+    /// Frees bytes that no repository has.
+    ///
+    /// # Errors
+    /// As the stores.
+    pub(crate) async fn sweep_unowned(&self) -> Result<Swept, Error> {
+        let swept = self.engine.sweep_unowned().await;
+        swept.map_err(Failure::into_manifest_error)
+    }
+
+    /// Begins the fills of what a manifest names, when its mirror says so and it came a moment ago. Never waits.
+    pub(crate) fn prefetch(
+        &self,
+        repository: &Repository,
+        record: &ManifestRecord,
+        bytes: &Bytes,
+        requester: &Requester,
+    ) {
+        let mirrors = &self.engine.mirrors;
+        let settings = repository.mirror().and_then(|mirror| mirrors.get(mirror));
+        if settings.is_some_and(|settings| settings.prefetch)
+            && let Ok(origin) = self.engine.origin(repository)
+        {
+            self.engine.prefetch(&origin, record, bytes, requester);
+        }
+    }
+
     /// The blob's length without a fill; `None` when the upstream has it and does not say how long it is.
     ///
     /// # Errors
@@ -248,6 +321,7 @@ struct Running {
     /// Protects: which blobs are being filled, by repository and digest. Held for a look-up, never over an await.
     fills: Mutex<HashMap<(RepositoryName, Digest), Fill>>,
     fill_slots: Semaphore,
+    prefetches: prefetch::Prefetches,
     stats: Flights<(RepositoryName, Digest), Option<u64>>,
     manifests: Flights<(RepositoryName, Reference), MirroredManifest>,
     /// Verified bytes of manifests. Never asked whether a manifest exists.
@@ -264,6 +338,7 @@ impl Running {
         Self {
             fills: Mutex::default(),
             fill_slots: Semaphore::new(settings.max_fills.clamp(1, Semaphore::MAX_PERMITS)),
+            prefetches: prefetch::Prefetches::new(settings.max_fills),
             stats: Flights::default(),
             manifests: Flights::default(),
             bytes: manifest::bytes_cache(settings.manifest_cache_bytes),

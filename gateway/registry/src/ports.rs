@@ -70,6 +70,8 @@ pub struct MirrorSettings {
     pub freshness: Freshness,
     /// What is believed of tags by pattern; the first that matches counts.
     pub rules: Vec<TagRule>,
+    /// Whether the fills of a manifest's blobs begin when it comes, before a client asks for them.
+    pub prefetch: bool,
     /// How long the upstream's own 404 is remembered.
     pub not_found_for: Duration,
     /// Where its answers are counted.

@@ -84,6 +84,8 @@ impl Call {
                 ..Told::manifest(&found.record)
             };
             self.tell_pull(&repository, EventKind::ManifestPulled, content)?;
+            let mirrors = &self.shared.mirrors;
+            mirrors.prefetch(&repository, &found.record, &found.bytes, &self.requester);
         }
         self.shared.mirrors.used(&repository, &found.record.digest);
         Ok(Outcome::Manifest(Box::new(ServedManifest {

@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 use crate::{
     body::Body,
     error::Error,
-    mirror::{CacheUsage, Evicted, Mirrors},
+    mirror::Mirrors,
     outcome::Outcome,
     ports::{Admission, MirrorSettings, Ports, Settings},
     staging::TrackedStore,
@@ -139,22 +139,6 @@ impl Registry {
             fills_running: self.shared.mirrors.fill_count() as u64,
             blob_bytes_written: self.shared.staging.written_bytes(),
         }
-    }
-
-    /// How much each mirror's cache holds.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] or [`Error::Internal`] when the store does not answer.
-    pub async fn cache_usage(&self) -> Result<Vec<CacheUsage>, Error> {
-        self.shared.mirrors.usage().await
-    }
-
-    /// Takes out of the mirrors' caches what their settings need not keep, and frees the bytes that no repository has any more.
-    ///
-    /// # Errors
-    /// As the stores; what went before is gone all the same.
-    pub async fn evict(&self) -> Result<Evicted, Error> {
-        self.shared.mirrors.evict().await
     }
 
     /// Performs what `permit` allows.

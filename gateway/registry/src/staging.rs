@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{Algorithm, Digest, UploadId};
-use gantry_storage::{Blob, BlobStore, BlobWriter, StorageError, blob::PublishError};
+use gantry_storage::{Blob, BlobStore, BlobWriter, StorageError, StoredBlob, blob::PublishError};
 
 use crate::{body::Body, error::Error, registry::Shared};
 
@@ -131,6 +131,14 @@ impl BlobStore for TrackedStore {
 
     async fn staged(&self) -> Result<Vec<UploadId>, StorageError> {
         self.store.staged().await
+    }
+
+    async fn published(
+        &self,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> Result<Vec<StoredBlob>, StorageError> {
+        self.store.published(after, limit).await
     }
 }
 

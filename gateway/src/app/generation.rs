@@ -183,6 +183,7 @@ fn mirrors(
             counts: telemetry.mirror_cache(&mirror.name),
             prefix: mirror.names.prefix.clone(),
             keep: mirror.keep.clone(),
+            prefetch: mirror.prefetch,
             freshness: mirror.freshness,
             rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,

@@ -4,25 +4,33 @@
 
 use std::time::Duration;
 
-use gantry_model::{AttributeValue, Denial, DenialCode, Principal, Scope};
+use gantry_model::{AttributeValue, Delivery, Denial, DenialCode, Principal, Scope};
 use gantry_plugin_host::{
     AdmitAnswer, AuthenticateAnswer, AuthorizeAnswer, CacheHint, CallError, LoadError,
 };
 use serde_json::{Map, Value, json};
 
+/// The variant of answers to several events.
+const BATCH: &str = "outcomes";
+
 /// An answer: the variant's name, and what goes with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// `accept`, `reject`, `allow`, `fails`, …
+    /// `accept`, `reject`, `allow`, `fails`, …; `outcomes` of a batch.
     pub variant: &'static str,
     /// Its fields.
     pub fields: Map<String, Value>,
+    /// Of a batch of events: what became of each, in their order.
+    pub each: Vec<Self>,
 }
 
 impl Answer {
-    /// `{"reject":{"reason":"frozen",…}}`, or only the name when nothing goes with it.
+    /// `{"reject":{"reason":"frozen",…}}`, or only the name when nothing goes with it; a list for a batch.
     #[must_use]
     pub fn to_json(&self) -> Value {
+        if self.variant == BATCH {
+            return self.each.iter().map(Self::to_json).collect();
+        }
         if self.fields.is_empty() {
             return self.variant.into();
         }
@@ -49,7 +57,27 @@ impl Answer {
                 .collect(),
             _ => Map::new(),
         };
-        Self { variant, fields }
+        Self {
+            variant,
+            fields,
+            each: Vec::new(),
+        }
+    }
+
+    /// The answer to one event, or to a batch.
+    #[must_use]
+    pub fn of_deliveries(deliveries: Vec<Delivery>, is_batch: bool) -> Self {
+        let mut each: Vec<Self> = deliveries.into_iter().map(Self::from).collect();
+        match each.pop() {
+            Some(only) if !is_batch && each.is_empty() => only,
+            last => {
+                each.extend(last);
+                Self {
+                    each,
+                    ..Self::new(BATCH, Value::Null)
+                }
+            }
+        }
     }
 
     /// The field that an expectation of one text is about.
@@ -58,6 +86,7 @@ impl Answer {
             "authenticated" => "id",
             "fails" => "how",
             "refused" => "message",
+            "retry" => "after_ms",
             _ => "reason",
         }
     }
@@ -139,6 +168,19 @@ impl From<AuthenticateAnswer> for Answer {
     }
 }
 
+impl From<Delivery> for Answer {
+    fn from(delivery: Delivery) -> Self {
+        match delivery {
+            Delivery::Delivered => Self::new("delivered", Value::Null),
+            Delivery::Retry(after) => Self::new(
+                "retry",
+                json!({ "after_ms": (!after.is_zero()).then(|| milliseconds(after)) }),
+            ),
+            Delivery::Drop(reason) => Self::new("drop", json!({ "reason": reason })),
+        }
+    }
+}
+
 impl From<CallError> for Answer {
     fn from(error: CallError) -> Self {
         Self::new(
@@ -215,9 +257,12 @@ fn cached(hint: &CacheHint) -> Option<u64> {
 /// How `answer` differs from `expected`, a line for each difference; empty when it does not.
 ///
 /// `expected` is the answer's name, or the name with a text about its leading field (`reject: frozen` is the reason's code), or the name
-/// with the fields that matter. A `*` in a text stands for anything.
+/// with the fields that matter. A `*` in a text stands for anything. For a batch of events it is a list of those.
 #[must_use]
 pub fn differences(expected: &Value, answer: &Answer) -> Vec<String> {
+    if let (Value::Array(expected), BATCH) = (expected, answer.variant) {
+        return batch_differences(expected, &answer.each);
+    }
     let (name, fields) = match expected {
         Value::String(name) => (name.as_str(), None),
         Value::Object(map) if map.len() == 1 => match map.iter().next() {
@@ -265,6 +310,21 @@ pub fn differences(expected: &Value, answer: &Answer) -> Vec<String> {
     lines
 }
 
+fn batch_differences(expected: &[Value], answers: &[Answer]) -> Vec<String> {
+    if expected.len() != answers.len() {
+        let (expected, answers) = (expected.len(), answers.len());
+        return vec![format!("expected {expected} outcomes, got {answers}")];
+    }
+    let pairs = expected.iter().zip(answers).enumerate();
+    let lines = pairs.flat_map(|(index, (expected, answer))| {
+        let lines = differences(expected, answer);
+        lines
+            .into_iter()
+            .map(move |line| format!("[{index}]: {line}"))
+    });
+    lines.collect()
+}
+
 fn compare(path: &str, wanted: &Value, got: Option<&Value>, lines: &mut Vec<String>) {
     match (wanted, got) {
         (Value::Null, None) => {}
@@ -288,7 +348,7 @@ fn compare(path: &str, wanted: &Value, got: Option<&Value>, lines: &mut Vec<Stri
 }
 
 /// Whether `text` is `pattern`, in which `*` stands for anything.
-fn matches(pattern: &str, text: &str) -> bool {
+pub(super) fn matches(pattern: &str, text: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else {
         return pattern == text;
     };
@@ -364,6 +424,48 @@ mod tests {
         assert_eq!(differences(&json!({ "allow": [] }), &answer).len(), 1);
         let fields = json!({ "allow": { "granted": ["repository:*:pull"], "reason": "r" } });
         assert!(differences(&fields, &answer).is_empty());
+    }
+
+    #[test]
+    fn a_batch_is_compared_event_by_event() {
+        let deliveries = vec![
+            Delivery::Delivered,
+            Delivery::Retry(Duration::from_secs(2)),
+            Delivery::Drop("gone".to_owned()),
+        ];
+        let answer = Answer::of_deliveries(deliveries, true);
+        let said = json!(["delivered", { "retry": { "after_ms": 2000 } }, { "drop": { "reason": "gone" } }]);
+        assert_eq!(answer.to_json(), said);
+        assert_eq!(
+            differences(
+                &json!(["delivered", { "retry": 2000 }, { "drop": "g*" }]),
+                &answer
+            ),
+            [""; 0]
+        );
+        assert_eq!(
+            differences(&json!(["delivered", "retry", "delivered"]), &answer),
+            ["[2]: expected delivered, got drop"]
+        );
+        assert_eq!(
+            differences(&json!(["delivered"]), &answer),
+            ["expected 1 outcomes, got 3"]
+        );
+        assert_eq!(
+            differences(&json!("delivered"), &answer),
+            ["expected delivered, got outcomes"]
+        );
+    }
+
+    #[test]
+    fn one_event_is_answered_without_a_list() {
+        let one = || vec![Delivery::Retry(Duration::ZERO)];
+        assert_eq!(Answer::of_deliveries(one(), false).to_json(), "retry");
+        assert_eq!(
+            Answer::of_deliveries(one(), true).to_json(),
+            json!(["retry"])
+        );
+        assert_eq!(Answer::of_deliveries(Vec::new(), true).to_json(), json!([]));
     }
 
     #[test]

@@ -271,6 +271,11 @@ impl Setting {
                     .as_ref()
                     .map_or(default.deadline, |text| text.0),
                 cpu: limits.cpu.as_ref().map_or(default.cpu, |text| text.0),
+                batch_deadline: limits
+                    .deadline
+                    .as_ref()
+                    .map_or(default.batch_deadline, |text| text.0),
+                batch_cpu: limits.cpu.as_ref().map_or(default.batch_cpu, |text| text.0),
                 memory_bytes: limits
                     .memory
                     .as_ref()
@@ -330,7 +335,10 @@ pub fn hook_named(name: &str) -> Result<Hook, String> {
         "admission" => Ok(Hook::Admit),
         "authorizer" => Ok(Hook::Authorize),
         "authenticator" => Ok(Hook::Authenticate),
-        _ => Err("no such hook; there are: admission, authorizer, authenticator".to_owned()),
+        "events" => Ok(Hook::Observe),
+        _ => {
+            Err("no such hook; there are: admission, authorizer, authenticator, events".to_owned())
+        }
     }
 }
 

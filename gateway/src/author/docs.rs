@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use anyhow::Context as _;
 use wit_parser::{
-    Docs, Function, FunctionKind, Handle, Interface, Resolve, SourceMap, Type, TypeDef,
+    Docs, Function, FunctionKind, Handle, Interface, PackageId, Resolve, SourceMap, Type, TypeDef,
     TypeDefKind, TypeOwner,
 };
 
@@ -26,15 +26,7 @@ binding does not grant is answered with the import's own error.
 /// # Errors
 /// The embedded contract does not parse.
 pub fn markdown() -> anyhow::Result<String> {
-    let mut files = SourceMap::default();
-    for (path, text) in template::contract() {
-        files.push_str(path, text);
-    }
-    let group = files
-        .parse()
-        .map_err(|(files, error)| anyhow::anyhow!("{}", error.render(&files)))?;
-    let mut resolve = Resolve::default();
-    let package = resolve.push_group(group)?;
+    let (resolve, package) = contract()?;
     let page = Page { resolve: &resolve };
     let package = resolve.packages.get(package).context("no package")?;
     let mut interfaces: Vec<&Interface> = package
@@ -66,6 +58,23 @@ pub fn markdown() -> anyhow::Result<String> {
         page.interface(interface, &mut out)?;
     }
     Ok(out)
+}
+
+/// The embedded contract.
+///
+/// # Errors
+/// It does not parse.
+pub(super) fn contract() -> anyhow::Result<(Resolve, PackageId)> {
+    let mut files = SourceMap::default();
+    for (path, text) in template::contract() {
+        files.push_str(path, text);
+    }
+    let group = files
+        .parse()
+        .map_err(|(files, error)| anyhow::anyhow!("{}", error.render(&files)))?;
+    let mut resolve = Resolve::default();
+    let package = resolve.push_group(group)?;
+    Ok((resolve, package))
 }
 
 struct Page<'a> {

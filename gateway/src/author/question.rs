@@ -2,13 +2,16 @@
 //!
 //! Owns those defaults and the shorthand for digests (`sha256:1` is filled up with zeros), principals and manifests.
 
+mod observe;
+
 use std::{net::IpAddr, sync::Arc};
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use gantry_model::{
-    AdmissionRequest, Algorithm, AttributeValue, Change, Client, Descriptor, Digest, MediaType,
-    OperationKind, Principal, Repository, RepositoryName, Requester, Scope, Source, Tag, TagState,
+    AdmissionRequest, Algorithm, AttributeValue, Change, Client, Descriptor, Digest, Event,
+    MediaType, OperationKind, Principal, Repository, RepositoryName, Requester, Scope, Source, Tag,
+    TagState,
 };
 use gantry_plugin_host::{AuthenticateRequest, AuthorizeRequest, Credential, Hook};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -23,6 +26,17 @@ pub enum Question {
     Authorize(AuthorizeRequest),
     /// Hook `admit`.
     Admit(Box<AdmissionRequest>),
+    /// Hook `observe`.
+    Observe(Batch),
+}
+
+/// What a plugin is told of.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The events, in order.
+    pub events: Vec<Event>,
+    /// Whether they were written as a list; then the answer is one too.
+    pub is_list: bool,
 }
 
 impl Question {
@@ -39,10 +53,10 @@ impl Question {
                     .question()
                     .map_err(|message| (Vec::new(), message))?,
             ))),
-            Hook::Scan | Hook::Observe | Hook::Manage => Err((
+            Hook::Observe => observe::read_batch(form).map(Self::Observe),
+            Hook::Scan | Hook::Manage => Err((
                 Vec::new(),
-                "this hook cannot be tried yet: authenticator, authorizer and admission can"
-                    .to_owned(),
+                "this host does not call this hook, so it cannot be tried".to_owned(),
             )),
         }
     }

@@ -22,7 +22,7 @@ struct Hook {
     binding: &'static str,
 }
 
-const HOOKS: [Hook; 3] = [
+const HOOKS: [Hook; 4] = [
     Hook {
         name: "admission",
         policy: include_str!("template/admission.rs.txt"),
@@ -40,6 +40,12 @@ const HOOKS: [Hook; 3] = [
         policy: include_str!("template/authorizer.rs.txt"),
         cases: include_str!("template/authorizer.yaml"),
         binding: "    config: { readers: [\"user:*\"] }",
+    },
+    Hook {
+        name: "events",
+        policy: include_str!("template/events.rs.txt"),
+        cases: include_str!("template/events.yaml"),
+        binding: "    config: { url: \"https://chat.example.com/hooks/1\" }\n    grants: { http: [\"https://chat.example.com/hooks\"], secrets: { chat: { file: ./chat.secret } } }",
     },
 ];
 

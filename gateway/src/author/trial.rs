@@ -198,5 +198,9 @@ async fn ask(plugin: &Plugin, question: &Question) -> Answer {
             Ok(answer) => answer.into(),
             Err(failure) => failure.into(),
         },
+        Question::Observe(batch) => match plugin.observe(&batch.events).await {
+            Ok(deliveries) => Answer::of_deliveries(deliveries, batch.is_list),
+            Err(failure) => failure.into(),
+        },
     }
 }

@@ -19,7 +19,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
-use super::question::{DigestText, Previous, content, media_type};
+use super::{
+    answer::matches,
+    question::{DigestText, Previous, content, media_type},
+};
 use crate::hooks::PluginValues;
 
 /// The binding's name in a trial.
@@ -53,6 +56,9 @@ struct Reply {
     #[serde(default)]
     method: Option<String>,
     url: String,
+    /// The request's body, in which `*` stands for anything; any when it is not said.
+    #[serde(default)]
+    asked: Option<String>,
     #[serde(default)]
     status: Option<u16>,
     #[serde(default)]
@@ -347,7 +353,10 @@ impl Outbound for Services {
     async fn send(&self, request: OutboundRequest) -> Result<OutboundResponse, OutboundError> {
         let asked = |reply: &&Reply| {
             let method = reply.method.as_deref();
+            let body = || String::from_utf8_lossy(&request.body);
+            let asked = reply.asked.as_ref();
             reply.url == request.url.as_str()
+                && asked.is_none_or(|asked| matches(asked, &body()))
                 && method.is_none_or(|method| method.eq_ignore_ascii_case(request.method.as_str()))
         };
         let reply = self.replies.iter().find(asked);
@@ -411,5 +420,119 @@ impl KeyValue for NoValues {
 
     async fn used_bytes(&self, _: &str) -> Result<u64, PortError> {
         down()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use gantry_plugin_host::ports::Reach;
+    use serde_json::json;
+
+    use super::*;
+    use crate::author::question::read;
+
+    fn world(form: Value) -> World {
+        read(form).unwrap()
+    }
+
+    /// What a service of the world answers to a request.
+    async fn asked(
+        world: &World,
+        method: &str,
+        url: &str,
+        body: &'static str,
+    ) -> Result<OutboundResponse, OutboundError> {
+        let folder = tempfile::tempdir().unwrap();
+        let ports = world.ports(folder.path()).await.unwrap();
+        let request = OutboundRequest {
+            method: method.parse().unwrap(),
+            url: url.parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: Bytes::from_static(body.as_bytes()),
+            reach: Reach::Public,
+            timeout: Duration::from_secs(1),
+            max_response_bytes: 100,
+        };
+        ports.outbound.send(request).await
+    }
+
+    #[tokio::test]
+    async fn a_service_answers_what_the_case_says() {
+        let world = world(json!({ "http": [
+            { "method": "post", "url": "https://a.example/x", "status": 201, "headers": { "X-Y": "z" }, "body": { "ok": true } },
+            { "url": "https://a.example/text", "body": "as it is" },
+        ] }));
+        let answer = asked(&world, "POST", "https://a.example/x", "")
+            .await
+            .unwrap();
+        assert_eq!(answer.status, 201);
+        assert_eq!(answer.headers["x-y"], "z");
+        assert_eq!(&answer.body[..], br#"{"ok":true}"#);
+        let answer = asked(&world, "PUT", "https://a.example/text", "")
+            .await
+            .unwrap();
+        assert_eq!(answer.status, 200);
+        assert_eq!(&answer.body[..], b"as it is");
+    }
+
+    #[tokio::test]
+    async fn the_first_reply_whose_method_url_and_body_fit_is_taken() {
+        let world = world(json!({ "http": [
+            { "method": "POST", "url": "https://a.example/x", "asked": "*\"tag\":\"v1\"*", "status": 204 },
+            { "method": "POST", "url": "https://a.example/x", "asked": "", "status": 400 },
+            { "method": "POST", "url": "https://a.example/x", "status": 409 },
+        ] }));
+        let status = async |body| {
+            let answer = asked(&world, "POST", "https://a.example/x", body).await;
+            answer.unwrap().status
+        };
+        assert_eq!(status(r#"{"tag":"v1"}"#).await, 204);
+        assert_eq!(status("").await, 400);
+        assert_eq!(status(r#"{"tag":"v2"}"#).await, 409);
+    }
+
+    #[tokio::test]
+    async fn nobody_else_answers() {
+        let world = world(json!({ "http": [{ "method": "GET", "url": "https://a.example/x" }] }));
+        for (method, url) in [
+            ("POST", "https://a.example/x"),
+            ("GET", "https://a.example/x/y"),
+            ("GET", "https://a.example/x?y"),
+            ("GET", "http://a.example/x"),
+            ("GET", "https://b.example/x"),
+        ] {
+            let answer = asked(&world, method, url, "").await;
+            assert!(
+                matches!(answer, Err(OutboundError::Connect)),
+                "{method} {url}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_may_be_down_answer_too_much_or_be_written_wrong() {
+        let reply = json!({ "url": "https://a.example/", "body": "x".repeat(101) });
+        let large = world(json!({ "http": [reply] }));
+        let answer = asked(&large, "GET", "https://a.example/", "").await;
+        assert!(matches!(answer, Err(OutboundError::TooLarge)));
+
+        let down = world(json!({ "http": [{ "url": "https://a.example/" }], "fails": ["http"] }));
+        let answer = asked(&down, "GET", "https://a.example/", "").await;
+        assert!(matches!(answer, Err(OutboundError::Connect)));
+
+        let wrong = json!({ "url": "https://a.example/", "headers": { "X Y": "z" } });
+        let answer = asked(
+            &world(json!({ "http": [wrong] })),
+            "GET",
+            "https://a.example/",
+            "",
+        )
+        .await;
+        let Err(OutboundError::Other(why)) = answer else {
+            panic!("a header with a space in its name");
+        };
+        assert_eq!(why, "X Y is no header");
     }
 }

@@ -1,4 +1,4 @@
-//! Talks to the admin API of a running gateway: `gantry reload`, `gantry plugin list`, and for `gantry events`.
+//! Talks to the admin API of a running gateway: `gantry reload`, `gantry plugin list`, and for `gantry events` and `gantry cache`.
 //!
 //! Owns how the gateway is found and how the password comes in: never as an argument, which others on the machine could read.
 
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
 use gantry::config::Config;
-use reqwest::{Method, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
 
 use super::{Failure, htpasswd};
@@ -69,11 +69,7 @@ pub(super) fn reload(target: &Target) -> Result<(), Failure> {
 pub(super) fn list(target: &Target, output: Output) -> Result<(), Failure> {
     let document = target.ask(Method::GET, "/admin/v1/plugins")?;
     let text = match output {
-        Output::Json => {
-            let mut text = serde_json::to_string_pretty(&document).map_err(anyhow::Error::from)?;
-            text.push('\n');
-            text
-        }
+        Output::Json => pretty(&document)?,
         Output::Text => table(&document),
     };
     Ok(io::stdout().write_all(text.as_bytes())?)
@@ -108,8 +104,37 @@ impl Target {
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        let body = body.map(Value::to_string);
-        runtime.block_on(send((method, url), body, &self.user, &password))
+        let asked = (method, url, body.map(Value::to_string));
+        runtime.block_on(async {
+            let (place, answer) = request(asked, Some(PATIENCE), &self.user, &password).await?;
+            document(&place, answer, &self.user).await
+        })
+    }
+
+    /// A POST that is answered by JSON lines, as they come; each is given to `take`, whose failure ends it. Takes as long as it takes.
+    ///
+    /// # Errors
+    /// As [`Target::ask`], also when the connection breaks.
+    pub(super) fn stream(
+        &self,
+        path: &str,
+        body: &Value,
+        take: &mut dyn FnMut(Value) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let url = self.base()?.join(path).map_err(anyhow::Error::from)?;
+        let password = self.password()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        let asked = (Method::POST, url, Some(body.to_string()));
+        runtime.block_on(async {
+            let (place, answer) = request(asked, None, &self.user, &password).await?;
+            if !answer.status().is_success() {
+                return document(&place, answer, &self.user).await.map(drop);
+            }
+            lines(&place, answer, take).await
+        })
     }
 
     fn base(&self) -> anyhow::Result<Url> {
@@ -148,19 +173,22 @@ impl Target {
     }
 }
 
-async fn send(
-    (method, url): (Method, Url),
-    body: Option<String>,
+/// The head of the answer, and where it came from.
+async fn request(
+    (method, url, body): (Method, Url, Option<String>),
+    patience: Option<Duration>,
     user: &str,
     password: &str,
-) -> Result<Value, Failure> {
+) -> Result<(String, Response), Failure> {
     let client = reqwest::Client::builder()
         // The password is for this address and no other.
         .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(PATIENCE)
-        .build()
-        .map_err(anyhow::Error::from)?;
+        .redirect(reqwest::redirect::Policy::none());
+    let client = match patience {
+        Some(patience) => client.timeout(patience),
+        None => client,
+    };
+    let client = client.build().map_err(anyhow::Error::from)?;
     let place = url.origin().ascii_serialization();
     let mut request = client.request(method, url).basic_auth(user, Some(password));
     if let Some(body) = body {
@@ -174,12 +202,36 @@ async fn send(
         Failure::Unreachable(error.context(format!("no gateway answers at {place}")))
     };
     let answer = asked.map_err(unreachable)?;
+    Ok((place, answer))
+}
+
+async fn document(place: &str, answer: Response, user: &str) -> Result<Value, Failure> {
     let status = answer.status();
     let document: Value = answer.json().await.map_err(|error| {
         let error = anyhow::Error::from(error.without_url());
         Failure::Unreachable(error.context(format!("{place} is no admin listener ({status})")))
     })?;
     said(status, document, user)
+}
+
+async fn lines(
+    place: &str,
+    mut answer: Response,
+    take: &mut dyn FnMut(Value) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let broken = |error: reqwest::Error| {
+        let error = anyhow::Error::from(error.without_url());
+        Failure::Unreachable(error.context(format!("{place} broke off")))
+    };
+    let mut rest = Vec::new();
+    while let Some(bytes) = answer.chunk().await.map_err(broken)? {
+        rest.extend_from_slice(&bytes);
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            take(serde_json::from_slice(&line).map_err(anyhow::Error::from)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// The document, or its errors as what they mean here.
@@ -201,6 +253,13 @@ fn said(status: StatusCode, document: Value, user: &str) -> Result<Value, Failur
         }
         _ => anyhow!("{messages} ({status})").into(),
     })
+}
+
+/// A document as it is printed.
+pub(super) fn pretty(document: &Value) -> Result<String, Failure> {
+    let mut text = serde_json::to_string_pretty(document).map_err(anyhow::Error::from)?;
+    text.push('\n');
+    Ok(text)
 }
 
 /// The part of a document at a JSON pointer; null when there is none.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Failure,
-    admin::{Output, Target, aligned, at, cell},
+    admin::{Output, Target, aligned, at, cell, pretty},
 };
 
 /// What to do with events.
@@ -161,12 +161,6 @@ fn changed(done: &Value, output: Output, what: &str) -> Result<String, Failure> 
         Output::Json => pretty(done),
         Output::Text => Ok(format!("{what}: {}\n", at(done, &format!("/{what}")))),
     }
-}
-
-fn pretty(document: &Value) -> Result<String, Failure> {
-    let mut text = serde_json::to_string_pretty(document).map_err(anyhow::Error::from)?;
-    text.push('\n');
-    Ok(text)
 }
 
 /// One line per delivery, and how to see more.

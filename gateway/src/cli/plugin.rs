@@ -15,6 +15,7 @@ use bytes::Bytes;
 use clap::Args;
 use gantry::author::{
     Mistake,
+    bindings::{self, Language},
     cases::{Case, Setting, Suite, hook_named, only_hook},
     docs,
     question::Question,
@@ -29,7 +30,7 @@ use serde_json::{Value, json};
 pub(crate) struct New {
     /// The plugin's name, and the folder it is written to.
     name: PathBuf,
-    /// What it decides: admission, authorizer or authenticator.
+    /// What it takes part in: admission, authorizer, authenticator or events.
     #[arg(long, default_value = "admission")]
     hook: String,
 }
@@ -37,9 +38,28 @@ pub(crate) struct New {
 /// Arguments of `gantry plugin build`.
 #[derive(Debug, Args)]
 pub(crate) struct Build {
-    /// The plugin's folder.
+    /// The plugin's folder: built by cargo, or by its Makefile into build/plugin.wasm. Or a core module, of which a component is made.
     #[arg(default_value = ".")]
-    folder: PathBuf,
+    plugin: PathBuf,
+    /// Of a core module: where the component goes.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Of a core module: what it decides, unless the module says its world itself.
+    #[arg(long, requires = "output")]
+    hook: Option<String>,
+}
+
+/// Arguments of `gantry plugin bindings`.
+#[derive(Debug, Args)]
+pub(crate) struct Bindings {
+    /// The language: c or go.
+    language: Language,
+    /// What the plugin takes part in: admission, authorizer, authenticator or events.
+    #[arg(long, default_value = "admission")]
+    hook: String,
+    /// The folder they are written to.
+    #[arg(long, short, value_name = "FOLDER")]
+    output: PathBuf,
 }
 
 /// Arguments of `gantry plugin test`.
@@ -58,7 +78,7 @@ pub(crate) struct Test {
 pub(crate) struct Run {
     /// The component.
     component: PathBuf,
-    /// What is asked: admission, authorizer or authenticator. Default: the component's only hook.
+    /// What is asked: admission, authorizer, authenticator or events. Default: the component's only hook.
     #[arg(long)]
     hook: Option<String>,
     /// The question in the form of a case's `request`: JSON, or a file of it. Everything has a default.
@@ -95,14 +115,45 @@ pub(crate) fn new(arguments: &New) -> anyhow::Result<()> {
 
 /// Builds a component and says what it is.
 pub(crate) fn build(arguments: &Build) -> anyhow::Result<()> {
-    let component = build::component(&arguments.folder)?;
-    let (trial, _hooks) = on_trial(&component)?;
+    let plugin = &arguments.plugin;
+    let component = match &arguments.output {
+        Some(output) => {
+            build::of_module(plugin, arguments.hook.as_deref(), output)?;
+            output.clone()
+        }
+        None if plugin.is_file() => {
+            bail!(
+                "{} is a file: say where its component goes by --output FILE",
+                plugin.display()
+            )
+        }
+        None => build::component(plugin)?,
+    };
+    let (trial, hooks) = on_trial(&component)?;
+    if hooks.0.is_empty() {
+        bail!(
+            "{} takes part in no hook; for a core module that does not say its world, name one by --hook",
+            component.display()
+        );
+    }
     print(&format!(
         "{}\n  size      {} bytes\n  digest    {}\n",
         component.display(),
         trial.size_bytes(),
         trial.digest()
     ))
+}
+
+/// Writes the contract in a language whose own tools do not read it.
+pub(crate) fn bindings(arguments: &Bindings) -> anyhow::Result<()> {
+    let output = &arguments.output;
+    for (path, text) in bindings::files(arguments.language, &arguments.hook)? {
+        let path = output.join(path);
+        let written = std::fs::create_dir_all(path.parent().unwrap_or(output))
+            .and_then(|()| std::fs::write(&path, text));
+        written.with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Runs every case.

@@ -239,6 +239,8 @@ pub(crate) struct MirrorFile {
     pub(crate) tag_rules: Option<Vec<TagRuleFile>>,
     /// What stays in the cache. Default: everything.
     pub(crate) keep: Option<KeepFile>,
+    /// Whether the layers of a manifest are fetched as soon as it is pulled for the first time, before a client asks for them. Default: false.
+    pub(crate) prefetch: Option<bool>,
 }
 
 impl MirrorFile {

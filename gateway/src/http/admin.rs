@@ -4,19 +4,25 @@
 //! Owns who may use the API: whoever the authenticators know and the authorizers allow `registry:admin:*`. Being on loopback is no
 //! identity. What it can do is one table, `ROUTES`; each family of routes is a file below.
 
+mod cache;
 mod call;
 mod events;
+mod lines;
 mod plugins;
 mod reload;
+mod warm;
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use gantry_model::OperationKind;
+use gantry_model::{OperationKind, Requester};
 use http::{HeaderValue, Method, Request, StatusCode, header, request::Parts};
 
-pub use self::call::{Answered, Call, Problem, Route};
 use self::call::{Match, body_of, find, render};
+pub use self::{
+    call::{Answered, Call, Problem, Route},
+    lines::{LineRoute, Lines},
+};
 use super::{
     body, credential,
     error::Error,
@@ -33,7 +39,15 @@ use crate::{
 };
 
 /// Everything the API can do.
-const ROUTES: &[&[Route]] = &[events::ROUTES, plugins::ROUTES, reload::ROUTES];
+const ROUTES: &[&[Route]] = &[
+    cache::ROUTES,
+    events::ROUTES,
+    plugins::ROUTES,
+    reload::ROUTES,
+];
+
+/// What takes long: it answers line by line, and ends when the client leaves.
+const LINE_ROUTES: &[LineRoute] = &[cache::EVICT, warm::WARM];
 
 /// Bytes of a request's body at most.
 const MAX_BODY_BYTES: u64 = 1 << 20;
@@ -134,22 +148,34 @@ impl Admin {
         parts: &Parts,
         body: RequestBody,
     ) -> Result<Done, Error> {
-        let principal = permit(generation, exchange, parts).await?;
-        let answered = match find(ROUTES, &parts.method, parts.uri.path()) {
+        let (identified, requester) = permit(generation, exchange, parts).await?;
+        let (method, path) = (&parts.method, parts.uri.path());
+        let call = |captured, body| Call {
+            reloader: Arc::clone(&self.reloader),
+            generation: Arc::clone(generation),
+            principal: Arc::clone(&identified.principal),
+            identified: identified.clone(),
+            requester: requester.clone(),
+            captured,
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            body,
+        };
+        let rate = Rate {
+            bytes_per_second: generation.edge.minimum_rate,
+            window: generation.edge.minimum_rate_window,
+        };
+        let body = body_of(body::capped(body, Some(MAX_BODY_BYTES), rate));
+        if let Some(route) = LINE_ROUTES.iter().find(|route| route.path == path) {
+            let answered = match *method == Method::POST {
+                true => (route.run)(call(Vec::new(), body.await)),
+                false => Err(Problem::method("POST".to_owned())),
+            };
+            let reply = lines::render(exchange.request_id(), answered);
+            return Ok(Done::Plain(Box::new(reply)));
+        }
+        let answered = match find(ROUTES, method, path) {
             Match::Found(route, captured) => {
-                let rate = Rate {
-                    bytes_per_second: generation.edge.minimum_rate,
-                    window: generation.edge.minimum_rate_window,
-                };
-                let call = Call {
-                    reloader: Arc::clone(&self.reloader),
-                    generation: Arc::clone(generation),
-                    principal,
-                    captured,
-                    query: parts.uri.query().unwrap_or_default().to_owned(),
-                    body: body_of(body::capped(body, Some(MAX_BODY_BYTES), rate)).await,
-                };
-                run_to_its_end((route.run)(call)).await
+                run_to_its_end((route.run)(call(captured, body.await))).await
             }
             Match::Methods(allow) => Err(Problem::method(allow)),
             Match::Nothing => Err(Problem::not_found("there is nothing here")),
@@ -182,7 +208,7 @@ async fn permit(
     generation: &Generation,
     exchange: &mut Exchange,
     parts: &Parts,
-) -> Result<Arc<gantry_model::Principal>, Error> {
+) -> Result<(auth::Identified, Requester), Error> {
     let credential = credential::parse(&parts.headers)?;
     let client = Arc::clone(exchange.client());
     let identified = exchange
@@ -200,7 +226,7 @@ async fn permit(
         )))
         .await?;
     exchange.allowed(&reason.code, &reason.text);
-    Ok(identified.principal)
+    Ok((identified, requester))
 }
 
 impl Handler for Admin {

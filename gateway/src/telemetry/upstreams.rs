@@ -20,7 +20,10 @@ use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
     metrics::{
-        MetricType, counter::ConstCounter, counter::Counter, family::Family, gauge::Gauge,
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
         histogram::Histogram,
     },
     registry::{Registry, Unit},
@@ -239,23 +242,85 @@ struct CacheLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct EvictedLabels {
+    mirror: Arc<str>,
+    content: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabels {
+    mirror: Arc<str>,
+    reason: &'static str,
+}
+
+type ByMirror = BTreeMap<Arc<str>, Arc<CacheCounts>>;
+
 impl Collector for Caches {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help = "Answers about mirrored content, by where they came from";
-        let mut metric = encoder.encode_descriptor("cache", help, None, MetricType::Counter)?;
         let caches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (mirror, counts) in caches.iter() {
-            for (content, outcome, count) in counts.read() {
-                let labels = CacheLabels {
-                    mirror: Arc::clone(mirror),
-                    content: content.as_str(),
-                    outcome: outcome.as_str(),
-                };
-                ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
-            }
-        }
-        Ok(())
+        encode_answers(&mut encoder, &caches)?;
+        encode_evicted(&mut encoder, &caches)?;
+        encode_sizes(&mut encoder, &caches)
     }
+}
+
+fn encode_evicted(encoder: &mut DescriptorEncoder<'_>, caches: &ByMirror) -> fmt::Result {
+    let help = "Manifests and blobs that left a mirror's cache";
+    let mut metric = encoder.encode_descriptor("cache_evicted", help, None, MetricType::Counter)?;
+    for (mirror, counts) in caches {
+        for (reason, content, count) in counts.evicted() {
+            let labels = EvictedLabels {
+                mirror: Arc::clone(mirror),
+                content: content.as_str(),
+                reason: reason.as_str(),
+            };
+            ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    let help = "Bytes that leaving content freed";
+    let name = "cache_evicted_bytes";
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (mirror, counts) in caches {
+        for (reason, bytes) in counts.evicted_bytes() {
+            let labels = ReasonLabels {
+                mirror: Arc::clone(mirror),
+                reason: reason.as_str(),
+            };
+            ConstCounter::new(bytes).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_sizes(encoder: &mut DescriptorEncoder<'_>, caches: &ByMirror) -> fmt::Result {
+    let help = "Bytes of blobs in a mirror's cache, looked at once a minute";
+    let mut metric = encoder.encode_descriptor("cache_bytes", help, None, MetricType::Gauge)?;
+    for (mirror, counts) in caches {
+        let labels = MirrorLabels {
+            mirror: Arc::clone(mirror),
+        };
+        let bytes = i64::try_from(counts.bytes()).unwrap_or(i64::MAX);
+        ConstGauge::new(bytes).encode(metric.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn encode_answers(encoder: &mut DescriptorEncoder<'_>, caches: &ByMirror) -> fmt::Result {
+    let help = "Answers about mirrored content, by where they came from";
+    let mut metric = encoder.encode_descriptor("cache", help, None, MetricType::Counter)?;
+    for (mirror, counts) in caches.iter() {
+        for (content, outcome, count) in counts.read() {
+            let labels = CacheLabels {
+                mirror: Arc::clone(mirror),
+                content: content.as_str(),
+                outcome: outcome.as_str(),
+            };
+            ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// From 5 milliseconds to a minute.

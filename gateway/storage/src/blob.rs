@@ -43,6 +43,17 @@ pub trait Blob: Debug + Send + Sync {
     }
 }
 
+/// A published blob, as a list of all of them shows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StoredBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When its last byte was written, in milliseconds since 1970; 0 where the store does not know.
+    pub written_at_ms: u64,
+}
+
 /// Content by digest.
 #[async_trait]
 pub trait BlobStore: Debug + Send + Sync {
@@ -95,6 +106,17 @@ pub trait BlobStore: Debug + Send + Sync {
     /// # Errors
     /// [`StorageError`].
     async fn staged(&self) -> Result<Vec<UploadId>, StorageError>;
+
+    /// Published blobs that may be swept when no repository has them, in the order of their digests' text: those after `after`, at
+    /// most `limit`. Content that somebody else may name, whose facts are not in our metadata, is never listed.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn published(
+        &self,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> Result<Vec<StoredBlob>, StorageError>;
 }
 
 /// A staging file that grows. Dropping it keeps the bytes (a session may be resumed); [`BlobStore::discard`] removes them.

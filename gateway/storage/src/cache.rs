@@ -1,7 +1,9 @@
-//! The port for eviction: what mirrored repositories hold, since when nobody asked for it, and whether anybody still names it.
+//! The port for eviction: what mirrored repositories hold, since when nobody asked for it, what an operator pinned, and whether anybody
+//! still names it.
 //!
-//! A use is a hint and may be lost with the process; what is linked and named are the facts of [`crate::MetadataStore`]. Knows no
-//! mirrors: a mirror's repositories are those below its prefix.
+//! A use is a hint and may be lost with the process; pins, and what is linked and named, are facts as those of
+//! [`crate::MetadataStore`]. Knows no mirrors: a mirror's repositories are those below its prefix. What a pin's text means is the
+//! caller's business.
 
 use std::fmt::Debug;
 
@@ -34,12 +36,32 @@ pub struct Cached {
     pub used_at_ms: u64,
 }
 
+/// Repositories that are asked about.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Within {
+    /// Those whose names begin with this and a slash.
+    Below(RepositoryName),
+    /// This one.
+    Only(RepositoryName),
+}
+
+impl Within {
+    /// The first name that belongs, and the first one after it that does not, in the order of bytes: no name holds anything between `/`
+    /// and `0`, nor ends with a NUL.
+    pub(crate) fn bounds(&self) -> (String, String) {
+        match self {
+            Self::Below(prefix) => (format!("{prefix}/"), format!("{prefix}0")),
+            Self::Only(name) => (name.to_string(), format!("{name}\0")),
+        }
+    }
+}
+
 /// Which content is asked about.
 #[derive(Clone, Debug)]
 pub struct CacheQuery {
-    /// Repositories whose names begin with this and a slash.
-    pub prefix: RepositoryName,
-    /// But these: they lie below the prefix and are no cache.
+    /// Where.
+    pub within: Within,
+    /// But these: they lie there and are no cache.
     pub except: Vec<RepositoryName>,
     /// Only what was last used before this, in milliseconds since 1970.
     pub before_ms: u64,
@@ -58,6 +80,34 @@ pub struct CacheSize {
     pub manifests: u64,
     /// Repositories that hold a blob or a manifest.
     pub repositories: u64,
+}
+
+/// What one repository holds.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CachedRepository {
+    /// Its name.
+    pub repository: RepositoryName,
+    /// Its tags.
+    pub tags: u64,
+    /// Its manifests.
+    pub manifests: u64,
+    /// Its blobs.
+    pub blobs: u64,
+    /// Bytes of its blobs.
+    pub bytes: u64,
+    /// When anything of it was last given to somebody or first stored, in milliseconds since 1970.
+    pub used_at_ms: u64,
+}
+
+/// What an operator wants to stay.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Pin {
+    /// Which content, in the caller's own form.
+    pub pattern: String,
+    /// When it was pinned, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// By whom.
+    pub by: String,
 }
 
 /// What eviction needs to know.
@@ -79,6 +129,16 @@ pub trait CacheIndex: Debug + Send + Sync {
         except: &[RepositoryName],
     ) -> Result<CacheSize, StorageError>;
 
+    /// Repositories that hold a blob or a manifest, hosted ones too, by name: those after `after`, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn holding_repositories(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: usize,
+    ) -> Result<Vec<CachedRepository>, StorageError>;
+
     /// Linked blobs, the least recently used first. A blob is as recent as the most recent manifest that names it, and that as an
     /// index that names it.
     ///
@@ -97,4 +157,28 @@ pub trait CacheIndex: Debug + Send + Sync {
     /// # Errors
     /// [`StorageError`].
     async fn is_held(&self, digest: &Digest) -> Result<bool, StorageError>;
+
+    /// Those of the digests that nobody has: [`CacheIndex::is_held`], for many at once.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn unheld(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StorageError>;
+
+    /// Every pin, by its pattern.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn pins(&self) -> Result<Vec<Pin>, StorageError>;
+
+    /// Pins, durably; a pattern that is pinned already stays as it is. Whether it was not.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn pin(&self, pin: Pin) -> Result<bool, StorageError>;
+
+    /// Takes a pin away, durably; whether it was there.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn unpin(&self, pattern: &str) -> Result<bool, StorageError>;
 }

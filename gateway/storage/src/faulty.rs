@@ -37,6 +37,8 @@ pub enum Call {
     Delete,
     /// [`crate::BlobStore::staged`].
     Staged,
+    /// [`crate::BlobStore::published`].
+    Published,
     /// [`crate::BlobWriter::write`].
     Write,
     /// [`crate::BlobWriter::flush`].
@@ -79,6 +81,16 @@ pub enum Call {
     LeastUsedManifests,
     /// [`crate::CacheIndex::is_held`].
     IsHeld,
+    /// [`crate::CacheIndex::holding_repositories`].
+    HoldingRepositories,
+    /// [`crate::CacheIndex::unheld`].
+    Unheld,
+    /// [`crate::CacheIndex::pins`].
+    Pins,
+    /// [`crate::CacheIndex::pin`].
+    Pin,
+    /// [`crate::CacheIndex::unpin`].
+    Unpin,
 }
 
 /// Which calls fail. Clones share the plan.

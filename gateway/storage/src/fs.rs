@@ -23,7 +23,7 @@ use self::{
     writer::FsWriter,
 };
 use crate::{
-    Blob, BlobStore, BlobWriter,
+    Blob, BlobStore, BlobWriter, StoredBlob,
     blocking::Blocking,
     error::{Kind, StorageError},
     hash::Hasher,
@@ -32,6 +32,7 @@ use crate::{
 mod alias;
 mod claims;
 mod layout;
+mod list;
 mod publish;
 mod read;
 mod staging;
@@ -210,6 +211,20 @@ impl BlobStore for FsBlobStore {
         let list = move || {
             layout
                 .uploads()
+                .map_err(|error| StorageError::io(ATTEMPT, error))
+        };
+        self.shared.reads.run(ATTEMPT, list).await
+    }
+
+    async fn published(
+        &self,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> Result<Vec<StoredBlob>, StorageError> {
+        const ATTEMPT: &str = "list blobs";
+        let (layout, after) = (self.shared.layout().clone(), after.cloned());
+        let list = move || {
+            list::published(&layout, after.as_ref(), limit)
                 .map_err(|error| StorageError::io(ATTEMPT, error))
         };
         self.shared.reads.run(ATTEMPT, list).await

@@ -26,8 +26,8 @@ pub mod sqlite;
 pub mod suite;
 
 pub use adopt::{Adopted, adopt};
-pub use blob::{Blob, BlobStore, BlobWriter, PublishError};
-pub use cache::{CacheIndex, CacheQuery, CacheSize, Cached, Use};
+pub use blob::{Blob, BlobStore, BlobWriter, PublishError, StoredBlob};
+pub use cache::{CacheIndex, CacheQuery, CacheSize, Cached, CachedRepository, Pin, Use, Within};
 pub use cached::CachedMetadata;
 pub use error::{Kind, StorageError};
 pub use fs::FsBlobStore;

@@ -193,10 +193,11 @@ fn a_tag_rule_leaves_to_tags_what_it_does_not_say() {
 fn what_a_mirror_keeps_is_everything_unless_the_file_says_so() {
     let text = r#"mirrors:
   a: https://a.io
-  b: { url: "https://b.io", keep: { for: 30d, at_most: 2GiB, pinned: ["library/alpine:*"] } }
+  b: { url: "https://b.io", prefetch: true, keep: { for: 30d, at_most: 2GiB, pinned: ["library/alpine:*"] } }
 "#;
     let config = parse(&format!("{text}{PLUGINS}")).unwrap();
     assert!(config.mirrors[0].keep.is_everything());
+    assert!(!config.mirrors[0].prefetch && config.mirrors[1].prefetch);
     let keep = &config.mirrors[1].keep;
     assert_eq!(keep.keep_for, Some(Duration::from_secs(30 * 86_400)));
     assert_eq!(keep.max_bytes, Some(2 << 30));

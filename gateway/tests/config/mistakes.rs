@@ -76,6 +76,7 @@ const MISTAKES: &[Mistake] = &[
     ("mirrors:\n  a: { url: \"https://a.io\", alternatives: [b.io] }", 2, "mirrors.a.alternatives[0]", "not a URL", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", keep: { for: 10s } }", 2, "mirrors.a.keep.for", "between 1m and", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", keep: { at_most: 1KiB } }", 2, "mirrors.a.keep.at_most", "at least 1MiB", ""),
+    ("mirrors:\n  a: { url: \"https://a.io\", prefetch: maybe }", 2, "mirrors.a.prefetch", "", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", keep: { atmost: 1GiB } }", 2, "mirrors.a.keep.atmost", "unknown key", "at_most"),
     ("mirrors:\n  a: { url: \"https://a.io\", tags: { fresh_for: 600 } }", 2, "mirrors.a.tags.fresh_for", "a text is expected here, not a number", "write a unit"),
     ("mirrors:\n  a: { url: \"https://a.io\", tags: { min_age: 7 days } }", 2, "mirrors.a.tags.min_age", "not a duration", "10m"),

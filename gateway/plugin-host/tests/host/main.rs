@@ -22,6 +22,7 @@ mod loading;
 mod logs;
 mod observe;
 mod ports;
+mod recording;
 mod tokens;
 mod webhook;
 mod wire;

@@ -161,7 +161,7 @@ impl Engine {
 
     /// Asks the admission hooks before an upstream's blob enters this repository. Every caller is asked for, so that one who may
     /// not cause a fill gets nothing from somebody else's.
-    async fn admit_blob(
+    pub(super) async fn admit_blob(
         &self,
         origin: &Origin,
         digest: &Digest,

@@ -206,6 +206,12 @@ impl Fill {
         Ok(matches!(state.phase, Phase::Published))
     }
 
+    /// Waits until it is over, as somebody who will not read: nothing is kept for him.
+    pub(super) async fn finished(mut self) -> Result<(), Failure> {
+        self._place = None;
+        self.wait_for(|_state| false).await.map(drop)
+    }
+
     /// The length, when it is known by now.
     pub(super) fn known_size(&self) -> Option<u64> {
         self.state.borrow().size

@@ -11,10 +11,20 @@ use std::{
 };
 
 use gantry_model::{Digest, Manifest, Page, RepositoryName};
-use gantry_storage::{CacheQuery, CacheSize, Cached, Commit, CommitError, Use};
+use gantry_storage::{CacheQuery, CacheSize, Cached, Commit, CommitError, Use, Within};
 
-use super::{Engine, failure::Failure, flight::lock, manifest::millis};
-use crate::ports::MirrorSettings;
+use super::{
+    Engine,
+    failure::Failure,
+    flight::lock,
+    manifest::millis,
+    operator::{EVERYTHING, EvictedItem, EvictedWhat},
+    selection::{Selection, What},
+};
+use crate::{
+    cache_counts::{CacheContent, EvictionReason},
+    ports::MirrorSettings,
+};
 
 /// Entries looked at in one go.
 const BATCH: usize = 256;
@@ -34,6 +44,19 @@ pub struct Evicted {
     pub blobs: u64,
     /// Bytes that were freed.
     pub bytes: u64,
+    /// What an operator's order meant and a pin kept: manifests and blobs.
+    pub pinned: u64,
+}
+
+impl Evicted {
+    pub(super) fn add(&mut self, item: &EvictedItem) {
+        match item.what {
+            EvictedWhat::Tag(_) => {}
+            EvictedWhat::Manifest(..) => self.manifests += 1,
+            EvictedWhat::Blob(_) => self.blobs += 1,
+        }
+        self.bytes += item.bytes;
+    }
 }
 
 /// A mirror's cache.
@@ -45,6 +68,10 @@ pub struct CacheUsage {
     pub size: CacheSize,
     /// What it may hold, in bytes of blobs; `None` = anything.
     pub max_bytes: Option<u64>,
+    /// Answers from here, and answers that had to be fetched, since the process started.
+    pub hits: u64,
+    /// See [`CacheUsage::hits`].
+    pub misses: u64,
 }
 
 /// Uses that are not written yet.
@@ -68,7 +95,7 @@ impl Uses {
 }
 
 /// Content of pinned tags.
-type Pinned = BTreeSet<(RepositoryName, Digest)>;
+pub(super) type Pinned = BTreeSet<(RepositoryName, Digest)>;
 
 impl Engine {
     /// Remembers that content was given to somebody. Costs no I/O.
@@ -83,25 +110,33 @@ impl Engine {
     pub(super) async fn usage(&self) -> Result<Vec<CacheUsage>, Failure> {
         let mut usage = Vec::new();
         for (mirror, settings) in &self.mirrors {
+            let size = self.size(settings).await?;
+            settings.counts.measured(size.bytes);
+            let (hits, misses) = settings.counts.hits_and_misses();
             usage.push(CacheUsage {
                 mirror: mirror.to_string(),
-                size: self
-                    .cache
-                    .cache_size(&settings.prefix, &self.pushed(settings).await?)
-                    .await?,
+                size,
                 max_bytes: settings.keep.max_bytes,
+                hits,
+                misses,
             });
         }
         usage.sort_by(|one, other| one.mirror.cmp(&other.mirror));
         Ok(usage)
     }
 
-    /// Writes what was used, and takes out of every mirror what it need not keep.
+    /// Writes what was used since the last time.
+    pub(super) async fn record_uses(&self) -> Result<(), Failure> {
+        Ok(self.cache.record_uses(self.running.uses.take()).await?)
+    }
+
+    /// Writes what was used, takes out of every mirror what it need not keep, and measures what changed.
     pub(super) async fn evict(&self) -> Result<Evicted, Failure> {
-        self.cache.record_uses(self.running.uses.take()).await?;
+        self.record_uses().await?;
         let mut evicted = Evicted::default();
         for settings in self.mirrors.values() {
             if settings.keep.is_everything() {
+                self.measure(settings).await?;
                 continue;
             }
             let mut sweep = Sweep {
@@ -115,8 +150,23 @@ impl Engine {
             evicted.manifests += sweep.evicted.manifests;
             evicted.blobs += sweep.evicted.blobs;
             evicted.bytes += sweep.evicted.bytes;
+            self.measure(settings).await?;
         }
         Ok(evicted)
+    }
+
+    /// Measures a mirror's cache when it may have changed since the last time.
+    async fn measure(&self, settings: &MirrorSettings) -> Result<(), Failure> {
+        if settings.counts.changed() {
+            let size = self.size(settings).await?;
+            settings.counts.measured(size.bytes);
+        }
+        Ok(())
+    }
+
+    async fn size(&self, settings: &MirrorSettings) -> Result<CacheSize, Failure> {
+        let pushed = self.pushed(settings).await?;
+        Ok(self.cache.cache_size(&settings.prefix, &pushed).await?)
     }
 
     /// Repositories below the mirror's prefix that are pushed here.
@@ -125,72 +175,126 @@ impl Engine {
         if patterns.is_empty() {
             return Ok(Vec::new());
         }
-        let mut pushed = self.repositories().await?;
+        let mut pushed = self.repositories(settings).await?;
         pushed.retain(|name| patterns.iter().any(|glob| glob.matches(name.as_str())));
         Ok(pushed)
     }
 
-    async fn repositories(&self) -> Result<Vec<RepositoryName>, Failure> {
-        let mut all = Vec::new();
-        let mut after = None;
+    /// Repositories below the mirror's prefix.
+    async fn repositories(
+        &self,
+        settings: &MirrorSettings,
+    ) -> Result<Vec<RepositoryName>, Failure> {
+        let below = format!("{}/", settings.prefix);
+        let (mut all, mut after) = (Vec::new(), Some(below.clone()));
         loop {
             let page = Page {
                 limit: Some(PAGE),
                 after,
             };
             let repositories = self.metadata.repositories(&page).await?;
-            let is_last = repositories.len() < PAGE;
-            all.extend(repositories);
-            match all.last() {
-                Some(last) if !is_last => after = Some(last.to_string()),
-                _ => return Ok(all),
+            after = repositories.last().map(ToString::to_string);
+            let found = repositories.len();
+            let here = |name: &RepositoryName| name.as_str().starts_with(&below);
+            let before = all.len();
+            all.extend(repositories.into_iter().take_while(here));
+            if all.len() - before < PAGE || found < PAGE {
+                return Ok(all);
             }
         }
     }
 
-    /// Everything that the mirror's pinned tags name.
-    async fn pinned(&self, settings: &MirrorSettings) -> Result<Pinned, Failure> {
+    /// What operators pinned. A pin that this version does not understand pins nothing, and is told.
+    async fn selected_pins(&self) -> Result<Vec<Selection>, Failure> {
+        let pins = self.cache.pins().await?.into_iter();
+        let selections = pins.filter_map(|pin| match Selection::parse(&pin.pattern) {
+            Ok(selection) => Some(selection),
+            Err(error) => {
+                tracing::warn!(error, "a pin is not understood");
+                None
+            }
+        });
+        Ok(selections.collect())
+    }
+
+    /// Everything of a mirror that the configuration or an operator pinned.
+    pub(super) async fn pinned(&self, settings: &MirrorSettings) -> Result<Pinned, Failure> {
         let mut pinned = Pinned::new();
-        if settings.keep.pinned.is_empty() {
+        let pins = self.selected_pins().await?;
+        if settings.keep.pinned.is_empty() && pins.is_empty() {
             return Ok(pinned);
         }
-        for repository in &self.repositories().await? {
-            self.pin(repository, settings, &mut pinned).await?;
+        for repository in self.repositories(settings).await? {
+            let kept = self.kept_in(&repository, settings, &pins).await?;
+            let kept = kept.into_iter();
+            pinned.extend(kept.map(|digest| (repository.clone(), digest)));
         }
         Ok(pinned)
     }
 
-    /// Adds what the pinned tags of a repository name, if it is this mirror's.
-    async fn pin(
+    /// The same of one repository.
+    pub(super) async fn pinned_in(
         &self,
         repository: &RepositoryName,
         settings: &MirrorSettings,
-        pinned: &mut Pinned,
-    ) -> Result<(), Failure> {
+    ) -> Result<BTreeSet<Digest>, Failure> {
+        let pins = self.selected_pins().await?;
+        self.kept_in(repository, settings, &pins).await
+    }
+
+    /// What pins keep of a repository: what they name, and all that this names.
+    async fn kept_in(
+        &self,
+        repository: &RepositoryName,
+        settings: &MirrorSettings,
+        pins: &[Selection],
+    ) -> Result<BTreeSet<Digest>, Failure> {
+        let mut kept = BTreeSet::new();
         let Some(remote) = repository.strip_prefix(&settings.prefix) else {
-            return Ok(());
+            return Ok(kept);
         };
-        let everything = Page {
-            limit: None,
-            after: None,
-        };
+        let pins: Vec<&Selection> = pins.iter().filter(|pin| pin.covers(repository)).collect();
         let globs = &settings.keep.pinned;
-        let mut tags = self.metadata.tags(repository, None, &everything).await?;
-        tags.retain(|record| {
-            let name = format!("{remote}:{}", record.tag);
-            globs.iter().any(|glob| glob.matches(&name))
-        });
-        let mut named: Vec<Digest> = tags.into_iter().map(|tag| tag.state.digest).collect();
+        let mut named = Vec::new();
+        if !(globs.is_empty() && pins.is_empty()) {
+            let tags = self.metadata.tags(repository, None, &EVERYTHING).await?;
+            let tags = tags.into_iter().filter(|record| {
+                let name = format!("{remote}:{}", record.tag);
+                globs.iter().any(|glob| glob.matches(&name))
+                    || pins.iter().any(|pin| pin.covers_tag(&record.tag))
+            });
+            named.extend(tags.map(|record| record.state.digest));
+        }
+        for pin in pins {
+            match &pin.what {
+                What::Digest(digest) => named.push(digest.clone()),
+                What::Everything => named.extend(self.held_in(repository).await?),
+                What::Tags(_) => {}
+            }
+        }
         while let Some(digest) = named.pop() {
-            if pinned.insert((repository.clone(), digest.clone())) {
+            if kept.insert(digest.clone()) {
                 named.extend(self.named_by(repository, &digest).await?);
             }
         }
-        Ok(())
+        Ok(kept)
+    }
+
+    /// Every manifest and blob of a repository.
+    async fn held_in(&self, repository: &RepositoryName) -> Result<Vec<Digest>, Failure> {
+        let query = CacheQuery {
+            within: Within::Only(repository.clone()),
+            except: Vec::new(),
+            before_ms: u64::MAX,
+            limit: usize::MAX,
+        };
+        let mut held = self.cache.least_used_manifests(&query).await?;
+        held.extend(self.cache.least_used_blobs(&query).await?);
+        Ok(held.into_iter().map(|cached| cached.digest).collect())
     }
 
     /// What a stored manifest names; nothing of what is no stored manifest.
-    async fn named_by(
+    pub(super) async fn named_by(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
@@ -205,16 +309,21 @@ impl Engine {
     }
 
     /// Deletes the bytes of content that nobody has any more; how many there were.
-    async fn free(&self, digest: &Digest) -> Result<u64, Failure> {
+    pub(super) async fn free(&self, digest: &Digest) -> Result<u64, Failure> {
+        Ok(self.free_whole(digest).await?.unwrap_or(0))
+    }
+
+    /// As [`Engine::free`]; `None` when somebody has them, is about to, or was faster.
+    pub(super) async fn free_whole(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
         let Some(_condemned) = self.leases.condemn(digest) else {
-            return Ok(0);
+            return Ok(None);
         };
         if self.cache.is_held(digest).await? {
-            return Ok(0);
+            return Ok(None);
         }
         let size = self.blobs.stat(digest).await?.unwrap_or(0);
-        self.blobs.delete(digest).await?;
-        Ok(size)
+        let was_there = self.blobs.delete(digest).await?;
+        Ok(was_there.then_some(size))
     }
 }
 
@@ -254,7 +363,9 @@ impl Sweep<'_> {
             let query = self.query(before_ms);
             let blobs = self.engine.cache.least_used_blobs(&query).await?;
             let last = blobs.len() < query.limit;
-            let gone = self.drop_blobs(&blobs, u64::MAX).await?;
+            let gone = self
+                .drop_blobs(&blobs, u64::MAX, EvictionReason::Age)
+                .await?;
             if last || gone == 0 {
                 return Ok(());
             }
@@ -272,7 +383,8 @@ impl Sweep<'_> {
             };
             let query = self.query(u64::MAX);
             let blobs = self.engine.cache.least_used_blobs(&query).await?;
-            if self.drop_blobs(&blobs, excess).await? == 0 {
+            let reason = EvictionReason::Size;
+            if self.drop_blobs(&blobs, excess, reason).await? == 0 {
                 tracing::warn!(
                     prefix = %self.settings.prefix,
                     excess_bytes = excess,
@@ -286,7 +398,7 @@ impl Sweep<'_> {
     /// So many that some of them are not pinned, if there are such.
     fn query(&self, before_ms: u64) -> CacheQuery {
         CacheQuery {
-            prefix: self.settings.prefix.clone(),
+            within: Within::Below(self.settings.prefix.clone()),
             except: self.pushed.clone(),
             before_ms,
             limit: BATCH + self.pinned.len(),
@@ -305,7 +417,8 @@ impl Sweep<'_> {
             if !self.is_pinned(cached) && self.drop_manifest(cached).await? {
                 gone += 1;
                 self.evicted.manifests += 1;
-                self.evicted.bytes += self.engine.free(&cached.digest).await?;
+                let content = CacheContent::Manifest;
+                self.freed(cached, content, EvictionReason::Age).await?;
             }
         }
         Ok(gone)
@@ -313,12 +426,8 @@ impl Sweep<'_> {
 
     /// Whether it went: a tag that came meanwhile keeps it.
     async fn drop_manifest(&self, cached: &Cached) -> Result<bool, Failure> {
-        let everything = Page {
-            limit: None,
-            after: None,
-        };
         let metadata = &self.engine.metadata;
-        let tags = metadata.tags(&cached.repository, Some(&cached.digest), &everything);
+        let tags = metadata.tags(&cached.repository, Some(&cached.digest), &EVERYTHING);
         let delete = Commit::DeleteManifest {
             repository: cached.repository.clone(),
             digest: cached.digest.clone(),
@@ -330,7 +439,12 @@ impl Sweep<'_> {
     }
 
     /// Drops blobs until so many bytes went; how many blobs.
-    async fn drop_blobs(&mut self, blobs: &[Cached], enough: u64) -> Result<usize, Failure> {
+    async fn drop_blobs(
+        &mut self,
+        blobs: &[Cached],
+        enough: u64,
+        reason: EvictionReason,
+    ) -> Result<usize, Failure> {
         let (mut gone, mut bytes) = (0, 0_u64);
         for cached in blobs {
             if bytes >= enough {
@@ -347,15 +461,29 @@ impl Sweep<'_> {
                 gone += 1;
                 bytes += cached.size;
                 self.evicted.blobs += 1;
-                self.evicted.bytes += self.engine.free(&cached.digest).await?;
+                self.freed(cached, CacheContent::Blob, reason).await?;
             }
         }
         Ok(gone)
     }
+
+    /// Frees the bytes of what went, and counts it.
+    async fn freed(
+        &mut self,
+        cached: &Cached,
+        content: CacheContent,
+        reason: EvictionReason,
+    ) -> Result<(), Failure> {
+        let bytes = self.engine.free(&cached.digest).await?;
+        self.evicted.bytes += bytes;
+        let counts = &self.settings.counts;
+        counts.count_eviction(reason, content, bytes);
+        Ok(())
+    }
 }
 
 /// Whether a commit happened; somebody else having been faster is no failure.
-fn committed(result: Result<(), CommitError>) -> Result<bool, Failure> {
+pub(super) fn committed(result: Result<(), CommitError>) -> Result<bool, Failure> {
     match result {
         Ok(()) => Ok(true),
         Err(CommitError::Absent | CommitError::TagMoved { .. }) => Ok(false),

@@ -190,6 +190,7 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
             min_age: Duration::ZERO,
         },
         rules: Vec::new(),
+        prefetch: false,
         not_found_for: Duration::from_secs(10),
     };
     let mut world = World::build(admission, Settings::default());

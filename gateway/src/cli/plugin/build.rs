@@ -1,34 +1,69 @@
-//! Builds a plugin's component: Rust by cargo; other languages by what their folder says.
+//! Builds a plugin's component: Rust by cargo; other languages by their folder's Makefile, which may give a core module back to be wrapped.
 //!
 //! Owns the sentences about what is missing. Never installs anything.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
+use gantry::author::component::{self, is_core_module};
 use serde_json::Value;
 
 const TARGET: &str = "wasm32-wasip2";
 
-/// The component of a plugin's folder, built when it is a Rust package.
+/// The component of a plugin's folder, built: by cargo when it is a Rust package, else by its Makefile.
 pub(super) fn component(folder: &Path) -> anyhow::Result<PathBuf> {
     if folder.join("Cargo.toml").is_file() {
         require_cargo(folder)?;
         return by_cargo(folder);
     }
     let built = folder.join("build/plugin.wasm");
+    if folder.join("Makefile").is_file() {
+        by_make(folder)?;
+    }
+    let shown = folder.display();
     if built.is_file() {
         return Ok(built);
     }
-    let shown = folder.display();
-    if folder.join("Makefile").is_file() {
-        bail!(
-            "{shown} is built by its own Makefile: run `make -C {shown}`, which makes build/plugin.wasm"
-        );
+    bail!(
+        "{shown} is no plugin: cargo builds a folder with a Cargo.toml, make one with a Makefile that makes build/plugin.wasm"
+    );
+}
+
+/// Makes a component of a core module.
+pub(super) fn of_module(module: &Path, hook: Option<&str>, output: &Path) -> anyhow::Result<()> {
+    let shown = module.display();
+    let bytes = std::fs::read(module).with_context(|| format!("cannot read {shown}"))?;
+    if !is_core_module(&bytes) {
+        bail!("{shown} is no core module: nothing has to be made of it");
     }
-    bail!("{shown} is no plugin: it has neither Cargo.toml nor build/plugin.wasm");
+    let component = component::of_module(&bytes, hook)
+        .with_context(|| format!("cannot make a component of {shown}"))?;
+    std::fs::write(output, component).with_context(|| format!("cannot write {}", output.display()))
+}
+
+/// The Makefile's first target. It is told which program this is, so that it needs none on the PATH.
+fn by_make(folder: &Path) -> anyhow::Result<()> {
+    let shown = folder.display();
+    let own = std::env::current_exe().context("cannot find this program")?;
+    let status = Command::new("make")
+        .arg("--no-print-directory")
+        .arg(format!("GANTRY={}", own.display()))
+        .current_dir(folder)
+        // The component's path is what this prints; what tools say goes beside it.
+        .stdout(io::stderr())
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => bail!("{shown} does not build: see what its Makefile said"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+            "{shown} is built by its own Makefile, and there is no make; install it, or run the Makefile's commands"
+        ),
+        Err(error) => Err(error).context("cannot run make"),
+    }
 }
 
 fn cargo() -> Command {

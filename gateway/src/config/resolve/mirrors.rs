@@ -119,6 +119,7 @@ impl Context<'_> {
             upstream,
             default: file.default.unwrap_or(false),
             keep: self.keep(name, file.keep.take().unwrap_or_default()),
+            prefetch: file.prefetch.unwrap_or(false),
             freshness,
             tag_rules,
             not_found_for,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use gantry_model::Principal;
+use gantry_model::{Principal, Requester};
 use gantry_registry::Body;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::MAX_BODY_BYTES;
 use crate::{
     app::Generation,
+    auth::Identified,
     http::respond::{self, Reply},
     reload::Reloader,
 };
@@ -38,6 +39,10 @@ pub struct Call {
     pub generation: Arc<Generation>,
     /// Who asks.
     pub principal: Arc<Principal>,
+    /// Who asks, and what the credential allows at most.
+    pub identified: Identified,
+    /// Who asks, for policy.
+    pub requester: Requester,
     /// What stands at the `{}` of the path, undecoded.
     pub captured: Vec<String>,
     /// The query as written; empty when there is none.

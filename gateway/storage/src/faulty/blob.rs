@@ -7,7 +7,7 @@ use bytes::Bytes;
 use gantry_model::{Algorithm, Digest, UploadId};
 
 use super::{Call, Faults};
-use crate::{Blob, BlobStore, BlobWriter, PublishError, StorageError};
+use crate::{Blob, BlobStore, BlobWriter, PublishError, StorageError, StoredBlob};
 
 /// Fails as [`Faults`] says; otherwise the store behind.
 #[derive(Clone, Debug)]
@@ -85,6 +85,15 @@ impl BlobStore for FaultyBlobStore {
 
     async fn staged(&self) -> Result<Vec<UploadId>, StorageError> {
         self.faults.around(Call::Staged, self.store.staged()).await
+    }
+
+    async fn published(
+        &self,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> Result<Vec<StoredBlob>, StorageError> {
+        let read = self.store.published(after, limit);
+        self.faults.around(Call::Published, read).await
     }
 }
 

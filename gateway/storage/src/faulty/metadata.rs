@@ -7,9 +7,9 @@ use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 
 use super::{Call, Faults};
 use crate::{
-    CacheIndex, CacheQuery, CacheSize, Cached, Commit, CommitError, ManifestRecord, MetadataStore,
-    ReferenceRecord, ReferrerRecord, RepositoryRecord, StorageError, TagRecord, UploadRecord,
-    UploadSessions, Use,
+    CacheIndex, CacheQuery, CacheSize, Cached, CachedRepository, Commit, CommitError,
+    ManifestRecord, MetadataStore, Pin, ReferenceRecord, ReferrerRecord, RepositoryRecord,
+    StorageError, TagRecord, UploadRecord, UploadSessions, Use,
 };
 
 /// Fails as [`Faults`] says; otherwise the stores behind.
@@ -175,5 +175,32 @@ impl CacheIndex for FaultyMetadata {
     async fn is_held(&self, digest: &Digest) -> Result<bool, StorageError> {
         let read = self.cache.is_held(digest);
         self.faults.around(Call::IsHeld, read).await
+    }
+
+    async fn holding_repositories(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: usize,
+    ) -> Result<Vec<CachedRepository>, StorageError> {
+        let read = self.cache.holding_repositories(after, limit);
+        self.faults.around(Call::HoldingRepositories, read).await
+    }
+
+    async fn unheld(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StorageError> {
+        let read = self.cache.unheld(digests);
+        self.faults.around(Call::Unheld, read).await
+    }
+
+    async fn pins(&self) -> Result<Vec<Pin>, StorageError> {
+        self.faults.around(Call::Pins, self.cache.pins()).await
+    }
+
+    async fn pin(&self, pin: Pin) -> Result<bool, StorageError> {
+        self.faults.around(Call::Pin, self.cache.pin(pin)).await
+    }
+
+    async fn unpin(&self, pattern: &str) -> Result<bool, StorageError> {
+        let unpin = self.cache.unpin(pattern);
+        self.faults.around(Call::Unpin, unpin).await
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use gantry_model::{Algorithm, Digest, UploadId};
 
 use crate::{
-    Blob, BlobStore, BlobWriter,
+    Blob, BlobStore, BlobWriter, StoredBlob,
     blob::PublishError,
     blocking::lock,
     error::{Kind, StorageError},
@@ -133,6 +133,27 @@ impl BlobStore for MemoryBlobStore {
 
     async fn staged(&self) -> Result<Vec<UploadId>, StorageError> {
         Ok(lock(&self.content).staging.keys().copied().collect())
+    }
+
+    async fn published(
+        &self,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> Result<Vec<StoredBlob>, StorageError> {
+        let content = lock(&self.content);
+        let blobs = content.blobs.iter();
+        let blobs =
+            blobs.filter(|(digest, _)| after.is_none_or(|it| digest.as_str() > it.as_str()));
+        let mut found: Vec<StoredBlob> = blobs
+            .map(|(digest, bytes)| StoredBlob {
+                digest: digest.clone(),
+                size: bytes.len() as u64,
+                written_at_ms: 0,
+            })
+            .collect();
+        found.sort_by(|one, other| one.digest.as_str().cmp(other.digest.as_str()));
+        found.truncate(limit);
+        Ok(found)
     }
 }
 

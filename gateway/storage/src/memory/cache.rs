@@ -8,7 +8,7 @@ use gantry_model::{Digest, RepositoryName};
 use super::metadata::{Facts, MemoryMetadata, Repository};
 use crate::{
     blocking::lock,
-    cache::{CacheIndex, CacheQuery, CacheSize, Cached, Use},
+    cache::{CacheIndex, CacheQuery, CacheSize, Cached, CachedRepository, Pin, Use, Within},
     error::StorageError,
 };
 
@@ -33,7 +33,8 @@ impl CacheIndex for MemoryMetadata {
         let facts = lock(&self.facts);
         let mut blobs: BTreeMap<&Digest, u64> = BTreeMap::new();
         let mut size = CacheSize::default();
-        for (_, repository) in facts.below(prefix, except) {
+        let below = Within::Below(prefix.clone());
+        for (_, repository) in facts.within(&below, except) {
             size.manifests += repository.manifests.len() as u64;
             size.repositories +=
                 u64::from(!repository.manifests.is_empty() || !repository.blobs.is_empty());
@@ -49,10 +50,24 @@ impl CacheIndex for MemoryMetadata {
         Ok(size)
     }
 
+    async fn holding_repositories(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: usize,
+    ) -> Result<Vec<CachedRepository>, StorageError> {
+        let facts = lock(&self.facts);
+        let holding = facts.repositories.iter().filter(|(name, repository)| {
+            after.is_none_or(|after| *name > after)
+                && !(repository.manifests.is_empty() && repository.blobs.is_empty())
+        });
+        let holding = holding.map(|(name, repository)| repository.holding(name));
+        Ok(holding.take(limit).collect())
+    }
+
     async fn least_used_blobs(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
         let facts = lock(&self.facts);
         let blobs = facts
-            .below(&query.prefix, &query.except)
+            .within(&query.within, &query.except)
             .flat_map(|(name, repository)| {
                 repository.blobs.iter().map(|(digest, size)| Cached {
                     repository: name.clone(),
@@ -66,16 +81,17 @@ impl CacheIndex for MemoryMetadata {
 
     async fn least_used_manifests(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
         let facts = lock(&self.facts);
-        let manifests = facts
-            .below(&query.prefix, &query.except)
-            .flat_map(|(name, repository)| {
-                repository.manifests.iter().map(|(digest, stored)| Cached {
-                    repository: name.clone(),
-                    digest: digest.clone(),
-                    size: stored.record.size,
-                    used_at_ms: repository.manifest_used_at_ms(digest),
-                })
-            });
+        let manifests =
+            facts
+                .within(&query.within, &query.except)
+                .flat_map(|(name, repository)| {
+                    repository.manifests.iter().map(|(digest, stored)| Cached {
+                        repository: name.clone(),
+                        digest: digest.clone(),
+                        size: stored.record.size,
+                        used_at_ms: repository.manifest_used_at_ms(digest),
+                    })
+                });
         Ok(least_used(manifests, query))
     }
 
@@ -85,22 +101,61 @@ impl CacheIndex for MemoryMetadata {
             repository.blobs.contains_key(digest) || repository.manifests.contains_key(digest)
         }))
     }
+
+    async fn unheld(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StorageError> {
+        let mut unheld = Vec::new();
+        for digest in digests {
+            if !self.is_held(&digest).await? {
+                unheld.push(digest);
+            }
+        }
+        Ok(unheld)
+    }
+
+    async fn pins(&self) -> Result<Vec<Pin>, StorageError> {
+        Ok(lock(&self.facts).pins.values().cloned().collect())
+    }
+
+    async fn pin(&self, pin: Pin) -> Result<bool, StorageError> {
+        let mut facts = lock(&self.facts);
+        let is_new = !facts.pins.contains_key(&pin.pattern);
+        facts.pins.entry(pin.pattern.clone()).or_insert(pin);
+        Ok(is_new)
+    }
+
+    async fn unpin(&self, pattern: &str) -> Result<bool, StorageError> {
+        Ok(lock(&self.facts).pins.remove(pattern).is_some())
+    }
 }
 
 impl Facts {
-    fn below<'a>(
+    fn within<'a>(
         &'a self,
-        prefix: &RepositoryName,
+        within: &Within,
         except: &'a [RepositoryName],
     ) -> impl Iterator<Item = (&'a RepositoryName, &'a Repository)> {
-        let prefix = format!("{prefix}/");
+        let (from, to) = within.bounds();
+        let range = move |name: &str| (from.as_str()..to.as_str()).contains(&name);
         self.repositories
             .iter()
-            .filter(move |(name, _)| name.as_str().starts_with(&prefix) && !except.contains(name))
+            .filter(move |(name, _)| range(name.as_str()) && !except.contains(name))
     }
 }
 
 impl Repository {
+    fn holding(&self, name: &RepositoryName) -> CachedRepository {
+        let stored = self.manifests.values();
+        let came = stored.map(|stored| stored.record.pushed_at_ms);
+        CachedRepository {
+            repository: name.clone(),
+            tags: self.tags.len() as u64,
+            manifests: self.manifests.len() as u64,
+            blobs: self.blobs.len() as u64,
+            bytes: self.blobs.values().sum(),
+            used_at_ms: self.uses.values().copied().chain(came).max().unwrap_or(0),
+        }
+    }
+
     fn own_use(&self, digest: &Digest) -> u64 {
         self.uses.get(digest).copied().unwrap_or_default()
     }

@@ -11,6 +11,7 @@ use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 use super::outbox::Outbox;
 use crate::{
     blocking::lock,
+    cache::Pin,
     error::{Kind, StorageError},
     metadata::{
         Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
@@ -29,13 +30,14 @@ pub(super) struct Facts {
     pub(super) outbox: Outbox,
     pub(super) repositories: BTreeMap<RepositoryName, Repository>,
     uploads: BTreeMap<UploadId, UploadRecord>,
+    pub(super) pins: BTreeMap<String, Pin>,
 }
 
 #[derive(Debug)]
 pub(super) struct Repository {
     generation: u64,
     pub(super) manifests: BTreeMap<Digest, Stored>,
-    tags: BTreeMap<Tag, TagRecord>,
+    pub(super) tags: BTreeMap<Tag, TagRecord>,
     pub(super) blobs: BTreeMap<Digest, u64>,
     pub(super) uses: BTreeMap<Digest, u64>,
 }

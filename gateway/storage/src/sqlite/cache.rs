@@ -12,13 +12,13 @@ use super::{
     row::{self, int},
 };
 use crate::{
-    cache::{CacheIndex, CacheQuery, CacheSize, Cached, Use},
+    cache::{CacheIndex, CacheQuery, CacheSize, Cached, CachedRepository, Pin, Use, Within},
     error::StorageError,
 };
 
-/// Names below a prefix: `/` is followed by `0` in the order of bytes, and no name holds anything between. Without those of a JSON list.
-const BELOW: &str = "r.name > ?1 || '/' AND r.name < ?1 || '0' \
-    AND r.name NOT IN (SELECT value FROM json_each(?2))";
+/// Names between the bounds of a [`Within`], without those of a JSON list.
+const WITHIN: &str = "r.name >= ?1 AND r.name < ?2 \
+    AND r.name NOT IN (SELECT value FROM json_each(?3))";
 
 /// When a manifest was used: itself, an index that names it, or when it came.
 const MANIFEST_USED: &str = "max(m.pushed_at_ms, \
@@ -41,9 +41,20 @@ impl CacheIndex for SqliteStore {
         prefix: &RepositoryName,
         except: &[RepositoryName],
     ) -> Result<CacheSize, StorageError> {
-        let (prefix, except) = (prefix.clone(), json(except));
-        let read = move |connection: &_| cache_size(connection, &prefix, &except);
+        let (bounds, except) = (Within::Below(prefix.clone()).bounds(), json(except));
+        let read = move |connection: &_| cache_size(connection, &bounds, &except);
         self.readers.read("measure the cache", read).await
+    }
+
+    async fn holding_repositories(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: usize,
+    ) -> Result<Vec<CachedRepository>, StorageError> {
+        let after = after.map(ToString::to_string).unwrap_or_default();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let read = move |connection: &_| all(connection, HOLDING, (after, limit), holding);
+        self.readers.read("list the cache", read).await
     }
 
     async fn least_used_blobs(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
@@ -54,7 +65,7 @@ impl CacheIndex for SqliteStore {
                     JOIN manifests m ON m.repository = p.repository AND m.digest = p.manifest \
                     WHERE p.repository = b.repository AND p.digest = b.digest), 0)) AS used \
             FROM repositories r JOIN blob_links b ON b.repository = r.id \
-            WHERE {BELOW} AND used < ?3 ORDER BY used, b.size DESC, b.digest, r.name LIMIT ?4"
+            WHERE {WITHIN} AND used < ?4 ORDER BY used, b.size DESC, b.digest, r.name LIMIT ?5"
         );
         let query = query.clone();
         let read = move |connection: &_| least_used(connection, &sql, &query);
@@ -65,7 +76,7 @@ impl CacheIndex for SqliteStore {
         let sql = format!(
             "SELECT r.name, m.digest, m.size, {MANIFEST_USED} AS used \
             FROM repositories r JOIN manifests m ON m.repository = r.id \
-            WHERE {BELOW} AND used < ?3 ORDER BY used, m.size DESC, m.digest, r.name LIMIT ?4"
+            WHERE {WITHIN} AND used < ?4 ORDER BY used, m.size DESC, m.digest, r.name LIMIT ?5"
         );
         let query = query.clone();
         let read = move |connection: &_| least_used(connection, &sql, &query);
@@ -74,14 +85,63 @@ impl CacheIndex for SqliteStore {
 
     async fn is_held(&self, digest: &Digest) -> Result<bool, StorageError> {
         let digest = digest.clone();
-        let read = move |connection: &_| {
-            let sql = "SELECT EXISTS (SELECT 1 FROM blob_links WHERE digest = ?1) \
-                OR EXISTS (SELECT 1 FROM manifests WHERE digest = ?1)";
-            let held = one(connection, sql, [digest.as_str()], |row| row.get(0))?;
-            Ok(held.unwrap_or(true))
-        };
+        let read = move |connection: &_| is_held(connection, &digest);
         self.readers.read("look for holders", read).await
     }
+
+    async fn unheld(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StorageError> {
+        let read = move |connection: &_| unheld(connection, digests);
+        self.readers.read("look for holders", read).await
+    }
+
+    async fn pins(&self) -> Result<Vec<Pin>, StorageError> {
+        let sql = "SELECT pattern, pinned_at_ms, pinned_by FROM pins ORDER BY pattern";
+        let read = move |connection: &_| all(connection, sql, (), pin);
+        self.readers.read("list pins", read).await
+    }
+
+    async fn pin(&self, pin: Pin) -> Result<bool, StorageError> {
+        let sql = "INSERT INTO pins VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+        let insert = move |connection: &_| -> Result<bool, Stop<StorageError>> {
+            let columns = (pin.pattern.as_str(), int(pin.at_ms)?, pin.by.as_str());
+            Ok(execute(connection, sql, columns)? > 0)
+        };
+        self.writer.run("pin", insert).await
+    }
+
+    async fn unpin(&self, pattern: &str) -> Result<bool, StorageError> {
+        let pattern = pattern.to_owned();
+        let delete = move |connection: &_| -> Result<bool, Stop<StorageError>> {
+            let sql = "DELETE FROM pins WHERE pattern = ?1";
+            Ok(execute(connection, sql, [pattern.as_str()])? > 0)
+        };
+        self.writer.run("unpin", delete).await
+    }
+}
+
+fn is_held(connection: &Connection, digest: &Digest) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM blob_links WHERE digest = ?1) \
+        OR EXISTS (SELECT 1 FROM manifests WHERE digest = ?1)";
+    let held = one(connection, sql, [digest.as_str()], |row| row.get(0))?;
+    Ok(held.unwrap_or(true))
+}
+
+fn unheld(connection: &Connection, digests: Vec<Digest>) -> rusqlite::Result<Vec<Digest>> {
+    let mut unheld = Vec::new();
+    for digest in digests {
+        if !is_held(connection, &digest)? {
+            unheld.push(digest);
+        }
+    }
+    Ok(unheld)
+}
+
+fn pin(row: &Row<'_>) -> rusqlite::Result<Pin> {
+    Ok(Pin {
+        pattern: row.get(0)?,
+        at_ms: row::unsigned(row, 1)?,
+        by: row.get(2)?,
+    })
 }
 
 fn record_uses(connection: &Connection, uses: &[Use]) -> Result<(), Stop<StorageError>> {
@@ -101,21 +161,22 @@ fn record_uses(connection: &Connection, uses: &[Use]) -> Result<(), Stop<Storage
 
 fn cache_size(
     connection: &Connection,
-    prefix: &RepositoryName,
+    (from, to): &(String, String),
     except: &str,
 ) -> rusqlite::Result<CacheSize> {
     let sql = format!(
         "SELECT \
             (SELECT coalesce(sum(size), 0) FROM (SELECT b.digest, max(b.size) AS size FROM repositories r \
-                JOIN blob_links b ON b.repository = r.id WHERE {BELOW} GROUP BY b.digest)), \
+                JOIN blob_links b ON b.repository = r.id WHERE {WITHIN} GROUP BY b.digest)), \
             (SELECT count(DISTINCT b.digest) FROM repositories r \
-                JOIN blob_links b ON b.repository = r.id WHERE {BELOW}), \
-            (SELECT count(*) FROM repositories r JOIN manifests m ON m.repository = r.id WHERE {BELOW}), \
-            (SELECT count(*) FROM repositories r WHERE {BELOW} AND ( \
+                JOIN blob_links b ON b.repository = r.id WHERE {WITHIN}), \
+            (SELECT count(*) FROM repositories r JOIN manifests m ON m.repository = r.id WHERE {WITHIN}), \
+            (SELECT count(*) FROM repositories r WHERE {WITHIN} AND ( \
                 EXISTS (SELECT 1 FROM manifests WHERE repository = r.id) \
                 OR EXISTS (SELECT 1 FROM blob_links WHERE repository = r.id)))"
     );
-    let size = one(connection, &sql, [prefix.as_str(), except], |row| {
+    let keys = (from.as_str(), to.as_str(), except);
+    let size = one(connection, &sql, keys, |row| {
         Ok(CacheSize {
             bytes: row::unsigned(row, 0)?,
             blobs: row::unsigned(row, 1)?,
@@ -131,8 +192,10 @@ fn least_used(
     sql: &str,
     query: &CacheQuery,
 ) -> rusqlite::Result<Vec<Cached>> {
+    let (from, to) = query.within.bounds();
     let keys = (
-        query.prefix.as_str(),
+        from,
+        to,
         json(&query.except),
         int(query.before_ms).unwrap_or(i64::MAX),
         i64::try_from(query.limit).unwrap_or(i64::MAX),
@@ -144,6 +207,27 @@ fn least_used(
 fn json(names: &[RepositoryName]) -> String {
     let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
     format!("[{}]", names.join(","))
+}
+
+/// Subqueries by repository: each is a range of an index.
+const HOLDING: &str = "SELECT r.name, \
+    (SELECT count(*) FROM tags WHERE repository = r.id), \
+    (SELECT count(*) FROM manifests WHERE repository = r.id) AS manifest_count, \
+    (SELECT count(*) FROM blob_links WHERE repository = r.id) AS blob_count, \
+    (SELECT coalesce(sum(size), 0) FROM blob_links WHERE repository = r.id), \
+    max(coalesce((SELECT max(used_at_ms) FROM uses WHERE repository = r.id), 0), \
+        coalesce((SELECT max(pushed_at_ms) FROM manifests WHERE repository = r.id), 0)) \
+    FROM repositories r WHERE r.name > ?1 AND manifest_count + blob_count > 0 ORDER BY r.name LIMIT ?2";
+
+fn holding(row: &Row<'_>) -> rusqlite::Result<CachedRepository> {
+    Ok(CachedRepository {
+        repository: row::parsed(row, 0)?,
+        tags: row::unsigned(row, 1)?,
+        manifests: row::unsigned(row, 2)?,
+        blobs: row::unsigned(row, 3)?,
+        bytes: row::unsigned(row, 4)?,
+        used_at_ms: row::unsigned(row, 5)?,
+    })
 }
 
 fn cached(row: &Row<'_>) -> rusqlite::Result<Cached> {

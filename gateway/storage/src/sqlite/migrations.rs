@@ -25,6 +25,7 @@ pub(super) const METADATA: Schema = Schema {
         include_str!("migrations/metadata_1.sql"),
         include_str!("migrations/metadata_2.sql"),
         include_str!("migrations/metadata_3.sql"),
+        include_str!("migrations/metadata_4.sql"),
     ],
     synchronous: "FULL",
 };

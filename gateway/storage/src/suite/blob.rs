@@ -35,6 +35,7 @@ macro_rules! blob_suite {
             staged_lists_exactly_the_uploads_with_staging_bytes
             an_open_blob_outlives_its_deletion
             a_deleted_blob_can_be_published_again
+            published_blobs_are_listed_in_order_and_in_pages
         }
     };
 }
@@ -358,5 +359,35 @@ pub async fn a_deleted_blob_can_be_published_again(store: Store) -> Checked {
         assert!(read_from(blob.as_ref(), 0).await? == bytes);
         assert!(store.delete(&digest).await?);
     }
+    Ok(())
+}
+
+pub async fn published_blobs_are_listed_in_order_and_in_pages(store: Store) -> Checked {
+    assert_eq!(store.published(None, 10).await?, []);
+    let mut expected = Vec::new();
+    for number in 1..=7_u8 {
+        let bytes = content(usize::from(number));
+        let digest = publish(&store, upload(number), &bytes).await?;
+        expected.push((digest, u64::from(number)));
+    }
+    let mut writer = store.create(upload(8), Sha512).await?;
+    writer.write(content(8)).await?;
+    let digest = writer.digest();
+    writer.commit(&digest).await?;
+    expected.push((digest, 8));
+    let staged = store.create(upload(9), Sha256).await?;
+    expected.sort_by(|one, other| one.0.as_str().cmp(other.0.as_str()));
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.published(after.as_ref(), 3).await?;
+        assert!(page.len() <= 3);
+        let Some(last) = page.last() else { break };
+        after = Some(last.digest.clone());
+        found.extend(page.into_iter().map(|blob| (blob.digest, blob.size)));
+    }
+    drop(staged);
+    assert_eq!(found, expected);
+    assert!(store.delete(&expected[0].0).await?);
+    assert_eq!(store.published(None, 10).await?.len(), 7);
     Ok(())
 }

@@ -61,6 +61,9 @@ macro_rules! metadata_suite {
             content_is_as_recent_as_what_names_it
             a_use_goes_with_what_was_used
             content_is_held_while_any_repository_has_it
+            one_repository_is_asked_about_without_those_below_it
+            repositories_that_hold_something_are_listed_by_name
+            a_pin_stays_as_it_was_made_until_it_is_taken_away
         }
     };
 }

@@ -64,6 +64,24 @@ async fn a_blob_lies_where_distribution_looks_for_it_and_nothing_else_does() -> 
 }
 
 #[tokio::test]
+async fn blobs_beside_another_registrys_repositories_are_not_listed_for_the_sweep() -> Checked {
+    let (folder, store) = make();
+    let digest = publish(&store, upload(1), &content(100)).await?;
+    let listed = store.published(None, 10).await?;
+    assert_eq!(listed.len(), 1);
+    let age = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let now_ms = u64::try_from(age.as_millis())?;
+    assert!(listed[0].written_at_ms <= now_ms && listed[0].written_at_ms + 600_000 > now_ms);
+    let repositories = folder.path().join("docker/registry/v2/repositories");
+    fs::create_dir(&repositories)?;
+    assert_eq!(store.published(None, 10).await?.len(), 1);
+    fs::create_dir(repositories.join("web"))?;
+    assert_eq!(store.published(None, 10).await?, []);
+    assert!(store.stat(&digest).await?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
 async fn blobs_that_distribution_stored_are_served() -> Checked {
     let (folder, store) = make();
     for algorithm in [Sha256, Sha512] {

@@ -50,6 +50,7 @@ fn gone(manifests: u64, blobs: u64, bytes: usize) -> Evicted {
         manifests,
         blobs,
         bytes: bytes as u64,
+        pinned: 0,
     }
 }
 
@@ -160,6 +161,7 @@ async fn what_pinned_tags_name_stays_however_old_and_large() {
         keep_for: Some(DAY),
         max_bytes: Some(0),
         pinned: vec![Glob::parse("a/*:v*").unwrap()],
+        ..Keep::default()
     };
     keep(&mut world, &pinned);
     let (manifest, layer, _) = pulled(&world, "a/a", "v1", 1).await;

@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{Algorithm, Digest, UploadId};
 use gantry_storage::{
-    Blob, BlobStore, BlobWriter, StorageError, blob::PublishError, memory::MemoryBlobStore,
+    Blob, BlobStore, BlobWriter, StorageError, StoredBlob, blob::PublishError,
+    memory::MemoryBlobStore,
 };
 
 #[derive(Debug)]
@@ -81,6 +82,14 @@ impl BlobStore for PanickingStore {
 
     async fn staged(&self) -> Result<Vec<UploadId>, StorageError> {
         self.store.staged().await
+    }
+
+    async fn published(
+        &self,
+        after: Option<&Digest>,
+        limit: usize,
+    ) -> Result<Vec<StoredBlob>, StorageError> {
+        self.store.published(after, limit).await
     }
 }
 

@@ -149,6 +149,7 @@ impl World {
             keep: Keep::default(),
             freshness: FRESHNESS,
             rules: Vec::new(),
+            prefetch: false,
             not_found_for: NOT_FOUND_FOR,
         };
         let ports = Ports {

@@ -4,7 +4,7 @@ use gantry_model::{Digest, RepositoryName};
 
 use super::{Failure, Stores, digest, push, reference};
 use crate::{
-    cache::{CacheQuery, CacheSize, Cached, Use},
+    cache::{CacheQuery, CacheSize, Cached, CachedRepository, Pin, Use, Within},
     suite::Checked,
 };
 
@@ -20,7 +20,7 @@ fn used(repository: &RepositoryName, text: &str, at_ms: u64) -> Use {
 
 fn query(prefix: &str) -> Result<CacheQuery, Failure> {
     Ok(CacheQuery {
-        prefix: prefix.parse()?,
+        within: Within::Below(prefix.parse()?),
         except: Vec::new(),
         before_ms: u64::MAX,
         limit: 100,
@@ -158,6 +158,8 @@ pub async fn content_is_held_while_any_repository_has_it(stores: Stores) -> Chec
     for held in ["layer", "image"] {
         assert!(stores.cache.is_held(&digest(held)).await?, "{held}");
     }
+    let asked = ["layer", "never", "image"].map(digest).to_vec();
+    assert_eq!(stores.cache.unheld(asked).await?, [digest("never")]);
     stores
         .delete_manifest(&other, &digest("image"), &[])
         .await?;
@@ -165,5 +167,70 @@ pub async fn content_is_held_while_any_repository_has_it(stores: Stores) -> Chec
     for held in ["layer", "image"] {
         assert!(!stores.cache.is_held(&digest(held)).await?, "{held}");
     }
+    Ok(())
+}
+
+pub async fn one_repository_is_asked_about_without_those_below_it(stores: Stores) -> Checked {
+    for name in ["hub/a", "hub/a/b", "hub/a0", "hub/a-b"] {
+        filled(&stores, &name.parse()?).await?;
+    }
+    let only = CacheQuery {
+        within: Within::Only("hub/a".parse()?),
+        ..query("hub")?
+    };
+    for found in [
+        stores.cache.least_used_manifests(&only).await?,
+        stores.cache.least_used_blobs(&only).await?,
+    ] {
+        assert!(!found.is_empty());
+        assert!(found.iter().all(|it| it.repository.as_str() == "hub/a"));
+    }
+    Ok(())
+}
+
+pub async fn repositories_that_hold_something_are_listed_by_name(stores: Stores) -> Checked {
+    let names = ["apps/x", "hub/a", "hub/a/b"];
+    for name in names {
+        filled(&stores, &name.parse()?).await?;
+    }
+    let (emptied, first): (RepositoryName, RepositoryName) = ("hub/z".parse()?, names[1].parse()?);
+    stores.link(&emptied, &digest("layer")).await?;
+    stores.unlink(&emptied, &digest("layer")).await?;
+    stores
+        .cache
+        .record_uses(vec![used(&first, "layer", 9_000)])
+        .await?;
+    let listed = stores.cache.holding_repositories(None, 10).await?;
+    let found: Vec<&str> = listed.iter().map(|it| it.repository.as_str()).collect();
+    assert_eq!(found, names);
+    let after = "apps/x".parse()?;
+    let next = stores.cache.holding_repositories(Some(&after), 1).await?;
+    let expected = CachedRepository {
+        repository: first,
+        tags: 0,
+        manifests: 1,
+        blobs: 2,
+        bytes: 14,
+        used_at_ms: 9_000,
+    };
+    assert_eq!(next, [expected]);
+    Ok(())
+}
+
+pub async fn a_pin_stays_as_it_was_made_until_it_is_taken_away(stores: Stores) -> Checked {
+    let pin = |pattern: &str, by: &str| Pin {
+        pattern: pattern.to_owned(),
+        at_ms: 5,
+        by: by.to_owned(),
+    };
+    assert_eq!(stores.cache.pins().await?, []);
+    assert!(stores.cache.pin(pin("hub/b:*", "alice")).await?);
+    assert!(stores.cache.pin(pin("hub/a", "alice")).await?);
+    assert!(!stores.cache.pin(pin("hub/a", "bob")).await?);
+    let expected = [pin("hub/a", "alice"), pin("hub/b:*", "alice")];
+    assert_eq!(stores.cache.pins().await?, expected);
+    assert!(stores.cache.unpin("hub/a").await?);
+    assert!(!stores.cache.unpin("hub/a").await?);
+    assert_eq!(stores.cache.pins().await?, [pin("hub/b:*", "alice")]);
     Ok(())
 }

@@ -1,0 +1,120 @@
+//! Begins the fills of a manifest's blobs before a client asks for them, when the mirror's configuration says so.
+//!
+//! Owns when that is worth it and how much of the fills' budget it may take. The fills are ordinary ones: a client that comes joins.
+//! Invariants: the client that pulls the manifest never waits for this; at least half of the places for fills stay for clients; what
+//! admission refuses for this requester is not begun.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use gantry_model::{Descriptor, Digest, Manifest, RepositoryName, Requester};
+use gantry_storage::ManifestRecord;
+use tokio::sync::Semaphore;
+
+use super::{Engine, Origin, failure::Failure, flight::Flights, manifest::millis};
+
+/// How long a manifest is new. A client such as containerd asks for the tag by HEAD, and comes for the content after that; later,
+/// clients that ask for the manifest have the layers, and what was evicted should not come back for them.
+const NEW_FOR: Duration = Duration::from_secs(60);
+
+/// What is being prefetched.
+#[derive(Debug)]
+pub(super) struct Prefetches {
+    manifests: Flights<(RepositoryName, Digest), ()>,
+    places: Semaphore,
+    max_fills: usize,
+}
+
+impl Prefetches {
+    /// At most a quarter of the fills' places.
+    pub(super) fn new(max_fills: usize) -> Self {
+        Self {
+            manifests: Flights::default(),
+            places: Semaphore::new((max_fills / 4).clamp(1, Semaphore::MAX_PERMITS)),
+            max_fills,
+        }
+    }
+}
+
+impl Engine {
+    /// See [`super::Mirrors::prefetch`].
+    pub(super) fn prefetch(
+        self: &Arc<Self>,
+        origin: &Origin,
+        record: &ManifestRecord,
+        bytes: &Bytes,
+        requester: &Requester,
+    ) {
+        let age_ms = self.now_ms().saturating_sub(record.pushed_at_ms);
+        if age_ms > millis(NEW_FOR) {
+            return;
+        }
+        let Ok(manifest) = Manifest::parse(Some(&record.media_type), bytes) else {
+            return;
+        };
+        let blobs: Vec<Descriptor> = manifest.required_blobs().cloned().collect();
+        if blobs.is_empty() {
+            return;
+        }
+        let key = (origin.name().clone(), record.digest.clone());
+        let span = tracing::info_span!(
+            parent: None,
+            "prefetch",
+            repository.name = %key.0,
+            manifest.digest = %key.1,
+            request.id = %requester.request_id,
+        );
+        let engine = Arc::clone(self);
+        let (origin, requester) = (origin.clone(), requester.clone());
+        let prefetch = || async move { engine.prefetch_blobs(&origin, &blobs, &requester).await };
+        self.running.prefetches.manifests.start(key, span, prefetch);
+    }
+
+    /// In the manifest's order, as clients unpack them; each begins when there is a place for it.
+    async fn prefetch_blobs(
+        self: Arc<Self>,
+        origin: &Origin,
+        blobs: &[Descriptor],
+        requester: &Requester,
+    ) -> Result<(), Failure> {
+        let fills = blobs.iter().map(|blob| {
+            let engine = Arc::clone(&self);
+            async move { engine.prefetch_blob(origin, &blob.digest, requester).await }
+        });
+        // The places are taken in this order: a semaphore is fair.
+        for fetched in futures_util::future::join_all(fills).await {
+            if let Err(failure) = fetched {
+                // The client that asks for the blob is told why; nobody asked for this.
+                tracing::debug!(
+                    error = &failure as &dyn std::error::Error,
+                    "a blob was not prefetched"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn prefetch_blob(
+        self: &Arc<Self>,
+        origin: &Origin,
+        digest: &Digest,
+        requester: &Requester,
+    ) -> Result<(), Failure> {
+        let prefetches = &self.running.prefetches;
+        let _place = prefetches
+            .places
+            .acquire()
+            .await
+            .map_err(Failure::internal)?;
+        if self.metadata.blob(origin.name(), digest).await?.is_some() {
+            return Ok(());
+        }
+        // Before the fill is begun: one that waits for a place would make a client that joins it wait too.
+        if self.running.fill_slots.available_permits() * 2 <= prefetches.max_fills {
+            tracing::debug!(blob.digest = %digest, "not prefetched: clients need the places");
+            return Ok(());
+        }
+        self.admit_blob(origin, digest, requester).await?;
+        self.join_or_start(origin, digest).finished().await
+    }
+}
