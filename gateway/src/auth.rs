@@ -66,6 +66,11 @@ impl Authentication {
         }
     }
 
+    /// The public keys of our tokens, as a JWK set.
+    pub(crate) fn published_keys(&self) -> String {
+        self.tokens.published().to_owned()
+    }
+
     /// Asks the chain about a credential, in order, until one claims it.
     async fn ask(&self, request: &AuthenticateRequest) -> Result<Option<Identity>, Error> {
         for binding in &self.authenticators {

@@ -100,6 +100,8 @@ pub struct Listen {
     pub address: ListenAddress,
     /// `None` = plain HTTP.
     pub tls: Option<Tls>,
+    /// The mirror that every name there belongs to; `None` = names are resolved.
+    pub mirror: Option<Arc<str>>,
 }
 
 /// Where a listener listens.
@@ -168,8 +170,10 @@ pub enum MetadataStorage {
 /// Repositories that are pushed here.
 #[derive(Clone, Debug)]
 pub struct Hosted {
-    /// Patterns of names a push may create.
+    /// Patterns of names a push may create; an upstream is never asked for them.
     pub names: Vec<Glob>,
+    /// Patterns of names below a mirror's prefix that a push may create, and that are the upstream's until then.
+    pub or_upstream: Vec<Glob>,
     /// Whether anything can be deleted.
     pub delete: bool,
 }
@@ -208,6 +212,8 @@ pub struct Binding {
     pub mode: Mode,
     /// What its failure means. Anything but `Deny` is only possible where `changes` holds nothing but serves.
     pub on_error: OnError,
+    /// How long a serve waits where it answers `hold`.
+    pub hold_for: Duration,
     /// What asks it, for admission plugins; `None` = every change, no fill and no serve.
     pub changes: Option<BTreeSet<Change>>,
     /// What it may reach.

@@ -2,13 +2,13 @@
 //!
 //! Owns the admission chain: which bindings are asked, what their failure means, what audit mode records. Knows no OCI flow.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{
-    AdmissionRequest, Admitted, Change, Delivery, Descriptor, Event, Reference, Refusal,
+    AdmissionRequest, Admitted, Change, Delivery, Descriptor, Digest, Event, Reference, Refusal,
     Repository, RepositoryName, Requester, Tag, TagState,
 };
 use gantry_plugin_host::{
@@ -17,6 +17,7 @@ use gantry_plugin_host::{
 };
 use gantry_registry::Admission;
 use gantry_storage::{BlobStore, KeyValueStore, MetadataStore, StorageError, kv::KvPut};
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::{
@@ -25,11 +26,14 @@ use crate::{
     policy::{
         Policy,
         binding::Binding,
-        decisions::{Cached, Decisions, Key, Question},
+        decisions::{Cached, Decisions, Given, Key, Question},
         shadow::Shadows,
         unenforced::{self, Unenforced},
     },
 };
+
+/// How soon a binding that holds is asked again at the earliest, whatever it says.
+const SHORTEST_HOLD: Duration = Duration::from_millis(100);
 
 /// The admission bindings, in the order of the configuration.
 #[derive(Debug)]
@@ -98,6 +102,27 @@ impl AdmissionChain {
     }
 }
 
+/// Asks one binding, and again while it holds a serve, for as long as the binding says. Changes do not wait: their client holds a
+/// repository's tag.
+async fn ask_patiently(
+    serves: &Serves,
+    binding: &Binding,
+    request: &AdmissionRequest,
+) -> Result<AdmitAnswer, CallError> {
+    let end = Instant::now() + binding.hold_for;
+    loop {
+        let answer = ask(serves, binding, request).await;
+        let Ok(AdmitAnswer::Hold { retry_after, .. }) = &answer else {
+            return answer;
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || !request.change.is_serve() {
+            return answer;
+        }
+        tokio::time::sleep((*retry_after).max(SHORTEST_HOLD).min(left)).await;
+    }
+}
+
 /// Asks one binding; serves may be answered from the cache, changes never.
 async fn ask(
     serves: &Serves,
@@ -107,7 +132,7 @@ async fn ask(
     let Some(key) = serve_key(serves, binding, request) else {
         return binding.admit(request).await;
     };
-    let kept = serves.get(&key);
+    let kept = serves.get(&key, request.version);
     if let Some(Cached::Fresh(answer)) = kept {
         binding.admitted_by_cache(&answer);
         return Ok(answer);
@@ -115,7 +140,12 @@ async fn ask(
     match (binding.admit(request).await, kept) {
         (Ok(answer), _) => {
             if let AdmitAnswer::Accept { cache, .. } = &answer {
-                serves.keep(key, &request.requester.client, answer.clone(), *cache);
+                let given = Given {
+                    answer: answer.clone(),
+                    hint: *cache,
+                    version: request.version,
+                };
+                serves.keep(key, &request.requester.client, given);
             }
             Ok(answer)
         }
@@ -216,7 +246,8 @@ impl Admission for AdmissionChain {
                 let answer = ask(&self.serves, binding, &request).instrument(span);
                 unenforced.push((binding, answer.await));
             } else if let Ok(admitted) = &mut outcome {
-                let answer = ask(&self.serves, binding, &request).instrument(span).await;
+                let answer = ask_patiently(&self.serves, binding, &request);
+                let answer = answer.instrument(span).await;
                 if let Err(refusal) = hear(admitted, binding, &request, answer) {
                     outcome = Err(refusal);
                 }
@@ -443,6 +474,21 @@ impl RegistryReads for StoredContent {
                 artifact_type.is_none() || found.artifact_type.as_deref() == artifact_type
             })
             .collect())
+    }
+
+    async fn parents(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+    ) -> Result<Vec<Digest>, ReadError> {
+        let name = self.readable(requester, repository).await?;
+        let digest = digest
+            .parse()
+            .map_err(|_not_a_digest| ReadError::NotFound)?;
+        let parents = self.metadata.parents(&name, &digest).await;
+        let parents = parents.map_err(|error| unavailable(&error))?;
+        Ok(parents.into_iter().map(|(parent, _)| parent).collect())
     }
 
     async fn blob_size(

@@ -18,7 +18,7 @@ pub mod token;
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt as _;
-use gantry_model::Operation;
+use gantry_model::{Operation, namespace::Address};
 use gantry_registry::Body;
 use http::{Request, StatusCode, request::Parts};
 use tracing::Instrument as _;
@@ -45,6 +45,7 @@ pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer
         match parts.uri.path() {
             "/token" => token(generation, &mut exchange, &parts, body).await,
             "/healthz" => Ok(health(&mut exchange)),
+            "/.well-known/jwks.json" => Ok(keys(generation, &mut exchange)),
             _ => operate(generation, &mut exchange, &parts, body).await,
         }
     });
@@ -67,7 +68,12 @@ async fn operate(
     if host.is_none() && forwarded::says_host(parts) {
         return Err(RouteError::Host.into());
     }
-    let operation = match route::parse(parts, host.as_deref(), &generation.namespaces)? {
+    let address = Address {
+        mirror: exchange.mirror(),
+        host: host.as_deref(),
+        ..Address::default()
+    };
+    let operation = match route::parse(parts, address, &generation.namespaces)? {
         Routed::Operation(operation) => operation,
         Routed::Options(allow) => return Ok(Done::Options(allow)),
     };
@@ -116,6 +122,19 @@ async fn token(
 fn health(exchange: &mut Exchange) -> Done {
     exchange.names("health");
     let reply = respond::plain(exchange.request_id(), StatusCode::OK, "text/plain", "ok\n");
+    Done::Plain(Box::new(reply))
+}
+
+/// The public keys that our tokens are verified with; nobody is asked who they are.
+fn keys(generation: &Generation, exchange: &mut Exchange) -> Done {
+    exchange.names("keys");
+    let keys = generation.authentication.published_keys();
+    let reply = respond::plain(
+        exchange.request_id(),
+        StatusCode::OK,
+        "application/json",
+        keys,
+    );
     Done::Plain(Box::new(reply))
 }
 

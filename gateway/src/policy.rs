@@ -19,7 +19,7 @@ use gantry_plugin_host::{AuthorizeAnswer, AuthorizeRequest, CallError};
 
 use self::{
     binding::Binding,
-    decisions::{Cached, Decisions, Question},
+    decisions::{Cached, Decisions, Given, Question},
     shadow::Shadows,
     unenforced::Unenforced,
 };
@@ -219,14 +219,18 @@ async fn ask(
         &requester.client,
         question,
     );
-    if let Some(Cached::Fresh(answer)) = decisions.get(&key) {
+    if let Some(Cached::Fresh(answer)) = decisions.get(&key, None) {
         binding.authorized_by_cache(&answer);
         return Ok(answer);
     }
     let answer = AUTHORIZING.scope((), binding.authorize(asked)).await?;
     if let AuthorizeAnswer::Allow(_, hint) | AuthorizeAnswer::Deny(_, hint) = &answer {
-        let hint = within_identity(*hint, requester);
-        decisions.keep(key, &requester.client, answer.clone(), hint);
+        let given = Given {
+            answer: answer.clone(),
+            hint: within_identity(*hint, requester),
+            version: None,
+        };
+        decisions.keep(key, &requester.client, given);
     }
     Ok(answer)
 }

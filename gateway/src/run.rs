@@ -120,7 +120,8 @@ async fn serve(
     ];
     let telling = Telling::start(&app);
     for listen in &config.listen {
-        tracing::info!(address = %listen.address, tls = listen.tls.is_some(), "listening");
+        let (tls, mirror) = (listen.tls.is_some(), listen.mirror.as_deref());
+        tracing::info!(address = %listen.address, tls, mirror, "listening");
     }
     let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
     server::serve(app, listeners, &edge, &telemetry, watched.clone()).await;
@@ -145,7 +146,8 @@ fn listeners(config: &Config) -> anyhow::Result<(Vec<Listener>, Vec<Option<Serve
             ListenAddress::Tcp(address) => Listener::tcp(*address, tls),
             ListenAddress::Unix(path) => Listener::unix(path),
         };
-        listeners.push(listener.with_context(|| format!("cannot listen on {}", listen.address))?);
+        let listener = listener.with_context(|| format!("cannot listen on {}", listen.address))?;
+        listeners.push(listener.of_mirror(listen.mirror.clone()));
     }
     Ok((listeners, served))
 }

@@ -63,6 +63,8 @@ pub struct Peer {
     pub tls: bool,
     /// Subject of its verified certificate.
     pub tls_subject: Option<String>,
+    /// The mirror whose listener it came in by.
+    pub mirror: Option<Arc<str>>,
 }
 
 /// How far a shutdown is. The first signal drains, the second aborts.
@@ -82,6 +84,7 @@ pub enum Stage {
 pub struct Listener {
     socket: Bound,
     tls: Option<ServedTls>,
+    mirror: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -105,6 +108,7 @@ impl Listener {
         Ok(Self {
             socket: Bound::Tcp(TcpListener::from_std(socket.into())?),
             tls,
+            mirror: None,
         })
     }
 
@@ -123,7 +127,14 @@ impl Listener {
         Ok(Self {
             socket: Bound::Unix(UnixListener::bind(path)?),
             tls: None,
+            mirror: None,
         })
+    }
+
+    /// Names the mirror that everything is asked of that comes in here.
+    #[must_use]
+    pub fn of_mirror(self, mirror: Option<Arc<str>>) -> Self {
+        Self { mirror, ..self }
     }
 
     /// The bound address; `None` for a Unix socket.
@@ -218,6 +229,7 @@ async fn accept_loop<H: Handler>(shared: Arc<Shared<H>>, listener: Listener) {
                         .edge()
                         .unwrap_or_else(|| Arc::clone(&shared.edge)),
                     tls: listener.tls.as_ref().map(ServedTls::current),
+                    mirror: listener.mirror.clone(),
                     shared: Arc::clone(&shared),
                     address,
                     place,

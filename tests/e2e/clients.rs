@@ -17,18 +17,18 @@ use tests::{
 };
 
 /// A daemon shared by every test that needs no mirror.
-fn dockerd() -> &'static Dockerd {
+pub(crate) fn dockerd() -> &'static Dockerd {
     static DAEMON: OnceLock<Dockerd> = OnceLock::new();
     DAEMON.get_or_init(|| Dockerd::start(None))
 }
 
 /// skopeo, podman and buildah with storage and credentials of their own.
-struct Containers {
+pub(crate) struct Containers {
     folder: TempDir,
 }
 
 impl Containers {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = TempDir::new().unwrap();
         fs::write(
             folder.path().join("policy.json"),
@@ -51,11 +51,11 @@ impl Containers {
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn run(&self, program: &str, arguments: &[&str]) -> Run {
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Run {
         let mut command = Command::new(require(program));
         command
             .args(arguments)
@@ -68,8 +68,36 @@ impl Containers {
         run(&mut command)
     }
 
+    /// Runs a program on the user's own registry files, below the home folder.
+    pub(crate) fn at_home(&self, program: &str, arguments: &[&str]) -> Run {
+        let policy = self.path("policy.json").display().to_string();
+        let arguments: Vec<&str> = match program {
+            "skopeo" => ["--policy", &policy]
+                .iter()
+                .chain(arguments)
+                .copied()
+                .collect(),
+            "buildah" => {
+                let (command, rest) = arguments.split_first().unwrap();
+                let with = [*command, "--signature-policy", &policy];
+                with.iter().chain(rest).copied().collect()
+            }
+            _ => arguments.to_vec(),
+        };
+        let mut command = Command::new(require(program));
+        command
+            .args(arguments)
+            .env("REGISTRY_AUTH_FILE", self.path("auth.json"))
+            .env("CONTAINERS_STORAGE_CONF", self.path("storage.conf"))
+            .env("HOME", self.folder.path())
+            .env("XDG_CONFIG_HOME", self.path(".config"))
+            .env("XDG_RUNTIME_DIR", self.folder.path())
+            .current_dir(self.folder.path());
+        run(&mut command)
+    }
+
     /// Copies with skopeo.
-    fn copy(&self, from: &str, to: &str) -> Run {
+    pub(crate) fn copy(&self, from: &str, to: &str) -> Run {
         let policy = self.path("policy.json").display().to_string();
         self.run(
             "skopeo",
@@ -87,7 +115,7 @@ impl Containers {
     }
 
     /// Pulls with skopeo into a folder; the manifest's bytes.
-    fn pulled(&self, from: &str) -> Vec<u8> {
+    pub(crate) fn pulled(&self, from: &str) -> Vec<u8> {
         let folder = self.path("pulled");
         let _first_time = fs::remove_dir_all(&folder);
         self.copy(from, &format!("dir:{}", folder.display())).ok();
@@ -357,7 +385,7 @@ fn containerd_reaches_the_mirror_by_its_hosts_file_in_every_path_form() {
 }
 
 /// `ctr` on docker's containerd would be in docker's way: a containerd of its own.
-fn ctr(arguments: &[&str]) -> Run {
+pub(crate) fn ctr(arguments: &[&str]) -> Run {
     let socket = containerd();
     run(Command::new(require("ctr"))
         .arg("--address")

@@ -183,3 +183,74 @@ fn a_broken_fill_goes_on_where_it_stopped() {
     );
     assert!(origin.count("GET", digest) >= 2, "the body was cut");
 }
+
+/// Open descriptors of the gateway.
+fn descriptors(gateway: &Gateway) -> usize {
+    let folder = format!("/proc/{}/fd", gateway.pid());
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Asks for a blob, reads so many bytes of the answer, and leaves.
+fn leave_after(port: u16, path: &str, bytes: usize) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"
+    )
+    .unwrap();
+    let mut buffer = vec![0; bytes];
+    // The answer may be shorter than that.
+    let _read = stream.read_exact(&mut buffer);
+}
+
+#[test]
+fn pulls_that_are_left_in_the_middle_leave_nothing_behind() {
+    const LENGTH: usize = 2 << 20;
+    const COLD: usize = 40;
+    const WARM: usize = 2_000;
+    let origin = Origin::start();
+    let image = Image::of_layers((0..COLD).map(|_each| Content::random(LENGTH)).collect());
+    origin.push("a/b", "latest", &image);
+    let gateway = Gateway::start(&usual_config(&origin.mirror_entry("up", ""), ""));
+    let wire = Wire::anonymous(gateway.port);
+    wire.get("/v2/up/a/b/manifests/latest").expect(200);
+    let path = |at: usize| format!("/v2/up/a/b/blobs/{}", image.layers[at % COLD].digest);
+    leave_after(gateway.port, &path(0), 1);
+    let idle = |what: &str| {
+        wait_until(what, PATIENCE, || {
+            let connections = gateway.metric("gantry_connections");
+            // Those that ask for this number and for what came before.
+            connections <= 3.0 && gateway.metric("gantry_fills_running") == 0.0
+        });
+    };
+    idle("the first pull to end");
+    let (before, memory) = (descriptors(&gateway), gateway.peak_memory());
+    std::thread::scope(|scope| {
+        for lane in 0..8 {
+            let path = &path;
+            let port = gateway.port;
+            scope.spawn(move || {
+                for round in (lane..COLD + WARM).step_by(8) {
+                    // Spread over the whole body, the head and the last byte.
+                    leave_after(port, &path(round), round * 7_919 % (LENGTH + 300));
+                }
+            });
+        }
+    });
+    idle("every connection and fill to end");
+    // Connections to the upstream that wait to be used again, and a few that the system is closing.
+    wait_until("the descriptors to be closed", PATIENCE, || {
+        descriptors(&gateway) <= before + 16
+    });
+    let grown = gateway.peak_memory() - memory;
+    assert!(grown < 128 << 20, "{grown} bytes more");
+    wire.pull_image("up/a/b", "latest", &image);
+    for layer in &image.layers {
+        assert_eq!(
+            origin.count("GET", &layer.digest),
+            1,
+            "each was fetched once"
+        );
+    }
+}

@@ -1,12 +1,18 @@
 //! The sentence we sell: a denied image is denied on its very first proxied pull, on every way in, and nothing of it leaves.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use tests::{
     Gateway, Image, Origin, Wire,
-    gateway::usual_config,
+    gateway::{USER, usual_config},
     guests::component,
-    image::{Content, INDEX, MANIFEST, index_of},
+    image::{Content, INDEX, MANIFEST, annotated_index, index_of},
+    origin::Fault,
+    tools::{free_port, wait_until},
+    wire::Answer,
 };
 
 const GATE: &str = r#"
@@ -138,6 +144,33 @@ fn an_index_is_denied_and_so_are_its_children_and_their_blobs() {
 }
 
 #[test]
+fn what_only_the_index_says_counts_for_the_layers_of_its_children() {
+    let origin = Origin::start();
+    let bad = secret_image();
+    let index = annotated_index(&[&bad], "org.example.support", "ended-2024");
+    origin.push("old/image", "child", &bad);
+    origin
+        .direct()
+        .push_manifest("old/image", "multi", INDEX, index.bytes.clone())
+        .expect(201);
+    let config = r#"{ annotations: { "org.example.support": "ended*" } }"#;
+    let gateway = gated(&origin, config);
+    let wire = Wire::anonymous(gateway.port);
+    // Nothing here knows the index yet, and the child says nothing of itself.
+    wire.pull_image("up/old/image", "child", &bad);
+    denied(&wire, "GET", "/v2/up/old/image/manifests/multi", &bad);
+    for blob in bad.blobs() {
+        for method in ["GET", "HEAD"] {
+            let path = format!("/v2/up/old/image/blobs/{}", blob.digest);
+            denied(&wire, method, &path, &bad);
+        }
+    }
+    let child = format!("/v2/up/old/image/manifests/{}", bad.manifest.digest);
+    denied(&wire, "GET", &child, &bad);
+    denied(&wire, "GET", "/v2/up/old/image/manifests/child", &bad);
+}
+
+#[test]
 fn an_image_that_is_not_denied_is_served_whole() {
     let origin = Origin::start();
     let image = Image::random(70_000);
@@ -179,7 +212,7 @@ fn a_hosted_image_is_gated_as_a_mirrored_one() {
     let gateway = Gateway::start_with(&usual_config("", &plugins), |folder| {
         fs::copy(component("deny-image"), folder.join("deny_image.wasm")).unwrap();
     });
-    let wire = Wire::basic(gateway.port, tests::gateway::USER);
+    let wire = Wire::basic(gateway.port, USER);
     let image = secret_image();
     for blob in image.blobs() {
         wire.push_blob("apps/bad", blob).expect(201);
@@ -193,4 +226,219 @@ fn a_hosted_image_is_gated_as_a_mirrored_one() {
         &format!("/v2/apps/bad/blobs/{}", image.layers[0].digest),
         &image,
     );
+}
+
+// --- every read path ---
+
+/// One way to ask for something of the denied repository.
+struct Way {
+    method: &'static str,
+    path: String,
+    header: Option<(&'static str, &'static str)>,
+    /// At the listener that is the mirror's own.
+    bound: bool,
+}
+
+/// Every way to read the denied image: each content by each spelling, and what only some content can be asked by.
+fn every_way(image: &Image, index: &Content) -> Vec<Way> {
+    let contents = [
+        "manifests/latest".to_owned(),
+        format!("manifests/{}", image.manifest.digest),
+        "manifests/multi".to_owned(),
+        format!("manifests/{}", index.digest),
+        format!("blobs/{}", image.layers[0].digest),
+        format!("blobs/{}", image.config.digest),
+    ];
+    let mut ways = Vec::new();
+    let mut add = |method, path: String, header, bound| {
+        ways.push(Way {
+            method,
+            path,
+            header,
+            bound,
+        });
+    };
+    for content in &contents {
+        for method in ["GET", "HEAD"] {
+            add(method, format!("/v2/up/bad/image/{content}"), None, false);
+            add(method, format!("/up/v2/bad/image/{content}"), None, false);
+            add(
+                method,
+                format!("/v2/bad/image/{content}?ns=up"),
+                None,
+                false,
+            );
+            add(method, format!("/v2/bad/image/{content}"), None, false);
+            let host = Some(("host", "up.example"));
+            add(method, format!("/v2/bad/image/{content}"), host, false);
+            add(method, format!("/v2/bad/image/{content}"), None, true);
+        }
+        for range in ["bytes=0-3", "bytes=-5", "bytes=2-"] {
+            let range = content.starts_with("blobs/").then_some(("range", range));
+            add("GET", format!("/v2/up/bad/image/{content}"), range, false);
+        }
+    }
+    ways
+}
+
+/// How many bytes of the blobs are in an answer, in runs of at least sixteen: shorter ones are chance.
+fn leaked(shown: &[u8], image: &Image) -> usize {
+    let windows = image.blobs().flat_map(|blob| blob.bytes.windows(16));
+    windows
+        .filter(|window| shown.windows(16).any(|part| part == *window))
+        .count()
+}
+
+fn assert_denied(ports: (u16, u16), way: &Way, image: &Image, when: &str) {
+    let wire = Wire::anonymous(if way.bound { ports.1 } else { ports.0 });
+    let headers: Vec<(&str, &str)> = way.header.into_iter().collect();
+    let answer = wire.send(way.method, &way.path, &headers, "");
+    let what = format!("{when}: {} {} {:?}", way.method, way.path, way.header);
+    assert_eq!(answer.status, 403, "{what}: {answer:?}");
+    let mut shown = format!("{:?}", answer.headers).into_bytes();
+    shown.extend_from_slice(&answer.body);
+    assert_eq!(leaked(&shown, image), 0, "{what} lets bytes out");
+    let manifest = &image.manifest.bytes[..];
+    assert!(!shown.windows(manifest.len()).any(|part| part == manifest));
+    assert_eq!(answer.header("docker-content-digest"), "", "{what}");
+    assert_eq!(answer.header("etag"), "", "{what}");
+}
+
+/// What is not refused, because it gives nothing away: a mount is an upload from nothing, and lists name only what was asked.
+fn assert_lists_and_mounts_give_nothing(gateway: &Gateway, image: &Image, when: &str) {
+    let wire = Wire::basic(gateway.port, USER);
+    let digest = &image.layers[0].digest;
+    let mount = format!("/v2/apps/thief/blobs/uploads/?mount={digest}&from=up/bad/image");
+    let mounted = wire.send("POST", &mount, &[], "");
+    assert_eq!(mounted.status, 202, "{when}: {mounted:?}");
+    wire.get(&format!("/v2/apps/thief/blobs/{digest}"))
+        .expect(404);
+    for path in [
+        format!("/v2/up/bad/image/referrers/{}", image.manifest.digest),
+        "/v2/up/bad/image/tags/list".to_owned(),
+    ] {
+        let answer = wire.get(&path);
+        assert_eq!(leaked(&answer.body, image), 0, "{when}: {path}");
+    }
+}
+
+#[test]
+fn a_denied_image_leaks_not_one_byte_on_any_read_path() {
+    let mut origin = Origin::start();
+    let image = secret_image();
+    let index = index_of(&[&image]);
+    for repository in ["bad/image", "good/image"] {
+        origin.push(repository, "latest", &image);
+        let direct = origin.direct();
+        let pushed = direct.push_manifest(repository, "multi", INDEX, index.bytes.clone());
+        pushed.expect(201);
+    }
+    let bound = free_port();
+    let config = |plugins: &str| {
+        let mirror = origin.mirror_entry("up", ", default: true, hosts: [up.example]");
+        format!(
+            "listen:\n  - 127.0.0.1:PORT\n  - {{ address: \"127.0.0.1:{bound}\", mirror: up }}\n{}",
+            usual_config(&mirror, plugins)
+        )
+    };
+    let gate = GATE.replace("CONFIG", r#"{ repositories: ["up/bad/**"] }"#);
+    let (open, gated) = (config(""), config(&gate));
+    let mut gateway = Gateway::start_with(&gated, |folder| {
+        fs::copy(component("deny-image"), folder.join("deny_image.wasm")).unwrap();
+    });
+    let ports = (gateway.port, bound);
+    let ways = every_way(&image, &index);
+    let check = |gateway: &Gateway, when: &str| {
+        for way in &ways {
+            assert_denied(ports, way, &image, when);
+        }
+        assert_lists_and_mounts_give_nothing(gateway, &image, when);
+    };
+    check(&gateway, "nothing is cached");
+    Wire::anonymous(gateway.port).pull_image("up/good/image", "latest", &image);
+    check(&gateway, "its bytes are here for another repository");
+    gateway.write_config(&open);
+    gateway.restart();
+    let wire = Wire::anonymous(gateway.port);
+    wire.pull_image("up/bad/image", "latest", &image);
+    wire.get("/v2/up/bad/image/manifests/multi").expect(200);
+    gateway.write_config(&gated);
+    gateway.restart();
+    check(&gateway, "it was served before it was denied");
+    origin.stop();
+    check(&gateway, "the upstream is down");
+}
+
+#[test]
+fn a_denied_blob_is_denied_while_it_is_being_filled_for_others() {
+    let origin = Origin::start();
+    let image = Image::random(500_000);
+    for repository in ["bad/image", "good/image"] {
+        origin.push(repository, "latest", &image);
+    }
+    let gateway = gated(&origin, r#"{ repositories: ["up/bad/**"] }"#);
+    let wire = Wire::anonymous(gateway.port);
+    let layer = &image.layers[0];
+    wire.get("/v2/up/good/image/manifests/latest").expect(200);
+    origin.break_paths(&layer.digest, Fault::HoldAt(100_000));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| wire.get(&format!("/v2/up/good/image/blobs/{}", layer.digest)));
+        wait_until("the fill", Duration::from_secs(30), || {
+            gateway.metric("gantry_fills_running") > 0.0
+        });
+        let path = format!("/v2/up/bad/image/blobs/{}", layer.digest);
+        denied(&wire, "GET", &path, &image);
+        denied(&wire, "HEAD", &path, &image);
+        let part = wire.send("GET", &path, &[("range", "bytes=0-99")], "");
+        assert_eq!(part.status, 403);
+        assert!(
+            gateway.metric("gantry_fills_running") > 0.0,
+            "it is still being filled"
+        );
+        origin.heal();
+        assert_eq!(reader.join().unwrap().expect(200).body, layer.bytes);
+    });
+}
+
+// --- hold ---
+
+/// A gateway whose plugin answers about every served manifest of `up`, and one pull: its answer and how long it took.
+fn held(answer: &str, hold_for: &str) -> (Answer, Duration) {
+    let origin = Origin::start();
+    let image = Image::random(100);
+    origin.push("a/b", "latest", &image);
+    let plugins = format!(
+        "  - name: scan\n    from: ./hostile.wasm\n    repositories: [\"up/**\"]\n    changes: [serve-manifest]\n    hold_for: {hold_for}\n    grants: {{ kv: [granted] }}\n    config: {{ answer: {answer} }}\n"
+    );
+    let config = usual_config(&origin.mirror_entry("up", ""), &plugins);
+    let gateway = Gateway::start_with(&config, |folder| {
+        fs::copy(component("hostile"), folder.join("hostile.wasm")).unwrap();
+    });
+    let begun = Instant::now();
+    let answer = Wire::anonymous(gateway.port).get("/v2/up/a/b/manifests/latest");
+    let took = begun.elapsed();
+    if answer.status == 200 {
+        assert_eq!(answer.body, image.manifest.bytes);
+    } else {
+        assert_eq!(leaked(&answer.body, &image), 0);
+    }
+    (answer, took)
+}
+
+#[test]
+fn a_pull_that_is_held_waits_and_is_served_when_it_is_let_go() {
+    let (answer, took) = held("hold-once", "30s");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(took >= Duration::from_millis(200), "{took:?}");
+}
+
+#[test]
+fn a_hold_that_lasts_is_503_with_the_plugins_retry_after_within_its_bound() {
+    let (answer, took) = held("hold", "600ms");
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.header("retry-after"), "5");
+    assert!(took >= Duration::from_millis(600), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let (answer, _at_once) = held("hold", "0s");
+    assert_eq!(answer.status, 503, "{answer:?}");
 }

@@ -1,5 +1,6 @@
 //! Docker's token flow: the challenge, the endpoint, what a token holds and what it does not.
 
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, jwk::JwkSet};
 use tests::{
     Gateway, Image, Origin, Wire,
     gateway::{OTHER, USER, usual_config},
@@ -193,6 +194,26 @@ fn what_is_not_a_token_of_ours_is_an_invalid_token() {
             answer.headers
         );
     }
+}
+
+#[test]
+fn anybody_may_verify_a_token_with_the_published_keys() {
+    let gateway = Gateway::usual();
+    let token = Wire::basic(gateway.port, USER).token(&["repository:apps/web:pull"]);
+    let published = Wire::anonymous(gateway.port)
+        .get("/.well-known/jwks.json")
+        .expect(200);
+    let keys: JwkSet = serde_json::from_slice(&published.body).unwrap();
+    let kid = decode_header(&token).unwrap().kid.unwrap();
+    let key = DecodingKey::from_jwk(keys.find(&kid).unwrap()).unwrap();
+    let mut rules = Validation::new(Algorithm::ES256);
+    rules.validate_aud = false;
+    let claims = decode::<serde_json::Value>(&token, &key, &rules)
+        .unwrap()
+        .claims;
+    assert_eq!(claims["access"][0]["name"], "apps/web");
+    let text = String::from_utf8(published.body.to_vec()).unwrap();
+    assert!(!text.contains("\"d\""), "a private key left: {text}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -24,6 +24,27 @@ impl Dockerd {
     /// When it does not answer within a minute.
     #[must_use]
     pub fn start(mirror: Option<&str>) -> Self {
+        let mut arguments = vec!["--insecure-registry".to_owned(), "127.0.0.0/8".to_owned()];
+        if let Some(mirror) = mirror {
+            arguments.extend(["--registry-mirror".to_owned(), mirror.to_owned()]);
+        }
+        Self::start_with(|_folder| arguments)
+    }
+
+    /// Starts a daemon on a configuration file.
+    ///
+    /// # Panics
+    /// As [`Dockerd::start`].
+    #[must_use]
+    pub fn on_file(text: &str) -> Self {
+        Self::start_with(|folder| {
+            let file = folder.join("daemon.json");
+            fs::write(&file, text).expect("the folder is ours");
+            vec!["--config-file".to_owned(), file.display().to_string()]
+        })
+    }
+
+    fn start_with(arguments: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let folder = TempDir::new().expect("the system has a temporary folder");
         let path = |name: &str| folder.path().join(name);
         let mut command = Command::new(require("dockerd"));
@@ -41,12 +62,8 @@ impl Dockerd {
                 "vfs",
                 "--iptables=false",
                 "--bridge=none",
-                "--insecure-registry",
-                "127.0.0.0/8",
-            ]);
-        if let Some(mirror) = mirror {
-            command.args(["--registry-mirror", mirror]);
-        }
+            ])
+            .args(arguments(folder.path()));
         let dockerd = Self {
             daemon: Daemon::start(&command, folder),
         };

@@ -124,11 +124,21 @@ impl Image {
 /// An index of these manifests.
 #[must_use]
 pub fn index_of(images: &[&Image]) -> Content {
+    Content::new(index(images).to_string())
+}
+
+/// An index that says `key: value` of itself.
+#[must_use]
+pub fn annotated_index(images: &[&Image], key: &str, value: &str) -> Content {
+    let mut index = index(images);
+    index["annotations"] = json!({ key: value });
+    Content::new(index.to_string())
+}
+
+fn index(images: &[&Image]) -> serde_json::Value {
     let manifests: Vec<_> = images
         .iter()
         .map(|image| image.manifest.descriptor(MANIFEST))
         .collect();
-    Content::new(
-        json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests }).to_string(),
-    )
+    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
 }

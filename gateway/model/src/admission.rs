@@ -104,6 +104,9 @@ pub struct AdmissionRequest {
     pub manifest: Option<Bytes>,
     /// Stored manifests of this repository that name the content.
     pub parents: Vec<Digest>,
+    /// A number that moves when something is committed to the repository, taken before the rest was looked up; `None` where nobody knows.
+    /// An answer may be reused only while it stays.
+    pub version: Option<u64>,
 }
 
 /// Every hook accepted or abstained.

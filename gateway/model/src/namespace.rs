@@ -1,7 +1,7 @@
-//! Which repository a spelled name means: host, then path prefix, then `?ns=`, then `hosted`, then the default mirror.
+//! Which repository a spelled name means: listener, then host, then path prefix, then `?ns=`, then `hosted`, then the default mirror.
 //!
-//! Owns that order and the canonical names (`docker.io/library/alpine` however the client wrote it). Nothing outside the
-//! configured names is ever resolved, so nothing outside them is ever dialled.
+//! Owns that order and the canonical names (`docker.io/library/alpine` however the client wrote it), and which of a mirror's names are
+//! pushed here instead. Nothing outside the configured names is ever resolved, so nothing outside them is ever dialled.
 
 use std::sync::Arc;
 
@@ -22,6 +22,13 @@ pub enum Source {
         /// The name at the upstream (`library/alpine`).
         remote: RepositoryName,
     },
+    /// Pushed here under a mirror's prefix; while nothing was pushed, reads are the mirror's.
+    Layered {
+        /// The mirror's name.
+        mirror: Arc<str>,
+        /// The name at the upstream.
+        remote: RepositoryName,
+    },
 }
 
 /// A resolved repository: the only form in which a name reaches policy, registry or storage.
@@ -40,11 +47,11 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The mirror's name, when the repository is mirrored.
+    /// The mirror's name, when the repository is mirrored and nothing else.
     #[must_use]
     pub fn mirror(&self) -> Option<&str> {
         match &self.source {
-            Source::Hosted => None,
+            Source::Hosted | Source::Layered { .. } => None,
             Source::Mirror { mirror, .. } => Some(mirror),
         }
     }
@@ -63,11 +70,17 @@ pub struct MirrorNames {
     pub hosts: Vec<String>,
     /// Whether single-component names get `library/` in front (Docker Hub).
     pub library: bool,
+    /// Patterns on canonical names below the prefix that are pushed here: the upstream is never asked for them.
+    pub hosted: Vec<Glob>,
+    /// Patterns on canonical names below the prefix that are pushed here, and the upstream's while nothing was pushed.
+    pub layered: Vec<Glob>,
 }
 
 /// What the edge read from a request about which repository it means.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Address<'a> {
+    /// The mirror that the listener is bound to: there, every name is its upstream's.
+    pub mirror: Option<&'a str>,
     /// `Host` header or authority.
     pub host: Option<&'a str>,
     /// The `<prefix>` of `/<prefix>/v2/…`, when the path has that form.
@@ -105,6 +118,9 @@ impl Namespaces {
     /// [`ResolveError`] when nothing configured covers it; an unlisted `?ns=` is never looked up elsewhere.
     pub fn resolve(&self, address: Address<'_>, spelled: &str) -> Result<Repository, ResolveError> {
         let spelled: RepositoryName = spelled.parse()?;
+        if let Some(bound) = address.mirror {
+            return self.bound(bound, address, &spelled);
+        }
         if let Some(prefix) = address.path_prefix {
             let mirror = self
                 .mirrors
@@ -156,6 +172,29 @@ impl Namespaces {
             .find(|mirror| *mirror.mirror == *default)
             .ok_or(ResolveError::Unknown)?;
         Ok(mirror.repository(&spelled, &spelled)?)
+    }
+
+    /// A name at a listener that is one mirror's: no prefix, pattern or default leads anywhere else, nor does a `?ns=` of another mirror.
+    fn bound(
+        &self,
+        bound: &str,
+        address: Address<'_>,
+        spelled: &RepositoryName,
+    ) -> Result<Repository, ResolveError> {
+        let mut mirrors = self.mirrors.iter();
+        let mirror = mirrors
+            .find(|mirror| &*mirror.mirror == bound)
+            .ok_or(ResolveError::Unknown)?;
+        let named = address
+            .namespace
+            .and_then(|namespace| self.by_namespace(namespace));
+        let elsewhere = named.is_some_and(|named| named.mirror != mirror.mirror);
+        if elsewhere || address.path_prefix.is_some() {
+            return Err(ResolveError::Unknown);
+        }
+        let mut repository = mirror.repository(spelled, spelled)?;
+        repository.namespace = self.echo(mirror, address.namespace);
+        Ok(repository)
     }
 
     /// Resolves a name that a token's scope spells: by prefix, hosted pattern, then the realm's own mirror or the default.
@@ -220,15 +259,29 @@ impl MirrorNames {
         } else {
             remote.clone()
         };
+        let name = self.prefix.join(&remote)?;
         Ok(Repository {
-            name: self.prefix.join(&remote)?,
+            source: self.source(&name, remote),
+            name,
             spelled: spelled.clone(),
             base: "/v2".into(),
-            source: Source::Mirror {
-                mirror: Arc::clone(&self.mirror),
-                remote,
-            },
             namespace: None,
         })
+    }
+
+    /// What is pushed here comes before what is cached, and the pattern that asks nobody else before the one that does.
+    fn source(&self, name: &RepositoryName, remote: RepositoryName) -> Source {
+        let among = |patterns: &[Glob]| {
+            let mut patterns = patterns.iter();
+            patterns.any(|pattern| pattern.matches(name.as_str()))
+        };
+        let mirror = Arc::clone(&self.mirror);
+        if among(&self.hosted) {
+            Source::Hosted
+        } else if among(&self.layered) {
+            Source::Layered { mirror, remote }
+        } else {
+            Source::Mirror { mirror, remote }
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gantry_model::{Descriptor, Requester, TagState, glob::Glob};
+use gantry_model::{Descriptor, Digest, Requester, TagState, glob::Glob};
 use http::{HeaderMap, Method};
 use url::Url;
 
@@ -223,6 +223,16 @@ pub trait RegistryReads: fmt::Debug + Send + Sync {
         digest: &str,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, ReadError>;
+    /// Stored manifests that name a digest.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    async fn parents(
+        &self,
+        requester: &Requester,
+        repository: &str,
+        digest: &str,
+    ) -> Result<Vec<Digest>, ReadError>;
     /// The length of a stored blob.
     ///
     /// # Errors

@@ -524,6 +524,17 @@ impl registry::Host for Recorded<'_> {
         answer
     }
 
+    async fn list_parents(&mut self, repository: String, digest: String) -> Read<Vec<String>> {
+        let begun = self.begin("registry.list-parents", || debug(&(&repository, &digest)));
+        let answer = self.0.list_parents(repository, digest).await;
+        self.end(
+            begun,
+            &answer,
+            result(|found: &Vec<String>| format!("{} found", found.len())),
+        );
+        answer
+    }
+
     async fn open_blob(&mut self, repository: String, digest: String) -> Read<Resource<OpenBlob>> {
         let begun = self.begin("registry.open-blob", || debug(&(&repository, &digest)));
         let answer = self.0.open_blob(repository, digest).await;

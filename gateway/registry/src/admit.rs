@@ -60,6 +60,7 @@ impl Call {
 
     async fn request(&self, question: Question<'_>) -> Result<AdmissionRequest, Error> {
         let metadata = &self.shared.ports.metadata;
+        let version = metadata.version(&question.repository.name);
         let (target, manifest) = match question.content {
             Content::Manifest(record, bytes) => {
                 let bytes = match bytes {
@@ -96,6 +97,7 @@ impl Call {
             target,
             manifest,
             parents: parents.into_iter().map(|(parent, _)| parent).collect(),
+            version,
         })
     }
 }

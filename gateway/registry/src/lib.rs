@@ -2,7 +2,7 @@
 //!
 //! Map: `registry` is the struct and the one entry [`Registry::perform`]; `pull` `push` `upload` `mount` `list` `referrers` `delete`
 //! hold one family of operations each; `admit` asks the hooks; `events` tells what happened; `staging` knows which staging files are in
-//! use; `mirror` fills the cache; `ports` is what the binary must bring; `cache_counts` counts what the mirrors did;
+//! use; `mirror` fills the cache; `layered` is what is hosted over it; `ports` is what the binary must bring; `cache_counts` counts what the mirrors did;
 //! `outcome` and `error` are what comes out.
 //! Invariant: nothing here runs without a [`gantry_model::Permit`].
 
@@ -12,6 +12,7 @@ pub mod cache_counts;
 mod delete;
 pub mod error;
 mod events;
+mod layered;
 mod leases;
 mod list;
 mod mirror;

@@ -33,7 +33,9 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let limit = self.page_size(&page);
         let (tags, more) = match &repository.source {
-            Source::Hosted => self.hosted_tags(&repository, limit, page).await?,
+            Source::Hosted | Source::Layered { .. } => {
+                self.hosted_tags(&repository, limit, page).await?
+            }
             Source::Mirror { .. } if limit == 0 => (Vec::new(), false),
             Source::Mirror { .. } => {
                 let page = Page {
@@ -63,11 +65,22 @@ impl Call {
         if limit == 0 {
             return Ok((Vec::new(), false));
         }
-        let page = one_more(limit, page);
-        let mut records = metadata.tags(&repository.name, None, &page).await?;
-        let more = records.len() > limit;
-        records.truncate(limit);
-        let tags = records.into_iter().map(|record| record.tag).collect();
+        let mut tags = Vec::new();
+        let mut page = one_more(limit, page);
+        // Tags that an upstream said before the name was hosted are left out, so that one look may not fill the page.
+        loop {
+            let asked = page.limit;
+            let records = metadata.tags(&repository.name, None, &page).await?;
+            let is_last = asked.is_some_and(|asked| records.len() < asked);
+            page.after = records.last().map(|record| record.tag.to_string());
+            let pushed = records.into_iter().filter(|record| !record.is_cached());
+            tags.extend(pushed.map(|record| record.tag));
+            if is_last || tags.len() > limit {
+                break;
+            }
+        }
+        let more = tags.len() > limit;
+        tags.truncate(limit);
         Ok((tags, more))
     }
 

@@ -319,6 +319,12 @@ impl Origin {
         &self.repository.name
     }
 
+    /// Whether the repository is pushed to here, too.
+    fn may_be_pushed(&self) -> bool {
+        let mut patterns = self.settings.keep.pushed.iter();
+        patterns.any(|pattern| pattern.matches(self.name().as_str()))
+    }
+
     fn count(&self, content: CacheContent, outcome: CacheOutcome) {
         self.settings.counts.count(content, outcome);
     }

@@ -99,6 +99,8 @@ pub struct Keep {
     pub max_bytes: Option<u64>,
     /// Globs on `REPOSITORY:TAG`, with the upstream's own name of the repository: what these tags name stays.
     pub pinned: Vec<Glob>,
+    /// Patterns on canonical names that are pushed here although they lie below the mirror's prefix: they are no cache.
+    pub pushed: Vec<Glob>,
 }
 
 impl Keep {

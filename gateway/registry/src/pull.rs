@@ -59,7 +59,9 @@ impl Call {
         wanted: bool,
     ) -> Result<Outcome, Error> {
         let found = match &repository.source {
-            Source::Hosted => self.hosted_manifest(&repository.name, reference).await?,
+            Source::Hosted | Source::Layered { .. } => {
+                self.hosted_manifest(&repository.name, reference).await?
+            }
             Source::Mirror { .. } => {
                 let mirrors = &self.shared.mirrors;
                 let manifest = mirrors.manifest(&repository, reference, &self.requester);
@@ -117,15 +119,15 @@ impl Call {
         })
     }
 
-    /// What a hosted tag names.
+    /// What a hosted tag names. One that an upstream said, before the name was hosted, is none.
     pub(crate) async fn hosted_tag(
         &self,
         name: &RepositoryName,
         tag: &Tag,
     ) -> Result<TagState, Error> {
         match self.shared.ports.metadata.tag(name, tag).await? {
-            Some(record) => Ok(record.state),
-            None => Err(self.manifest_unknown(name).await?),
+            Some(record) if !record.is_cached() => Ok(record.state),
+            Some(_) | None => Err(self.manifest_unknown(name).await?),
         }
     }
 
@@ -201,7 +203,9 @@ impl Call {
         wanted: bool,
     ) -> Result<Outcome, Error> {
         let size = match &repository.source {
-            Source::Hosted => Some(self.hosted_blob_size(&repository, &digest).await?),
+            Source::Hosted | Source::Layered { .. } => {
+                Some(self.hosted_blob_size(&repository, &digest).await?)
+            }
             Source::Mirror { .. } => self.shared.mirrors.stat_blob(&repository, &digest).await?,
         };
         let admitted = self
@@ -217,7 +221,7 @@ impl Call {
             })
             .await?;
         let part = match &repository.source {
-            Source::Hosted => {
+            Source::Hosted | Source::Layered { .. } => {
                 self.hosted_part(&repository, &digest, size, range, wanted)
                     .await?
             }

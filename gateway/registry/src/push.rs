@@ -215,8 +215,12 @@ impl Call {
         let mut moves = Vec::new();
         let mut warnings = Vec::new();
         for tag in &pushed.tags {
-            let previous = self.shared.ports.metadata.tag(&repository.name, tag);
-            let previous = previous.await?.map(|record| record.state);
+            let known = self.shared.ports.metadata.tag(&repository.name, tag);
+            let known = known.await?;
+            let expected = known.as_ref().map(|record| record.state.digest.clone());
+            // What an upstream said before the name was hosted is nothing that a push moves.
+            let previous = known.filter(|record| !record.is_cached());
+            let previous = previous.map(|record| record.state);
             if let Some(state) = &previous
                 && state.digest != pushed.record.digest
             {
@@ -237,7 +241,7 @@ impl Call {
             warnings.extend(admitted.warnings);
             moves.push(TagMove {
                 tag: tag.clone(),
-                expected: previous.map(|state| state.digest),
+                expected,
                 set_immutable: admitted.set_immutable,
                 checked_at_ms: 0,
             });

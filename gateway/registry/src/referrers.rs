@@ -23,7 +23,9 @@ impl Call {
         artifact_type: Option<String>,
     ) -> Result<Outcome, Error> {
         let mut manifests = match &repository.source {
-            Source::Hosted => self.hosted_referrers(&repository.name, digest).await?,
+            Source::Hosted | Source::Layered { .. } => {
+                self.hosted_referrers(&repository.name, digest).await?
+            }
             Source::Mirror { .. } => {
                 let listed = self.shared.mirrors.referrers(repository, digest).await?;
                 by_digest(listed)
@@ -78,7 +80,8 @@ impl Call {
             return Ok(Vec::new());
         };
         let metadata = &self.shared.ports.metadata;
-        let Some(tagged) = metadata.tag(name, &tag).await? else {
+        let tagged = metadata.tag(name, &tag).await?;
+        let Some(tagged) = tagged.filter(|tagged| !tagged.is_cached()) else {
             return Ok(Vec::new());
         };
         let Some(record) = metadata.manifest(name, &tagged.state.digest).await? else {

@@ -169,6 +169,11 @@ impl Registry {
         let optional = permit.operation().optional_scope();
         let optional_granted = optional.is_some_and(|scope| permit.allows(&scope));
         let (operation, requester, _granted) = permit.into_parts();
+        let operation = if writes {
+            operation
+        } else {
+            self.shared.settle(operation).await?
+        };
         let call = Call {
             shared: Arc::clone(&self.shared),
             requester,

@@ -132,6 +132,7 @@ async fn bind(
         changes: written.changes.clone().unwrap_or_else(default_changes),
         mode: written.mode,
         on_error: written.on_error,
+        hold_for: written.hold_for,
     };
     refuse_misfit(written, &binding)?;
     Ok(binding)

@@ -33,6 +33,9 @@ use crate::{clock::SystemClock, http::error::Error};
 /// Clock skew between a token's issuer and a replica that verifies it, as Distribution allows.
 const LEEWAY_SECONDS: u64 = 60;
 
+/// Length of a coordinate on P-256.
+const COORDINATE_BYTES: usize = 32;
+
 /// Why a token of ours is not good.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TokenError {
@@ -50,6 +53,7 @@ pub struct Tokens {
     lifetime: Duration,
     signing: (String, EncodingKey),
     verifying: Vec<(String, DecodingKey)>,
+    published: String,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -117,9 +121,11 @@ impl Tokens {
             .collect::<anyhow::Result<Vec<_>>>()?;
         let mut verifying = Vec::new();
         let mut signing = None;
-        for (kid, encoding, decoding) in keys {
-            verifying.push((kid.clone(), decoding));
-            signing = Some((kid, encoding));
+        let mut published = Vec::new();
+        for key in keys {
+            published.push(key.public);
+            verifying.push((key.kid.clone(), key.decoding));
+            signing = Some((key.kid, key.encoding));
         }
         let signing = signing.context("the token key folder holds no key")?;
         Ok(Self {
@@ -127,7 +133,13 @@ impl Tokens {
             lifetime: lifetime.max(Duration::from_secs(60)),
             signing,
             verifying,
+            published: serde_json::json!({ "keys": published }).to_string(),
         })
+    }
+
+    /// The public keys, as a JWK set (RFC 7517 section 5): who gets our tokens may verify them.
+    pub(crate) fn published(&self) -> &str {
+        &self.published
     }
 
     /// Signs a token for `identified` that allows `at_most` (canonical names), shown to the client as `access`.
@@ -253,7 +265,7 @@ impl Claims {
     }
 }
 
-/// The key files, oldest first (by name: `token-1.pem`, `token-2.pem`, …; a date works too).
+/// The key files, oldest first: shorter names, then by name (`token-9.pem`, `token-10.pem`, …; a date works too).
 fn key_files(folder: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
     let listing = fs::read_dir(folder)
         .with_context(|| format!("cannot read the token key folder {}", folder.display()))?;
@@ -264,7 +276,7 @@ fn key_files(folder: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
             files.push(path);
         }
     }
-    files.sort();
+    files.sort_by_cached_key(|path| (path.as_os_str().len(), path.clone()));
     Ok(files)
 }
 
@@ -288,7 +300,16 @@ fn make_key(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read_key(path: &Path) -> anyhow::Result<(String, EncodingKey, DecodingKey)> {
+/// A key of the folder.
+struct Key {
+    kid: String,
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    /// Its public half as a JWK (RFC 7518 section 6.2.1).
+    public: serde_json::Value,
+}
+
+fn read_key(path: &Path) -> anyhow::Result<Key> {
     let shown = path.display();
     let mode = fs::metadata(path)?.permissions().mode();
     if mode & 0o077 != 0 {
@@ -311,5 +332,18 @@ fn read_key(path: &Path) -> anyhow::Result<(String, EncodingKey, DecodingKey)> {
     let spki = pair.public_key().as_der()?;
     let kid = URL_SAFE_NO_PAD
         .encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, spki.as_ref()).as_ref());
-    Ok((kid, encoding, DecodingKey::from_ec_der(public)))
+    // An uncompressed point: 4, then both coordinates.
+    let (x, y) = public
+        .strip_prefix(&[4])
+        .and_then(|point| point.split_at_checked(COORDINATE_BYTES))
+        .with_context(not_a_key)?;
+    Ok(Key {
+        public: serde_json::json!({
+            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": kid,
+            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
+        }),
+        decoding: DecodingKey::from_ec_der(public),
+        kid,
+        encoding,
+    })
 }

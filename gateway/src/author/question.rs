@@ -196,6 +196,7 @@ impl Admit {
             target: self.target.descriptor(manifest.as_deref()),
             manifest: manifest.map(Bytes::from),
             parents: self.parents.into_iter().map(|digest| digest.0).collect(),
+            version: None,
         })
     }
 }

@@ -205,6 +205,21 @@ impl Content {
     }
 }
 
+/// Whether a manifest as a case writes it, with short digests, names the content.
+fn names(manifest: &Value, wanted: &DigestText) -> bool {
+    let document = match manifest {
+        Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
+        other => other.clone(),
+    };
+    let lists = ["manifests", "layers"].map(|key| document.get(key).and_then(Value::as_array));
+    let named = lists.into_iter().flatten().flatten();
+    named
+        .chain(document.get("config"))
+        .filter_map(|descriptor| descriptor.get("digest")?.as_str())
+        .filter_map(|digest| DigestText::try_from(digest.to_owned()).ok())
+        .any(|digest| digest.0 == wanted.0)
+}
+
 fn parsed(digest: &str) -> Result<DigestText, ReadError> {
     let parsed = digest.parse::<Digest>().map(DigestText);
     parsed.map_err(|_malformed| ReadError::NotFound)
@@ -260,6 +275,24 @@ impl RegistryReads for Content {
         };
         let found = found.into_iter().flatten().filter(wanted);
         Ok(found.map(Referrer::descriptor).collect())
+    }
+
+    async fn parents(
+        &self,
+        _requester: &Requester,
+        repository: &str,
+        digest: &str,
+    ) -> Result<Vec<Digest>, ReadError> {
+        let stored = match self.stored(repository) {
+            Err(ReadError::NotFound) => return Ok(Vec::new()),
+            stored => stored?,
+        };
+        let digest = parsed(digest)?;
+        let parents = stored
+            .manifests
+            .iter()
+            .filter(|(_, manifest)| names(manifest, &digest));
+        Ok(parents.map(|(parent, _)| parent.0.clone()).collect())
     }
 
     async fn blob_size(

@@ -85,6 +85,9 @@ pub(crate) struct ListenFile {
     pub(crate) address: Option<ListenText>,
     /// Serves HTTPS. Default: plain HTTP.
     pub(crate) tls: Option<TlsFile>,
+    /// The mirror that everything here is: for clients that send `/v2/library/alpine` to a mirror and do not say whose. Every name is its
+    /// upstream's, and nothing else is there. Default: names are resolved.
+    pub(crate) mirror: Option<String>,
 }
 
 /// A listener's certificate. The files are PEM.
@@ -181,8 +184,12 @@ pub(crate) struct MetadataFile {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Hosted")]
 pub(crate) struct HostedFile {
-    /// Names that a push may create; such a name never falls through to an upstream. Default: none.
+    /// Names that a push may create; such a name never falls through to an upstream. One below a mirror's prefix, such as
+    /// `docker.io/library/internal-*`, hides the upstream's. Default: none.
     pub(crate) names: Option<Vec<GlobText>>,
+    /// Names below a mirror's prefix that a push may create, and that are the upstream's for as long as nothing was pushed. From the first
+    /// tag on the whole repository is the pushed one. Default: none.
+    pub(crate) or_upstream: Option<Vec<GlobText>>,
     /// Whether manifests, tags and blobs can be deleted by those who may. Default: true.
     pub(crate) delete: Option<bool>,
 }
@@ -210,7 +217,7 @@ pub(crate) struct MirrorFile {
     pub(crate) prefix: Option<PrefixText>,
     /// `?ns=` values that mean it, as containerd sends them. Default: the mirror's name and the URL's host.
     pub(crate) ns: Option<Vec<HostText>>,
-    /// Host headers that mean it. Default: none.
+    /// Host headers that mean it: every name there is its upstream's. Default: none.
     pub(crate) hosts: Option<Vec<HostText>>,
     /// Whether it answers names that nothing else covers, as docker's registry-mirrors sends them. Default: false.
     pub(crate) default: Option<bool>,
@@ -336,6 +343,9 @@ pub(crate) struct PluginFile {
     pub(crate) mode: Option<ModeText>,
     /// What its failure means: a trap, a deadline, an error. Default: deny, the only value for authenticators, authorizers and changes.
     pub(crate) on_error: Option<OnErrorText>,
+    /// How long a pull waits where an admission plugin answers `hold`, which asks it again meanwhile; then the client is told to come back
+    /// (503 and Retry-After). Default: 0s, at once.
+    pub(crate) hold_for: Option<DurationText>,
     /// For admission plugins: which changes and serves ask it. Default: every change; no fill and no serve.
     pub(crate) changes: Option<Vec<ChangeName>>,
     /// What it may reach. Default: nothing.

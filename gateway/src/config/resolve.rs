@@ -117,9 +117,16 @@ impl Context<'_> {
                 .into_iter()
                 .map(|name| name.0)
                 .collect(),
+            or_upstream: hosted
+                .or_upstream
+                .unwrap_or_default()
+                .into_iter()
+                .map(|name| name.0)
+                .collect(),
             delete: hosted.delete.unwrap_or(true),
         };
         let mirrors = self.mirrors(file.mirrors.unwrap_or_default(), &hosted);
+        self.listeners_of(&mirrors, &listen);
         let log = file.log.unwrap_or_default();
         let otlp = file.telemetry.unwrap_or_default().otlp;
         Config {

@@ -36,6 +36,13 @@ impl Challenge {
         }
     }
 
+    /// The challenge at a listener that is one mirror's: the realm is that listener's own, however the client addresses it, because names
+    /// in scopes mean that mirror's repositories there.
+    #[must_use]
+    pub fn of_listener(origin: &Origin) -> Self {
+        Self::new(None, origin, &Namespaces::default())
+    }
+
     /// `scheme://host[:port]` that the client reaches us by.
     #[must_use]
     pub fn origin(&self) -> String {
@@ -112,6 +119,8 @@ mod tests {
                 namespaces: vec!["docker.io".to_owned()],
                 hosts: vec!["hub.example".to_owned()],
                 library: true,
+                hosted: Vec::new(),
+                layered: Vec::new(),
             }],
             ..Namespaces::default()
         }

@@ -36,6 +36,8 @@ pub struct Exchange {
     started: Instant,
     deadline: Instant,
     origin: Origin,
+    /// The mirror whose listener the request came in by.
+    mirror: Option<Arc<str>>,
     client: Arc<Client>,
     frame: Frame,
     received: Arc<AtomicU64>,
@@ -72,6 +74,10 @@ impl Exchange {
             &origin,
             &generation.namespaces,
         );
+        let challenge = match peer.mirror {
+            Some(_) => Challenge::of_listener(&origin),
+            None => challenge,
+        };
         let started = Instant::now();
         // An error's level: whatever the log shows, its lines say which request they belong to.
         let span = tracing::error_span!("request", request.id = &*request_id);
@@ -109,6 +115,7 @@ impl Exchange {
                 challenge,
             },
             origin,
+            mirror: peer.mirror.clone(),
             received,
             events: Arc::clone(&generation.events),
             principal: None,
@@ -132,6 +139,12 @@ impl Exchange {
     #[must_use]
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// The mirror whose listener the request came in by.
+    #[must_use]
+    pub fn mirror(&self) -> Option<&str> {
+        self.mirror.as_deref()
     }
 
     /// What the answer depends on.

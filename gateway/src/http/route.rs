@@ -94,13 +94,14 @@ pub enum RouteError {
     Host,
 }
 
-/// Parses a request to `/v2/`. `host` is what the client addresses, after trusted proxies were taken off.
+/// Parses a request to `/v2/`. `address` says at which mirror's listener it arrived, if at one, and the host that the client addresses,
+/// after trusted proxies were taken off.
 ///
 /// # Errors
 /// [`RouteError`]; all of them are the client's fault.
 pub fn parse(
     parts: &Parts,
-    host: Option<&str>,
+    address: Address<'_>,
     namespaces: &Namespaces,
 ) -> Result<Routed, RouteError> {
     let target = endpoint::parse(parts.uri.path(), namespaces)?;
@@ -118,7 +119,7 @@ pub fn parse(
         method: &parts.method,
         headers: &parts.headers,
         query: Query::parse(parts.uri.query().unwrap_or_default())?,
-        host,
+        address,
         namespaces,
     };
     request.operation(target).map(Routed::Operation)
@@ -128,7 +129,7 @@ struct Request<'a> {
     method: &'a Method,
     headers: &'a HeaderMap,
     query: Query,
-    host: Option<&'a str>,
+    address: Address<'a>,
     namespaces: &'a Namespaces,
 }
 
@@ -137,6 +138,8 @@ impl Request<'_> {
         let prefix = target.prefix.as_deref();
         match target.endpoint {
             Endpoint::Ping => Ok(Operation::Ping),
+            // Its names mean other repositories here.
+            Endpoint::Catalog if self.address.mirror.is_some() => Err(RouteError::NotFound),
             Endpoint::Catalog => Ok(Operation::ListCatalog { page: self.page()? }),
             Endpoint::Tags { name } => Ok(Operation::ListTags {
                 repository: self.repository(prefix, &name)?,
@@ -163,9 +166,9 @@ impl Request<'_> {
 
     fn repository(&self, prefix: Option<&str>, name: &str) -> Result<Repository, RouteError> {
         let address = Address {
-            host: self.host,
             path_prefix: prefix,
             namespace: self.query.single("ns")?,
+            ..self.address
         };
         self.namespaces
             .resolve(address, name)

@@ -50,6 +50,7 @@ pub async fn answer(
         .await?;
     exchange.identified(&identified.principal);
     let address = Address {
+        mirror: exchange.mirror(),
         host: exchange.origin().host.as_deref(),
         path_prefix: None,
         namespace: form.query.single("ns")?,

@@ -47,6 +47,8 @@ pub struct Binding {
     pub mode: Mode,
     /// What its failure means.
     pub on_error: OnError,
+    /// How long a serve waits where it answers `hold`.
+    pub hold_for: Duration,
     /// Digest of component and configuration: part of every cache key, so that a reload empties what it must.
     pub fingerprint: Arc<str>,
     /// Counts its calls.

@@ -1,7 +1,8 @@
 //! The decision cache: answers that plugins allowed to be reused, until their time is over.
 //!
 //! Invariant: a key holds everything the answer may depend on: the plugin's code and configuration, the whole principal, the question,
-//! and what the plugin said its answers vary by. Only this process's own answers are in it.
+//! and what the plugin said its answers vary by; and an answer about stored content counts only while its repository is as it was. Only
+//! this process's own answers are in it.
 
 use std::{
     net::IpAddr,
@@ -45,10 +46,21 @@ pub(crate) struct Key {
     user_agent: Option<String>,
 }
 
+/// An answer as it was given.
+pub(crate) struct Given<A> {
+    /// The answer.
+    pub(crate) answer: A,
+    /// How long it may be reused, and by whom.
+    pub(crate) hint: CacheHint,
+    /// The repository's version, when the answer is about what is stored in it.
+    pub(crate) version: Option<u64>,
+}
+
 /// An answer and its times.
 #[derive(Clone, Debug)]
 struct Entry<A> {
     answer: A,
+    version: Option<u64>,
     fresh_until: Instant,
     keep_for: Duration,
 }
@@ -122,10 +134,11 @@ impl<A: Clone + Send + Sync + 'static> Decisions<A> {
         }
     }
 
-    /// The answer, when one is kept.
-    pub(crate) fn get(&self, key: &Key) -> Option<Cached<A>> {
+    /// The answer, when one is kept; fresh only for the `version` of the repository that it was given for.
+    pub(crate) fn get(&self, key: &Key, version: Option<u64>) -> Option<Cached<A>> {
         let entry = self.entries.get(key)?;
-        Some(if Instant::now() < entry.fresh_until {
+        let is_fresh = entry.version == version && Instant::now() < entry.fresh_until;
+        Some(if is_fresh {
             Cached::Fresh(entry.answer)
         } else {
             Cached::Stale(entry.answer)
@@ -133,7 +146,12 @@ impl<A: Clone + Send + Sync + 'static> Decisions<A> {
     }
 
     /// Keeps an answer as long as its hint says. An answer that varies by more than the key holds is kept under a wider key.
-    pub(crate) fn keep(&self, key: Key, client: &Client, answer: A, hint: CacheHint) {
+    pub(crate) fn keep(&self, key: Key, client: &Client, given: Given<A>) {
+        let Given {
+            answer,
+            hint,
+            version,
+        } = given;
         let Varies {
             client_address,
             user_agent,
@@ -156,6 +174,7 @@ impl<A: Clone + Send + Sync + 'static> Decisions<A> {
             key,
             Entry {
                 answer,
+                version,
                 fresh_until: Instant::now() + hint.ttl,
                 keep_for,
             },

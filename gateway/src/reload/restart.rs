@@ -1,18 +1,23 @@
 //! What a running process cannot change: a sentence for each such key.
 
+use std::sync::Arc;
+
 use crate::config::{Config, Listen, ListenAddress};
 
 /// The sentences; none = everything else can be taken over while running.
 pub(super) fn mistakes(now: &Config, next: &Config) -> Vec<String> {
-    let listeners = |config: &Config| -> Vec<(ListenAddress, bool)> {
-        let place = |listen: &Listen| (listen.address.clone(), listen.tls.is_some());
+    let listeners = |config: &Config| -> Vec<(ListenAddress, bool, Option<Arc<str>>)> {
+        let place = |listen: &Listen| {
+            let (address, mirror) = (listen.address.clone(), listen.mirror.clone());
+            (address, listen.tls.is_some(), mirror)
+        };
         config.listen.iter().map(place).collect()
     };
     let changed = [
         (
             "listen",
             listeners(now) != listeners(next),
-            "the addresses, and whether they speak TLS, are fixed at the start; certificates and keys are not",
+            "the addresses, whose mirror they are and whether they speak TLS, are fixed at the start; certificates and keys are not",
         ),
         (
             "admin",
@@ -85,6 +90,12 @@ mod tests {
         };
         check("listen: 127.0.0.1:5000\n", &[]);
         check("listen: 127.0.0.1:5002\n", &["listen"]);
+        let hub = "mirrors: { hub: \"https://hub.example\" }\n";
+        check(
+            &format!("listen: {{ address: 127.0.0.1:5000, mirror: hub }}\n{hub}"),
+            &["listen"],
+        );
+        check(&format!("listen: 127.0.0.1:5000\n{hub}"), &[]);
         check("admin: off\n", &["admin"]);
         check(
             "storage: { blobs: { filesystem: ./other } }\n",

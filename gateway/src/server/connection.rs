@@ -58,6 +58,8 @@ pub(super) struct Connection<H> {
     pub(super) edge: Arc<EdgeSettings>,
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     pub(super) address: IpAddr,
+    /// The mirror whose listener it came in by.
+    pub(super) mirror: Option<Arc<str>>,
     /// Its place among all connections, given back when it ends.
     pub(super) place: OwnedSemaphorePermit,
 }
@@ -141,6 +143,7 @@ impl<H: Handler> Connection<H> {
             address: self.address,
             tls: false,
             tls_subject: None,
+            mirror: self.mirror.clone(),
         };
         let (tls, stream) = match (&self.tls, transport) {
             (Some(tls), Transport::Tcp(stream)) => (tls, stream),

@@ -39,6 +39,8 @@ pub struct Cached {
 pub struct CacheQuery {
     /// Repositories whose names begin with this and a slash.
     pub prefix: RepositoryName,
+    /// But these: they lie below the prefix and are no cache.
+    pub except: Vec<RepositoryName>,
     /// Only what was last used before this, in milliseconds since 1970.
     pub before_ms: u64,
     /// Entries at most.
@@ -67,11 +69,15 @@ pub trait CacheIndex: Debug + Send + Sync {
     /// [`StorageError`]; then none is remembered.
     async fn record_uses(&self, uses: Vec<Use>) -> Result<(), StorageError>;
 
-    /// How much is cached below a prefix.
+    /// How much is cached below a prefix, without the repositories of `except`.
     ///
     /// # Errors
     /// [`StorageError`].
-    async fn cache_size(&self, prefix: &RepositoryName) -> Result<CacheSize, StorageError>;
+    async fn cache_size(
+        &self,
+        prefix: &RepositoryName,
+        except: &[RepositoryName],
+    ) -> Result<CacheSize, StorageError>;
 
     /// Linked blobs, the least recently used first. A blob is as recent as the most recent manifest that names it, and that as an
     /// index that names it.

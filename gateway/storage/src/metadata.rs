@@ -62,6 +62,12 @@ pub struct TagRecord {
 }
 
 impl TagRecord {
+    /// Whether an upstream said it. Nobody pushed it here.
+    #[must_use]
+    pub fn is_cached(&self) -> bool {
+        self.checked_at_ms > 0
+    }
+
     /// Whether the tag may be deleted by somebody who saw it name `expected`.
     pub(crate) fn may_go(&self, expected: &Digest) -> bool {
         self.state.digest == *expected && !self.state.immutable
@@ -124,7 +130,10 @@ impl TagMove {
             Some(record) => (record.state.pushed_at_ms, &record.state.pushed_by),
             None => (manifest.pushed_at_ms, &manifest.pushed_by),
         };
-        let was_checked_at_ms = same.map_or(0, |record| record.checked_at_ms);
+        // A push makes a cached tag one that was pushed.
+        let is_push = self.checked_at_ms == 0;
+        let was_checked_at_ms = same.filter(|_| !is_push);
+        let was_checked_at_ms = was_checked_at_ms.map_or(0, |record| record.checked_at_ms);
         TagRecord {
             tag: self.tag.clone(),
             state: TagState {

@@ -6,7 +6,7 @@ use gantry::config::{
     AuditTo, BlobStorage, Config, Environment, LogFormat, MetadataStorage, Mode, OnError,
     PluginFrom, TlsVersion,
 };
-use gantry_model::{Change, namespace::Address};
+use gantry_model::{Change, Source, namespace::Address};
 use gantry_registry::Moves;
 use gantry_upstream::{CredentialSource, Helper};
 
@@ -88,7 +88,7 @@ fn a_mirror_is_known_by_its_key_and_its_urls_host() {
         let address = Address {
             host,
             namespace,
-            path_prefix: None,
+            ..Address::default()
         };
         let resolved = namespaces.resolve(address, spelled);
         assert_eq!(
@@ -114,6 +114,36 @@ fn a_mirror_is_known_by_its_key_and_its_urls_host() {
     check(Some("local.example.com:443"), None, "a", "local/a");
     check(None, None, "team/hub/alpine", "team/hub/alpine");
     check(None, None, "apps/web", "apps/web");
+}
+
+#[test]
+fn hosted_names_below_a_prefix_hide_the_mirrors_in_every_spelling() {
+    let text = "mirrors:
+  docker.io: { url: \"https://registry-1.docker.io\", default: true }
+  team: { url: \"https://team.example\", prefix: docker.io/team }
+hosted: { names: [\"docker.io/library/own-*\", \"docker.io/t*/own\"], or_upstream: [\"docker.io/acme/**\"] }";
+    let config = parse(&format!("{text}{PLUGINS}")).unwrap();
+    let namespaces = config.namespaces();
+    let check = |namespace, spelled: &str, expected: &str| {
+        let address = Address {
+            namespace,
+            ..Address::default()
+        };
+        let source = match namespaces.resolve(address, spelled).unwrap().source {
+            Source::Hosted => "hosted".to_owned(),
+            Source::Layered { remote, .. } => format!("layered {remote}"),
+            Source::Mirror { remote, .. } => format!("mirrored {remote}"),
+        };
+        assert_eq!(source, expected, "{spelled}");
+    };
+    check(None, "own-tool", "hosted");
+    check(None, "docker.io/own-tool", "hosted");
+    check(Some("docker.io"), "library/own-tool", "hosted");
+    check(None, "docker.io/team/own", "hosted");
+    check(None, "docker.io/team/other", "mirrored other");
+    check(None, "alpine", "mirrored library/alpine");
+    check(None, "acme/tool", "layered acme/tool");
+    assert_eq!(config.mirrors[0].keep.pushed.len(), 3);
 }
 
 #[test]

@@ -47,6 +47,8 @@ const MISTAKES: &[Mistake] = &[
     ("admin: of", 1, "admin", "not an address", "did you mean `off`?"),
     ("external_url: ftp://example.com", 1, "external_url", "neither an http nor an https URL", "https://HOST"),
     ("external_url: https://example.com/?a=b", 1, "external_url", "query", ""),
+    ("listen: { address: 127.0.0.1:5000, mirror: hub }", 1, "listen.mirror", "no mirror is named `hub`", "there are no `mirrors`"),
+    ("listen:\n- 127.0.0.1:5000\n- { address: 127.0.0.1:5002, mirror: hub }\nmirrors: { a: \"https://a.io\" }", 3, "listen[1].mirror", "no mirror is named `hub`", "the mirrors are: a"),
     ("external_url: https://me:canary@example.com", 1, "external_url", "no user name", "credentials"),
     ("trusted_proxies: [10.0.0.0/8, 10.0.0.0/33]", 1, "trusted_proxies[1]", "not an address range", "10.0.0.0/8"),
     // --- storage ---
@@ -55,7 +57,10 @@ const MISTAKES: &[Mistake] = &[
     ("storage: { metadata: { postgres: { env: DATABASE_URL } } }", 1, "storage.metadata.postgres", "not available yet", ""),
     // --- hosted ---
     ("hosted: { names: [\"apps/{a,b\"] }", 1, "hosted.names[0]", "not a glob: unbalanced", ""),
-    ("mirrors: { ghcr.io: \"https://ghcr.io\" }\nhosted: { names: [\"ghcr.io/team/**\"] }", 2, "hosted.names[0]", "never matches", ""),
+    ("mirrors: { ghcr.io: \"https://ghcr.io\" }\nhosted: { names: [\"ghcr.io/**\"] }", 2, "hosted.names[0]", "hides every name of mirror `ghcr.io`", "ghcr.io/internal/**"),
+    ("mirrors: { docker.io: \"https://registry-1.docker.io\" }\nhosted: { names: [\"docker.io/tool-*\"] }", 2, "hosted.names[0]", "such names are `docker.io/library/…`", "docker.io/library/tool-*"),
+    ("mirrors: { docker.io: \"https://registry-1.docker.io\" }\nhosted: { or_upstream: [\"docker.io/tool\"] }", 2, "hosted.or_upstream[0]", "such names are `docker.io/library/…`", "docker.io/library/tool"),
+    ("mirrors: { ghcr.io: \"https://ghcr.io\" }\nhosted: { or_upstream: [\"apps/**\"] }", 2, "hosted.or_upstream[0]", "lies below no mirror's prefix", "`names`"),
     ("mirrors: { ghcr.io: \"https://ghcr.io\" }\nhosted: { names: [\"ghcr.io\"] }", 2, "hosted.names[0]", "such names belong to mirror `ghcr.io`", ""),
     ("mirrors: { a: { url: \"https://a.io\", default: true } }\nhosted: { names: [\"**\"] }", 2, "hosted.names[0]", "the default mirror `a` would never be asked", "apps/**"),
     // --- mirrors ---
@@ -199,7 +204,7 @@ fn all_mistakes_of_a_file_are_said_at_once_in_the_order_of_the_file() {
     let text = "\
 listen: [127.0.0.1:5000, 127.0.0.1:5000]
 storge: {}
-hosted: { names: [\"docker.io/x/**\"], delete: maybe }
+hosted: { names: [\"docker.io/**\"], delete: maybe }
 mirrors:
   docker.io:
     url: https://registry-1.docker.io

@@ -1,18 +1,45 @@
 //! Policies about images, asked at every serve: closes the side doors, so that a policy only says whether it denies an image.
 //!
 //! A part that only denied images name (a child of an index, a layer, a config) is denied with them; a part that an allowed image shares
-//! is not. A blob that no stored manifest names could be anything, so it waits for its manifest. Needs `registry` granted.
+//! is not. That holds on every level: a layer of a child of a denied index is denied as well. A blob that no stored manifest names could
+//! be anything, so it waits for its manifest. Needs `registry` granted.
+
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
 use crate::{
     admission::{AdmissionRequest, Change, Decision},
     plugin::Answer,
-    registry::{ReadError, get_manifest},
+    registry::{ReadError, get_manifest, list_parents},
 };
 
-/// Reads a stored manifest of the request's repository by digest.
-type Read<'a> = &'a dyn Fn(&str) -> Result<String, ReadError>;
+/// What is stored of one repository.
+pub trait Stored {
+    /// A stored manifest's text by digest.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn manifest(&self, digest: &str) -> Result<String, ReadError>;
+    /// Stored manifests that name the digest.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn parents(&self, digest: &str) -> Result<Vec<String>, ReadError>;
+}
+
+/// The host's own.
+struct Here<'a>(&'a str);
+
+impl Stored for Here<'_> {
+    fn manifest(&self, digest: &str) -> Result<String, ReadError> {
+        get_manifest(self.0, digest).map(|(_, manifest)| manifest)
+    }
+
+    fn parents(&self, digest: &str) -> Result<Vec<String>, ReadError> {
+        list_parents(self.0, digest)
+    }
+}
 
 /// A manifest or an index, as a policy sees it.
 pub struct Image<'a> {
@@ -22,7 +49,7 @@ pub struct Image<'a> {
     pub digest: &'a str,
     /// Its document.
     pub manifest: Value,
-    read: Read<'a>,
+    stored: &'a dyn Stored,
 }
 
 impl std::fmt::Debug for Image<'_> {
@@ -46,7 +73,7 @@ impl Image<'_> {
         if self.digest == digest {
             return Ok(true);
         }
-        match (self.read)(digest) {
+        match self.stored.manifest(digest) {
             Ok(index) => Ok(names(&index, self.digest)),
             Err(ReadError::NotFound) => Ok(false),
             Err(error) => Err(error.into()),
@@ -64,9 +91,7 @@ pub fn decide(
     message: &str,
     denies: impl Fn(&Image<'_>) -> Answer<bool>,
 ) -> Answer<Decision> {
-    decide_with(request, message, denies, &|digest| {
-        get_manifest(&request.repository, digest).map(|(_, manifest)| manifest)
-    })
+    decide_with(request, message, denies, &Here(&request.repository))
 }
 
 /// [`decide`] with stored manifests from elsewhere, for native tests.
@@ -77,37 +102,71 @@ pub fn decide_with(
     request: &AdmissionRequest,
     message: &str,
     denies: impl Fn(&Image<'_>) -> Answer<bool>,
-    read: Read<'_>,
+    stored: &dyn Stored,
 ) -> Answer<Decision> {
-    let is_serve = matches!(request.change, Change::ServeManifest | Change::ServeBlob);
-    if !is_serve {
+    if !matches!(request.change, Change::ServeManifest | Change::ServeBlob) {
         return Ok(Decision::abstain());
     }
-    let is_denied = |digest: &str, document: &str| {
-        denies(&Image {
-            repository: &request.repository,
+    if request.manifest.is_none() && request.parents.is_empty() {
+        return Ok(Decision::reject("pull the image's manifest first").code("blob-first"));
+    }
+    let mut question = Question {
+        repository: &request.repository,
+        denies: &denies,
+        stored,
+        answered: BTreeMap::new(),
+    };
+    let denied_itself = match &request.manifest {
+        Some(document) => question.is_denied_itself(&request.target.digest, document)?,
+        None => false,
+    };
+    if denied_itself || question.are_all_denied(&request.parents, 0)? {
+        return Ok(Decision::reject(message).code("denied-image"));
+    }
+    Ok(Decision::accept())
+}
+
+/// How far up is looked: an index in an index in an index is more than anybody publishes. What is nested deeper is denied.
+const MAX_LEVELS: usize = 8;
+
+/// One decision under way.
+struct Question<'a> {
+    repository: &'a str,
+    denies: &'a dyn Fn(&Image<'_>) -> Answer<bool>,
+    stored: &'a dyn Stored,
+    /// What is known already: a layer's images often share their indexes.
+    answered: BTreeMap<String, bool>,
+}
+
+impl Question<'_> {
+    fn is_denied_itself(&self, digest: &str, document: &str) -> Answer<bool> {
+        (self.denies)(&Image {
+            repository: self.repository,
             digest,
             manifest: serde_json::from_str(document).unwrap_or_default(),
-            read,
+            stored: self.stored,
         })
-    };
-    let refused = Ok(Decision::reject(message).code("denied-image"));
-    match &request.manifest {
-        Some(document) if is_denied(&request.target.digest, document)? => return refused,
-        None if request.parents.is_empty() => {
-            return Ok(Decision::reject("pull the image's manifest first").code("blob-first"));
-        }
-        Some(_) | None => {}
     }
-    for parent in &request.parents {
-        if !is_denied(parent, &read(parent)?)? {
-            return Ok(Decision::accept());
+
+    /// Whether there are parents, and each is denied, or a part of denied ones only.
+    fn are_all_denied(&mut self, parents: &[String], level: usize) -> Answer<bool> {
+        for parent in parents {
+            if !self.is_denied(parent, level)? {
+                return Ok(false);
+            }
         }
+        Ok(!parents.is_empty())
     }
-    if request.parents.is_empty() {
-        Ok(Decision::accept())
-    } else {
-        refused
+
+    fn is_denied(&mut self, digest: &str, level: usize) -> Answer<bool> {
+        if let Some(denied) = self.answered.get(digest) {
+            return Ok(*denied);
+        }
+        let denied = self.is_denied_itself(digest, &self.stored.manifest(digest)?)?
+            || level >= MAX_LEVELS
+            || self.are_all_denied(&self.stored.parents(digest)?, level + 1)?;
+        self.answered.insert(digest.to_owned(), denied);
+        Ok(denied)
     }
 }
 

@@ -4,33 +4,61 @@ use gantry_plugin::{
     admission::Change,
     parse_config,
     registry::ReadError,
+    serve::Stored,
     types::{Client, Descriptor, PluginError, Principal},
 };
 
 use super::*;
 
 const INDEX: &str = "sha256:index";
+const ENDED_INDEX: &str = "sha256:ended-index";
+const PART: &str = "sha256:part";
 const CHILD: &str = "sha256:child";
 const OLD: &str = "sha256:old";
 const FINE: &str = "sha256:fine";
 const LAYER: &str = "sha256:layer";
 
-/// What is stored: an index with one child, an image that says it has ended, and an image without a word.
-fn read(digest: &str) -> Result<String, ReadError> {
-    match digest {
-        INDEX => Ok(format!(r#"{{"manifests":[{{"digest":"{CHILD}"}}]}}"#)),
-        OLD => Ok(r#"{"annotations":{"org.example.support":"ended-2024"}}"#.to_owned()),
-        CHILD | FINE => Ok("{}".to_owned()),
-        _ => Err(ReadError::NotFound),
+/// What is stored: an index with one child, an image that says it has ended, an index that says so of all its parts, and an image
+/// without a word.
+struct Shelf;
+
+impl Stored for Shelf {
+    fn manifest(&self, digest: &str) -> Result<String, ReadError> {
+        match digest {
+            INDEX => Ok(format!(r#"{{"manifests":[{{"digest":"{CHILD}"}}]}}"#)),
+            OLD | ENDED_INDEX => {
+                Ok(r#"{"annotations":{"org.example.support":"ended-2024"}}"#.to_owned())
+            }
+            CHILD | PART | FINE => Ok("{}".to_owned()),
+            _ => Err(ReadError::NotFound),
+        }
+    }
+
+    fn parents(&self, digest: &str) -> Result<Vec<String>, ReadError> {
+        Ok(match digest {
+            CHILD => vec![INDEX.to_owned()],
+            PART => vec![ENDED_INDEX.to_owned()],
+            _ => Vec::new(),
+        })
     }
 }
 
-fn decide(
-    request: &AdmissionRequest,
-    read: &dyn Fn(&str) -> Result<String, ReadError>,
-) -> Answer<Decision> {
+/// A store that gives nothing away.
+struct Closed;
+
+impl Stored for Closed {
+    fn manifest(&self, _digest: &str) -> Result<String, ReadError> {
+        Err(ReadError::NotGranted)
+    }
+
+    fn parents(&self, _digest: &str) -> Result<Vec<String>, ReadError> {
+        Err(ReadError::NotGranted)
+    }
+}
+
+fn decide(request: &AdmissionRequest, stored: &dyn Stored) -> Answer<Decision> {
     let plugin = plugin();
-    serve::decide_with(request, MESSAGE, |image| plugin.denies(image), read)
+    serve::decide_with(request, MESSAGE, |image| plugin.denies(image), stored)
 }
 
 fn plugin() -> DenyImage {
@@ -65,7 +93,7 @@ fn request(change: Change, target: &str, parents: &[&str]) -> AdmissionRequest {
             annotations: Vec::new(),
         },
         manifest: (change == Change::ServeManifest)
-            .then(|| read(target).ok())
+            .then(|| Shelf.manifest(target).ok())
             .flatten(),
         parents: parents.iter().map(|parent| (*parent).to_owned()).collect(),
         attributes: Vec::new(),
@@ -74,7 +102,7 @@ fn request(change: Change, target: &str, parents: &[&str]) -> AdmissionRequest {
 
 /// The code of the refusal, or nothing.
 fn refusal(request: &AdmissionRequest) -> String {
-    match decide(request, &read).unwrap() {
+    match decide(request, &Shelf).unwrap() {
         Decision::Reject(denial) => denial.reason.code,
         Decision::Accept(_) => String::new(),
         other => format!("{other:?}"),
@@ -92,6 +120,16 @@ fn a_denied_image_is_denied_whole_and_in_its_parts() {
         (Change::ServeBlob, LAYER, &[], "blob-first"),
         (Change::ServeBlob, LAYER, &[CHILD], "denied-image"),
         (Change::ServeBlob, LAYER, &[OLD, CHILD], "denied-image"),
+        (Change::ServeBlob, LAYER, &[PART], "denied-image"),
+        (
+            Change::ServeBlob,
+            LAYER,
+            &[PART, CHILD, OLD],
+            "denied-image",
+        ),
+        (Change::ServeBlob, LAYER, &[PART, FINE], ""),
+        (Change::ServeManifest, PART, &[ENDED_INDEX], "denied-image"),
+        (Change::ServeManifest, PART, &[ENDED_INDEX, FINE], ""),
         (Change::ServeBlob, LAYER, &[FINE], ""),
         (Change::ServeBlob, LAYER, &[OLD, FINE], ""),
     ] {
@@ -125,6 +163,6 @@ fn changes_are_left_to_others() {
 #[test]
 fn a_read_that_fails_is_no_decision() {
     let request = request(Change::ServeBlob, LAYER, &[FINE]);
-    let answer = decide(&request, &|_| Err(ReadError::NotGranted));
+    let answer = decide(&request, &Closed);
     assert!(matches!(answer, Err(PluginError::Misconfigured(_))));
 }

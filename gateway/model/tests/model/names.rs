@@ -13,6 +13,8 @@ fn namespaces() -> Namespaces {
         namespaces: vec![name.to_owned()],
         hosts: vec![format!("{name}.mirror.example")],
         library,
+        hosted: Vec::new(),
+        layered: Vec::new(),
     };
     let mut local = mirror("reg", false);
     local.namespaces = vec!["reg.example.com:8443".to_owned()];
@@ -36,6 +38,7 @@ fn resolve(
 ) -> Result<Repository, ResolveError> {
     namespaces().resolve(
         Address {
+            mirror: None,
             host: Some(host),
             path_prefix: prefix,
             namespace: ns,
@@ -177,4 +180,48 @@ fn names_that_grow_too_long_are_refused() {
         resolve("gw", None, None, &long),
         Err(ResolveError::Name(_))
     ));
+}
+
+#[test]
+fn at_a_listener_of_a_mirror_nothing_leads_elsewhere() {
+    let check = |namespace, path_prefix, name: &str, expected: &str| {
+        let address = Address {
+            mirror: Some("ghcr.io"),
+            host: Some("docker.io.mirror.example"),
+            path_prefix,
+            namespace,
+        };
+        let found = namespaces().resolve(address, name);
+        let found = found.map_or_else(|error| error.to_string(), |it| it.name.to_string());
+        assert_eq!(found, expected, "{name}");
+    };
+    let unknown = ResolveError::Unknown.to_string();
+    check(None, None, "alpine", "ghcr.io/alpine");
+    check(None, None, "apps/web", "ghcr.io/apps/web");
+    check(None, None, "docker.io/alpine", "ghcr.io/docker.io/alpine");
+    check(None, None, "ghcr.io/team/x", "ghcr.io/ghcr.io/team/x");
+    check(Some("ghcr.io"), None, "x", "ghcr.io/x");
+    check(Some("nobody.example"), None, "x", "ghcr.io/x");
+    check(Some("docker.io"), None, "x", &unknown);
+    check(None, Some("ghcr.io"), "x", &unknown);
+}
+
+#[test]
+fn a_name_pushed_over_a_mirrors_is_hosted_under_its_canonical_name() {
+    let mut names = namespaces();
+    for mirror in &mut names.mirrors {
+        mirror.hosted = vec![Glob::parse("docker.io/library/own-*").unwrap()];
+        mirror.layered = vec![Glob::parse("docker.io/library/o*").unwrap()];
+    }
+    let resolve = |spelled: &str| names.resolve(Address::default(), spelled).unwrap();
+    let own = resolve("own-tool");
+    assert_eq!(own.name.as_str(), "docker.io/library/own-tool");
+    assert_eq!(own.spelled.as_str(), "own-tool");
+    assert_eq!(own.source, Source::Hosted);
+    let layered = resolve("docker.io/other");
+    assert!(
+        matches!(&layered.source, Source::Layered { remote, .. } if remote.as_str() == "library/other")
+    );
+    assert_eq!(layered.mirror(), None);
+    assert_eq!(resolve("alpine").mirror(), Some("docker.io"));
 }

@@ -99,6 +99,22 @@ impl registry::Host for CallState {
             .map_err(read_error))
     }
 
+    async fn list_parents(
+        &mut self,
+        repository: String,
+        digest: String,
+    ) -> wasmtime::Result<Read<Vec<String>>> {
+        let requester = match self.reader(&repository, &digest)? {
+            Ok(requester) => requester,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let reads = &self.context.ports.registry;
+        let parents = reads.parents(&requester, &repository, &digest).await;
+        Ok(parents
+            .map(|found| found.iter().map(ToString::to_string).collect())
+            .map_err(read_error))
+    }
+
     async fn open_blob(
         &mut self,
         repository: String,

@@ -177,6 +177,16 @@ impl RegistryReads for OneTag {
         )])
     }
 
+    async fn parents(
+        &self,
+        requester: &Requester,
+        _repository: &str,
+        _digest: &str,
+    ) -> Result<Vec<Digest>, ReadError> {
+        as_alice(requester)?;
+        Ok(vec![digest()])
+    }
+
     async fn blob_size(
         &self,
         requester: &Requester,

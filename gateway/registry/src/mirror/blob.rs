@@ -183,6 +183,7 @@ impl Engine {
             target,
             manifest: None,
             parents: parents.into_iter().map(|(parent, _)| parent).collect(),
+            version: None,
         };
         let admitted = self.admission.admit(request).await;
         admitted

@@ -104,6 +104,11 @@ impl Engine {
             let verified = self.fetch_tag(origin, tag).await?;
             return self.adopt(origin, tag, None, verified, requester).await;
         };
+        // Pushed since this read was found to be the upstream's: nothing that is pushed here is held against an upstream.
+        if !seen.is_cached() && origin.may_be_pushed() {
+            let pushed = self.tagged(origin, seen, None, CacheOutcome::Hit).await?;
+            return pushed.ok_or(Failure::Conflict);
+        }
         match self.revalidate(origin, &seen, requester).await {
             Err(Failure::NotFound) => {
                 self.forget(origin, seen).await?;

@@ -85,7 +85,10 @@ impl Engine {
         for (mirror, settings) in &self.mirrors {
             usage.push(CacheUsage {
                 mirror: mirror.to_string(),
-                size: self.cache.cache_size(&settings.prefix).await?,
+                size: self
+                    .cache
+                    .cache_size(&settings.prefix, &self.pushed(settings).await?)
+                    .await?,
                 max_bytes: settings.keep.max_bytes,
             });
         }
@@ -105,6 +108,7 @@ impl Engine {
                 engine: self,
                 settings,
                 pinned: self.pinned(settings).await?,
+                pushed: self.pushed(settings).await?,
                 evicted: Evicted::default(),
             };
             sweep.run().await?;
@@ -115,12 +119,19 @@ impl Engine {
         Ok(evicted)
     }
 
-    /// Everything that the mirror's pinned tags name.
-    async fn pinned(&self, settings: &MirrorSettings) -> Result<Pinned, Failure> {
-        let mut pinned = Pinned::new();
-        if settings.keep.pinned.is_empty() {
-            return Ok(pinned);
+    /// Repositories below the mirror's prefix that are pushed here.
+    async fn pushed(&self, settings: &MirrorSettings) -> Result<Vec<RepositoryName>, Failure> {
+        let patterns = &settings.keep.pushed;
+        if patterns.is_empty() {
+            return Ok(Vec::new());
         }
+        let mut pushed = self.repositories().await?;
+        pushed.retain(|name| patterns.iter().any(|glob| glob.matches(name.as_str())));
+        Ok(pushed)
+    }
+
+    async fn repositories(&self) -> Result<Vec<RepositoryName>, Failure> {
+        let mut all = Vec::new();
         let mut after = None;
         loop {
             let page = Page {
@@ -128,14 +139,25 @@ impl Engine {
                 after,
             };
             let repositories = self.metadata.repositories(&page).await?;
-            for repository in &repositories {
-                self.pin(repository, settings, &mut pinned).await?;
-            }
-            match repositories.last() {
-                Some(last) if repositories.len() == PAGE => after = Some(last.to_string()),
-                _ => return Ok(pinned),
+            let is_last = repositories.len() < PAGE;
+            all.extend(repositories);
+            match all.last() {
+                Some(last) if !is_last => after = Some(last.to_string()),
+                _ => return Ok(all),
             }
         }
+    }
+
+    /// Everything that the mirror's pinned tags name.
+    async fn pinned(&self, settings: &MirrorSettings) -> Result<Pinned, Failure> {
+        let mut pinned = Pinned::new();
+        if settings.keep.pinned.is_empty() {
+            return Ok(pinned);
+        }
+        for repository in &self.repositories().await? {
+            self.pin(repository, settings, &mut pinned).await?;
+        }
+        Ok(pinned)
     }
 
     /// Adds what the pinned tags of a repository name, if it is this mirror's.
@@ -201,6 +223,7 @@ struct Sweep<'a> {
     engine: &'a Engine,
     settings: &'a MirrorSettings,
     pinned: Pinned,
+    pushed: Vec<RepositoryName>,
     evicted: Evicted,
 }
 
@@ -241,7 +264,9 @@ impl Sweep<'_> {
     /// Takes blobs out until the rest is small enough, or only pinned ones are left.
     async fn shrink(&mut self, max_bytes: u64) -> Result<(), Failure> {
         loop {
-            let size = self.engine.cache.cache_size(&self.settings.prefix).await?;
+            let cache = &self.engine.cache;
+            let size = cache.cache_size(&self.settings.prefix, &self.pushed);
+            let size = size.await?;
             let Some(excess) = size.bytes.checked_sub(max_bytes).filter(|it| *it > 0) else {
                 return Ok(());
             };
@@ -262,6 +287,7 @@ impl Sweep<'_> {
     fn query(&self, before_ms: u64) -> CacheQuery {
         CacheQuery {
             prefix: self.settings.prefix.clone(),
+            except: self.pushed.clone(),
             before_ms,
             limit: BATCH + self.pinned.len(),
         }

@@ -264,6 +264,7 @@ impl Engine {
                 .into_iter()
                 .map(|(parent, _)| parent)
                 .collect(),
+            version: None,
         };
         let admitted = self.admission.admit(request).await;
         admitted

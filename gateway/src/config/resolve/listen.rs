@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
 };
 
 use super::Context;
@@ -53,6 +54,7 @@ impl Context<'_> {
             listeners.push(Listen {
                 address: ListenAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 5000))),
                 tls: None,
+                mirror: None,
             });
         }
         listeners
@@ -63,12 +65,18 @@ impl Context<'_> {
             ListenEntry::Address(address) => Some(Listen {
                 address: address.0,
                 tls: None,
+                mirror: None,
             }),
             ListenEntry::Full(file) => {
                 let keys = [keys, &["tls"]].concat();
                 let tls = file.tls.and_then(|tls| self.tls(&keys, tls));
                 let address = file.address?.0;
-                Some(Listen { address, tls })
+                let mirror = file.mirror.map(Arc::from);
+                Some(Listen {
+                    address,
+                    tls,
+                    mirror,
+                })
             }
         }
     }

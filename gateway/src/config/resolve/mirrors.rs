@@ -1,4 +1,4 @@
-//! Mirrors: names that mean exactly one of them, and hosted patterns that none of them swallows.
+//! Mirrors: names that mean exactly one of them, and hosted patterns that hide some of them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use url::Url;
 
 use super::{Context, upstream::Place};
 use crate::config::{
-    Hosted, Mirror,
+    Hosted, Listen, Mirror,
     file::{KeepFile, MirrorEntry, MirrorFile, MovesText, TagRuleFile, TagsFile},
     text::DurationText,
 };
@@ -58,7 +58,7 @@ impl Context<'_> {
             mirrors.push(mirror);
         }
         imply_hosts(&mut mirrors, &implied);
-        self.hosted(hosted, &mirrors);
+        self.hosted(hosted, &mut mirrors);
         mirrors
     }
 
@@ -108,6 +108,8 @@ impl Context<'_> {
                 .map(|host| host.0)
                 .collect(),
             library: file.library.unwrap_or(is_hub),
+            hosted: Vec::new(),
+            layered: Vec::new(),
         };
         Some(Mirror {
             name: Arc::clone(&names.mirror),
@@ -137,6 +139,8 @@ impl Context<'_> {
                 1 << 20..=u64::MAX,
             ),
             pinned: pinned.into_iter().map(|glob| glob.0).collect(),
+            // Known when every mirror has been read.
+            pushed: Vec::new(),
         }
     }
 
@@ -254,29 +258,110 @@ impl Context<'_> {
         }
     }
 
-    /// Whether every hosted pattern can match, and the default mirror can be reached.
-    fn hosted(&mut self, hosted: &Hosted, mirrors: &[Mirror]) {
+    /// Whether every hosted pattern can match, and the default mirror can be reached; gives the mirrors the patterns below their prefixes.
+    fn hosted(&mut self, hosted: &Hosted, mirrors: &mut [Mirror]) {
+        let default = mirrors.iter().find(|mirror| mirror.default);
+        let default = default.map(|mirror| Arc::clone(&mirror.name));
+        let (mut over, mut layered) = (Vec::new(), Vec::new());
         for (index, pattern) in hosted.names.iter().enumerate() {
-            let keys = ["hosted", "names", &index.to_string()];
-            if let Some(mirror) = mirrors
-                .iter()
-                .find(|mirror| covers(&mirror.names.prefix, pattern))
-            {
-                let message = format!(
-                    "never matches: such names belong to mirror `{}`",
-                    mirror.name
-                );
-                self.refuse(&keys, message, None);
+            let index = index.to_string();
+            let keys = ["hosted", "names", &index];
+            if self.hides_some(&keys, pattern, mirrors) {
+                over.push(pattern.clone());
             }
-            let default = mirrors.iter().find(|mirror| mirror.default);
-            if let (Some(default), "**") = (default, pattern.as_str()) {
+            if let (Some(default), "**") = (&default, pattern.as_str()) {
                 let message = format!(
-                    "covers every name, so the default mirror `{}` would never be asked",
-                    default.name
+                    "covers every name, so the default mirror `{default}` would never be asked"
                 );
                 let hint = "name what is pushed here, such as \"apps/**\", or take `default` from the mirror".to_owned();
                 self.refuse(&keys, message, hint);
             }
+        }
+        for (index, pattern) in hosted.or_upstream.iter().enumerate() {
+            let index = index.to_string();
+            let keys = ["hosted", "or_upstream", &index];
+            let below = mirrors.iter().find(|it| covers(&it.names.prefix, pattern));
+            match below {
+                Some(mirror) => self.can_match(&keys, pattern, mirror),
+                None => self.refuse(
+                    &keys,
+                    "lies below no mirror's prefix, so there is no upstream for it",
+                    "put it into `names`".to_owned(),
+                ),
+            }
+            layered.push(pattern.clone());
+        }
+        // To all of them: a pattern may reach into a mirror whose prefix is longer than what the pattern spells out.
+        for mirror in mirrors {
+            mirror.keep.pushed = [over.clone(), layered.clone()].concat();
+            mirror.names.hosted.clone_from(&over);
+            mirror.names.layered.clone_from(&layered);
+        }
+    }
+
+    /// Whether the pattern hides names of a mirror; all of them would be a mistake.
+    fn hides_some(&mut self, keys: &[&str], pattern: &Glob, mirrors: &[Mirror]) -> bool {
+        let mut below = mirrors.iter();
+        let Some(mirror) = below.find(|it| covers(&it.names.prefix, pattern)) else {
+            return false;
+        };
+        let prefix = mirror.names.prefix.as_str();
+        let rest = pattern.as_str().strip_prefix(prefix).unwrap_or_default();
+        match rest {
+            "" => self.refuse(
+                keys,
+                format!(
+                    "never matches: such names belong to mirror `{}`",
+                    mirror.name
+                ),
+                None,
+            ),
+            "/**" => self.refuse(
+                keys,
+                format!("hides every name of mirror `{}`", mirror.name),
+                format!("name what is pushed here, such as \"{prefix}/internal/**\""),
+            ),
+            _ => self.can_match(keys, pattern, mirror),
+        }
+        true
+    }
+
+    /// A pattern of one part says nothing where such names are `library/…`: whoever wrote it would take the upstream's for his own.
+    fn can_match(&mut self, keys: &[&str], pattern: &Glob, mirror: &Mirror) {
+        let prefix = mirror.names.prefix.as_str();
+        let rest = pattern.as_str().strip_prefix(prefix);
+        let rest = rest.and_then(|rest| rest.strip_prefix('/'));
+        let one_part = rest.filter(|rest| !rest.contains('/') && !rest.contains("**"));
+        if let (Some(part), true) = (one_part, mirror.names.library) {
+            self.refuse(
+                keys,
+                format!("never matches: such names are `{prefix}/library/…`"),
+                format!("write \"{prefix}/library/{part}\""),
+            );
+        }
+    }
+
+    /// Whether every listener's mirror is there.
+    pub(super) fn listeners_of(&mut self, mirrors: &[Mirror], listeners: &[Listen]) {
+        for (index, listen) in listeners.iter().enumerate() {
+            let Some(named) = &listen.mirror else {
+                continue;
+            };
+            if mirrors.iter().any(|mirror| mirror.name == *named) {
+                continue;
+            }
+            let index = index.to_string();
+            let many = ["listen", &index, "mirror"];
+            let keys = match self.root.get("listen").map(|it| it.get("mirror").is_some()) {
+                Some(true) => &["listen", "mirror"][..],
+                _ => &many[..],
+            };
+            let names: Vec<&str> = mirrors.iter().map(|mirror| &*mirror.name).collect();
+            let hint = match names.is_empty() {
+                true => "there are no `mirrors`".to_owned(),
+                false => format!("the mirrors are: {}", names.join(", ")),
+            };
+            self.refuse(keys, format!("no mirror is named `{named}`"), hint);
         }
     }
 }

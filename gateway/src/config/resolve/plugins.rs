@@ -56,6 +56,12 @@ impl Context<'_> {
             .changes
             .map(|changes| changes.into_iter().map(|change| change.0).collect());
         let on_error = self.on_error(keys, file.on_error, from.as_ref(), changes.as_ref());
+        let hold_for = self.duration(
+            &[&keys[..], &["hold_for"]].concat(),
+            file.hold_for.as_ref(),
+            Duration::ZERO,
+            Duration::ZERO..=Duration::from_secs(600),
+        );
         let grants = self.grants(keys, file.grants.unwrap_or_default());
         let limits = self.plugin_limits(keys, &file.limits.unwrap_or_default());
         let mut included = Included::default();
@@ -74,6 +80,7 @@ impl Context<'_> {
             },
             mode,
             on_error,
+            hold_for,
             changes,
             grants,
             limits,

@@ -18,6 +18,8 @@ fn namespaces() -> Namespaces {
         namespaces: vec![name.to_owned()],
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         library,
+        hosted: Vec::new(),
+        layered: Vec::new(),
     };
     Namespaces {
         mirrors: vec![
@@ -44,9 +46,16 @@ fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Option<Parts> {
     Some(request.body(()).ok()?.into_parts().0)
 }
 
+fn at(host: &str) -> Address<'_> {
+    Address {
+        host: Some(host),
+        ..Address::default()
+    }
+}
+
 fn route(method: &str, uri: &str, headers: &[(&str, &str)]) -> Result<Routed, RouteError> {
     let parts = request(method, uri, headers).unwrap();
-    parse(&parts, Some("gw.example"), &namespaces())
+    parse(&parts, at("gw.example"), &namespaces())
 }
 
 /// A routed request in one line, so that a table can hold it.
@@ -444,16 +453,43 @@ fn mirrors_are_addressed_in_every_form() {
 fn a_virtual_host_means_its_mirror() {
     let parts = request("GET", "/v2/alpine/manifests/3", &[]).unwrap();
     for host in ["hub.example", "HUB.example", "hub.example:443"] {
-        let routed = parse(&parts, Some(host), &namespaces());
+        let routed = parse(&parts, at(host), &namespaces());
         assert_eq!(
             show(&routed),
             "pull-manifest docker.io/library/alpine 3 body=true"
         );
     }
     assert_eq!(
-        show(&parse(&parts, None, &namespaces())),
+        show(&parse(&parts, Address::default(), &namespaces())),
         "404 NAME_UNKNOWN"
     );
+}
+
+#[test]
+fn a_mirrors_listener_has_its_names_and_no_catalog() {
+    let address = Address {
+        mirror: Some("docker.io"),
+        ..at("gw.example")
+    };
+    let check = |method: &str, uri: &str, expected: &str| {
+        let parts = request(method, uri, &[]).unwrap();
+        let routed = parse(&parts, address, &namespaces());
+        assert_eq!(show(&routed), expected, "{uri}");
+    };
+    let alpine = "pull-manifest docker.io/library/alpine 3 body=true";
+    check("GET", "/v2/alpine/manifests/3", alpine);
+    check("GET", "/v2/alpine/manifests/3?ns=docker.io", alpine);
+    check(
+        "GET",
+        "/v2/alpine/manifests/3?ns=ghcr.io",
+        "404 NAME_UNKNOWN",
+    );
+    check(
+        "GET",
+        "/docker.io/v2/alpine/manifests/3",
+        "404 NAME_UNKNOWN",
+    );
+    check("GET", "/v2/_catalog", "404 UNSUPPORTED");
 }
 
 #[test]
@@ -998,7 +1034,7 @@ proptest! {
             let Some(parts) = request(&method, &format!("{prefix}{path}?{query}"), &headers) else {
                 continue;
             };
-            let routed = parse(&parts, Some("gw"), &namespaces());
+            let routed = parse(&parts, at("gw"), &namespaces());
             if let Err(error) = &routed {
                 let status = super::super::error::Error::Route(error.clone()).answer().status;
                 prop_assert!(status.is_client_error());

@@ -153,8 +153,12 @@ impl CacheIndex for FaultyMetadata {
         self.faults.around(Call::RecordUses, record).await
     }
 
-    async fn cache_size(&self, prefix: &RepositoryName) -> Result<CacheSize, StorageError> {
-        let read = self.cache.cache_size(prefix);
+    async fn cache_size(
+        &self,
+        prefix: &RepositoryName,
+        except: &[RepositoryName],
+    ) -> Result<CacheSize, StorageError> {
+        let read = self.cache.cache_size(prefix, except);
         self.faults.around(Call::CacheSize, read).await
     }
 

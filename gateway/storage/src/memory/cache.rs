@@ -25,11 +25,15 @@ impl CacheIndex for MemoryMetadata {
         Ok(())
     }
 
-    async fn cache_size(&self, prefix: &RepositoryName) -> Result<CacheSize, StorageError> {
+    async fn cache_size(
+        &self,
+        prefix: &RepositoryName,
+        except: &[RepositoryName],
+    ) -> Result<CacheSize, StorageError> {
         let facts = lock(&self.facts);
         let mut blobs: BTreeMap<&Digest, u64> = BTreeMap::new();
         let mut size = CacheSize::default();
-        for (_, repository) in facts.below(prefix) {
+        for (_, repository) in facts.below(prefix, except) {
             size.manifests += repository.manifests.len() as u64;
             size.repositories +=
                 u64::from(!repository.manifests.is_empty() || !repository.blobs.is_empty());
@@ -47,27 +51,31 @@ impl CacheIndex for MemoryMetadata {
 
     async fn least_used_blobs(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
         let facts = lock(&self.facts);
-        let blobs = facts.below(&query.prefix).flat_map(|(name, repository)| {
-            repository.blobs.iter().map(|(digest, size)| Cached {
-                repository: name.clone(),
-                digest: digest.clone(),
-                size: *size,
-                used_at_ms: repository.blob_used_at_ms(digest),
-            })
-        });
+        let blobs = facts
+            .below(&query.prefix, &query.except)
+            .flat_map(|(name, repository)| {
+                repository.blobs.iter().map(|(digest, size)| Cached {
+                    repository: name.clone(),
+                    digest: digest.clone(),
+                    size: *size,
+                    used_at_ms: repository.blob_used_at_ms(digest),
+                })
+            });
         Ok(least_used(blobs, query))
     }
 
     async fn least_used_manifests(&self, query: &CacheQuery) -> Result<Vec<Cached>, StorageError> {
         let facts = lock(&self.facts);
-        let manifests = facts.below(&query.prefix).flat_map(|(name, repository)| {
-            repository.manifests.iter().map(|(digest, stored)| Cached {
-                repository: name.clone(),
-                digest: digest.clone(),
-                size: stored.record.size,
-                used_at_ms: repository.manifest_used_at_ms(digest),
-            })
-        });
+        let manifests = facts
+            .below(&query.prefix, &query.except)
+            .flat_map(|(name, repository)| {
+                repository.manifests.iter().map(|(digest, stored)| Cached {
+                    repository: name.clone(),
+                    digest: digest.clone(),
+                    size: stored.record.size,
+                    used_at_ms: repository.manifest_used_at_ms(digest),
+                })
+            });
         Ok(least_used(manifests, query))
     }
 
@@ -80,14 +88,15 @@ impl CacheIndex for MemoryMetadata {
 }
 
 impl Facts {
-    fn below(
-        &self,
+    fn below<'a>(
+        &'a self,
         prefix: &RepositoryName,
-    ) -> impl Iterator<Item = (&RepositoryName, &Repository)> {
+        except: &'a [RepositoryName],
+    ) -> impl Iterator<Item = (&'a RepositoryName, &'a Repository)> {
         let prefix = format!("{prefix}/");
         self.repositories
             .iter()
-            .filter(move |(name, _)| name.as_str().starts_with(&prefix))
+            .filter(move |(name, _)| name.as_str().starts_with(&prefix) && !except.contains(name))
     }
 }
 

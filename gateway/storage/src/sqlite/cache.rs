@@ -16,8 +16,9 @@ use crate::{
     error::StorageError,
 };
 
-/// Names below a prefix: `/` is followed by `0` in the order of bytes, and no name holds anything between.
-const BELOW: &str = "r.name > ?1 || '/' AND r.name < ?1 || '0'";
+/// Names below a prefix: `/` is followed by `0` in the order of bytes, and no name holds anything between. Without those of a JSON list.
+const BELOW: &str = "r.name > ?1 || '/' AND r.name < ?1 || '0' \
+    AND r.name NOT IN (SELECT value FROM json_each(?2))";
 
 /// When a manifest was used: itself, an index that names it, or when it came.
 const MANIFEST_USED: &str = "max(m.pushed_at_ms, \
@@ -35,9 +36,13 @@ impl CacheIndex for SqliteStore {
             .await
     }
 
-    async fn cache_size(&self, prefix: &RepositoryName) -> Result<CacheSize, StorageError> {
-        let prefix = prefix.clone();
-        let read = move |connection: &_| cache_size(connection, &prefix);
+    async fn cache_size(
+        &self,
+        prefix: &RepositoryName,
+        except: &[RepositoryName],
+    ) -> Result<CacheSize, StorageError> {
+        let (prefix, except) = (prefix.clone(), json(except));
+        let read = move |connection: &_| cache_size(connection, &prefix, &except);
         self.readers.read("measure the cache", read).await
     }
 
@@ -49,7 +54,7 @@ impl CacheIndex for SqliteStore {
                     JOIN manifests m ON m.repository = p.repository AND m.digest = p.manifest \
                     WHERE p.repository = b.repository AND p.digest = b.digest), 0)) AS used \
             FROM repositories r JOIN blob_links b ON b.repository = r.id \
-            WHERE {BELOW} AND used < ?2 ORDER BY used, b.size DESC, b.digest, r.name LIMIT ?3"
+            WHERE {BELOW} AND used < ?3 ORDER BY used, b.size DESC, b.digest, r.name LIMIT ?4"
         );
         let query = query.clone();
         let read = move |connection: &_| least_used(connection, &sql, &query);
@@ -60,7 +65,7 @@ impl CacheIndex for SqliteStore {
         let sql = format!(
             "SELECT r.name, m.digest, m.size, {MANIFEST_USED} AS used \
             FROM repositories r JOIN manifests m ON m.repository = r.id \
-            WHERE {BELOW} AND used < ?2 ORDER BY used, m.size DESC, m.digest, r.name LIMIT ?3"
+            WHERE {BELOW} AND used < ?3 ORDER BY used, m.size DESC, m.digest, r.name LIMIT ?4"
         );
         let query = query.clone();
         let read = move |connection: &_| least_used(connection, &sql, &query);
@@ -94,7 +99,11 @@ fn record_uses(connection: &Connection, uses: &[Use]) -> Result<(), Stop<Storage
     Ok(())
 }
 
-fn cache_size(connection: &Connection, prefix: &RepositoryName) -> rusqlite::Result<CacheSize> {
+fn cache_size(
+    connection: &Connection,
+    prefix: &RepositoryName,
+    except: &str,
+) -> rusqlite::Result<CacheSize> {
     let sql = format!(
         "SELECT \
             (SELECT coalesce(sum(size), 0) FROM (SELECT b.digest, max(b.size) AS size FROM repositories r \
@@ -106,7 +115,7 @@ fn cache_size(connection: &Connection, prefix: &RepositoryName) -> rusqlite::Res
                 EXISTS (SELECT 1 FROM manifests WHERE repository = r.id) \
                 OR EXISTS (SELECT 1 FROM blob_links WHERE repository = r.id)))"
     );
-    let size = one(connection, &sql, [prefix.as_str()], |row| {
+    let size = one(connection, &sql, [prefix.as_str(), except], |row| {
         Ok(CacheSize {
             bytes: row::unsigned(row, 0)?,
             blobs: row::unsigned(row, 1)?,
@@ -124,10 +133,17 @@ fn least_used(
 ) -> rusqlite::Result<Vec<Cached>> {
     let keys = (
         query.prefix.as_str(),
+        json(&query.except),
         int(query.before_ms).unwrap_or(i64::MAX),
         i64::try_from(query.limit).unwrap_or(i64::MAX),
     );
     all(connection, sql, keys, cached)
+}
+
+/// Names hold nothing that JSON escapes.
+fn json(names: &[RepositoryName]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    format!("[{}]", names.join(","))
 }
 
 fn cached(row: &Row<'_>) -> rusqlite::Result<Cached> {

@@ -57,6 +57,7 @@ macro_rules! metadata_suite {
             an_upload_is_known_until_it_ends
             stale_uploads_come_oldest_first
             a_cache_is_measured_below_its_prefix_and_counts_shared_blobs_once
+            what_lies_below_the_prefix_and_is_no_cache_is_left_out
             content_is_as_recent_as_what_names_it
             a_use_goes_with_what_was_used
             content_is_held_while_any_repository_has_it

@@ -508,7 +508,9 @@ impl authorizer::Guest for Hostile {
         let every = || vec!["*".to_owned()];
         let granted = match &*text("answer") {
             "fail" => return Err(failure()),
-            "abstain" => return Ok(authorizer::Decision::Abstain(Some(told(heard)))),
+            "abstain" | "hold" | "hold-once" => {
+                return Ok(authorizer::Decision::Abstain(Some(told(heard))));
+            }
             "" => request.scopes,
             "wide" => [
                 request
@@ -547,7 +549,15 @@ impl admission::Guest for Hostile {
                 retry_after_ms: 5000,
                 reason: "being scanned".to_owned(),
             })),
-            "" => Ok(admission::Decision::Accept(admission::Accepted {
+            "hold-once" if kv::open("granted").unwrap().get("held").unwrap().is_none() => {
+                let bucket = kv::open("granted").unwrap();
+                bucket.put("held", b"once", None).unwrap();
+                Ok(admission::Decision::Hold(admission::Held {
+                    retry_after_ms: 200,
+                    reason: "being scanned".to_owned(),
+                }))
+            }
+            "" | "hold-once" => Ok(admission::Decision::Accept(admission::Accepted {
                 cache: hint(),
                 warnings: vec![heard, format!("{request:?}")],
                 annotate: vec![],

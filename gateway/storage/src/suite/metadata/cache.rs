@@ -21,6 +21,7 @@ fn used(repository: &RepositoryName, text: &str, at_ms: u64) -> Use {
 fn query(prefix: &str) -> Result<CacheQuery, Failure> {
     Ok(CacheQuery {
         prefix: prefix.parse()?,
+        except: Vec::new(),
         before_ms: u64::MAX,
         limit: 100,
     })
@@ -46,7 +47,7 @@ pub async fn a_cache_is_measured_below_its_prefix_and_counts_shared_blobs_once(
 ) -> Checked {
     let prefix = "hub".parse()?;
     assert_eq!(
-        stores.cache.cache_size(&prefix).await?,
+        stores.cache.cache_size(&prefix, &[]).await?,
         CacheSize::default()
     );
     for name in ["hub/a", "hub/b", "hub-not", "hub0/c", "other/d"] {
@@ -58,7 +59,34 @@ pub async fn a_cache_is_measured_below_its_prefix_and_counts_shared_blobs_once(
         manifests: 2,
         repositories: 2,
     };
-    assert_eq!(stores.cache.cache_size(&prefix).await?, expected);
+    assert_eq!(stores.cache.cache_size(&prefix, &[]).await?, expected);
+    Ok(())
+}
+
+pub async fn what_lies_below_the_prefix_and_is_no_cache_is_left_out(stores: Stores) -> Checked {
+    for name in ["hub/a", "hub/b"] {
+        filled(&stores, &name.parse()?).await?;
+    }
+    let (pushed, prefix) = ("hub/b".parse()?, "hub".parse()?);
+    let except = [pushed, "hub/never".parse()?];
+    let expected = CacheSize {
+        bytes: 14,
+        blobs: 2,
+        manifests: 1,
+        repositories: 1,
+    };
+    assert_eq!(stores.cache.cache_size(&prefix, &except).await?, expected);
+    let query = CacheQuery {
+        except: except.to_vec(),
+        ..query("hub")?
+    };
+    let mut rest = stores.cache.least_used_blobs(&query).await?;
+    rest.extend(stores.cache.least_used_manifests(&query).await?);
+    assert_eq!(rest.len(), 3);
+    assert!(
+        rest.iter()
+            .all(|cached| cached.repository.as_str() == "hub/a")
+    );
     Ok(())
 }
 
