@@ -74,13 +74,16 @@ impl Activity {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the watcher only of a limit that is earlier than its next look: waking it costs a turn of the whole connection, and a
+    /// Tells the watcher only of a limit that is nearer than its next look: waking it costs a turn of the whole connection, and a
     /// request changes the state three times.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
         change(&mut state);
         let limit = state.limit(&self.limits);
         let sooner = limit.is_some_and(|limit| state.armed.is_none_or(|armed| limit < armed));
+        if sooner {
+            state.armed = limit;
+        }
         drop(state);
         if sooner {
             self.changed.notify_one();
@@ -131,11 +134,11 @@ impl Activity {
         let mut timer = pin!(tokio::time::sleep(self.limits.idle));
         loop {
             let changed = self.changed.notified();
-            match self.arm() {
-                None => changed.await,
-                Some(limit) if limit <= Instant::now() => return,
-                Some(limit) => {
-                    timer.as_mut().reset(limit);
+            match self.next_look(Instant::now()) {
+                Look::Over => return,
+                Look::WhenTold => changed.await,
+                Look::At(next) => {
+                    timer.as_mut().reset(next);
                     tokio::select! {
                         () = changed => {}
                         () = &mut timer => {}
@@ -145,12 +148,27 @@ impl Activity {
         }
     }
 
-    /// Notes when the watcher looks next.
-    fn arm(&self) -> Option<Instant> {
+    /// An earlier look that is still to come stays: the next head's limit will hardly be nearer, so it need not be told.
+    fn next_look(&self, now: Instant) -> Look {
         let mut state = self.state();
-        state.armed = state.limit(&self.limits);
-        state.armed
+        let limit = state.limit(&self.limits);
+        if limit.is_some_and(|limit| limit <= now) {
+            return Look::Over;
+        }
+        let kept = state.armed.filter(|armed| *armed > now);
+        state.armed = limit.into_iter().chain(kept).min();
+        state.armed.map_or(Look::WhenTold, Look::At)
     }
+}
+
+/// What the watcher does next.
+enum Look {
+    /// The phase has lasted too long.
+    Over,
+    /// It waits for a change.
+    WhenTold,
+    /// It looks again.
+    At(Instant),
 }
 
 /// A request in flight.
