@@ -104,6 +104,8 @@ impl App {
     pub async fn build(config: &Config) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<Trip>)> {
         let telemetry = Arc::new(Telemetry::new());
         let (trips, tripped) = mpsc::channel(MAX_TRIPS);
+        // Beside the stores, which wait for the disk.
+        let _engine = tokio::task::spawn_blocking(PluginHost::prepare);
         let stores = Stores::open(config).await?;
         let lasting = stores.lasting(config, &telemetry, trips)?;
         watch(&telemetry, &lasting.host, &stores.database);

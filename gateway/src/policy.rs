@@ -320,7 +320,11 @@ pub async fn authorize(
     if let Some(limits) = &identified.at_most {
         grant.granted = Scope::intersect(&grant.granted, limits);
     }
-    let spelled = spelled_scopes(&operation);
+    // The operation is gone into the permit; only somebody anonymous is told what to ask for.
+    let spelled = match identified.principal.is_anonymous() {
+        true => spelled_scopes(&operation),
+        false => Vec::new(),
+    };
     Permit::new(operation, requester, grant)
         .map_err(|denial| refused_with(spelled, identified, *denial))
 }

@@ -6,6 +6,7 @@
 mod audit;
 mod events;
 mod hooks;
+mod human;
 mod json;
 mod lines;
 mod logging;

@@ -41,6 +41,15 @@ pub(crate) fn pull(url: &str, times: usize, size: u64, more: &[&str]) -> (f64, f
     seconds
 }
 
+/// What a URL answers, whole; the status must be 200.
+pub(crate) fn fetch(url: &str, more: &[&str]) -> Vec<u8> {
+    let mut command = Command::new(require("curl"));
+    command.args(["-s", "-k", "-f", "--http1.1"]).args(more);
+    let output = command.arg(url).output().expect("curl can be started");
+    assert!(output.status.success(), "{url}: {output:?}");
+    output.stdout
+}
+
 /// Puts a file; the status must be 201.
 pub(crate) fn put(url: &str, file: &Path, more: &[&str]) {
     let mut command = Command::new(require("curl"));
@@ -56,10 +65,10 @@ pub(crate) fn put(url: &str, file: &Path, more: &[&str]) {
 }
 
 /// Asks for a URL over and over on 16 connections for some seconds; how many answers came. Any answer but a 2xx is an error.
-pub(crate) fn hammer(url: &str, seconds: u32, header: Option<&str>) -> f64 {
+pub(crate) fn hammer(url: &str, seconds: u32, headers: &[&str]) -> f64 {
     let mut command = Command::new(require("wrk"));
     command.args(["-t1", "-c16", &format!("-d{seconds}s")]);
-    if let Some(header) = header {
+    for header in headers {
         command.args(["-H", header]);
     }
     let text = run(command.arg(url)).ok();

@@ -14,6 +14,16 @@ pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The order of a round: every other one goes backwards, so that nobody always comes after the same neighbor.
+pub(crate) fn in_turn(round: usize, count: usize) -> Vec<usize> {
+    let forwards = 0..count;
+    if round.is_multiple_of(2) {
+        forwards.collect()
+    } else {
+        forwards.rev().collect()
+    }
+}
+
 impl Table {
     /// A figure that is to be at most `most` times another of the same run; `others` are shown only.
     pub(crate) fn ratio(

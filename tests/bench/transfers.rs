@@ -10,14 +10,14 @@ use tests::{
 };
 
 use crate::{
-    load::{pull, put},
+    load::{fetch, pull, put},
     peers,
-    table::{Table, median},
-    usage::cpu_seconds,
+    table::{Table, in_turn, median},
+    usage::Meter,
 };
 
 const BLOB_BYTES: usize = 256 << 20;
-const PULLS: usize = 4;
+const PULLS: usize = 6;
 const PUSH_BYTES: usize = 128 << 20;
 const ROUNDS: usize = 5;
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -29,9 +29,9 @@ pub(crate) fn measure(table: &mut Table) {
 
 /// CPU-seconds per GiB of one server while `work` moves `bytes`.
 fn per_gib(pid: u32, bytes: usize, work: impl FnOnce()) -> f64 {
-    let before = cpu_seconds(pid);
+    let meter = Meter::start(pid);
     work();
-    (cpu_seconds(pid) - before) / (bytes as f64 / GIB)
+    meter.seconds() / (bytes as f64 / GIB)
 }
 
 fn pulls(table: &mut Table) {
@@ -49,12 +49,6 @@ fn pulls(table: &mut Table) {
     let path = format!("/v2/apps/blob/blobs/{}", blob.digest);
     let user = peers::user();
     let user = ["-u", user.as_str()];
-    let ours = Wire::basic(gateway.port, USER).get(&path).expect(200);
-    assert!(
-        sha256(&ours.body) == blob.digest,
-        "the bytes are not the same"
-    );
-    drop(ours);
     let targets = [
         (nginx.pid(), nginx.url("/blob")),
         (gateway.pid(), format!("http://{}{path}", gateway.host())),
@@ -65,9 +59,15 @@ fn pulls(table: &mut Table) {
         ),
         (gateway.pid(), format!("https://127.0.0.1:{tls_port}{path}")),
     ];
+    // The warm-up, and the proof that all of them serve the same bytes.
+    for (_pid, url) in &targets {
+        assert!(sha256(&fetch(url, &user)) == blob.digest, "{url}");
+    }
+    drop(blob);
     let mut seconds = vec![Vec::new(); targets.len()];
-    for _round in 0..ROUNDS {
-        for ((pid, url), figures) in targets.iter().zip(&mut seconds) {
+    for round in 0..ROUNDS {
+        for index in in_turn(round, targets.len()) {
+            let ((pid, url), figures) = (&targets[index], &mut seconds[index]);
             figures.push(per_gib(*pid, BLOB_BYTES * PULLS, || {
                 pull(url, PULLS, BLOB_BYTES as u64, &user);
             }));

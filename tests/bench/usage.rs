@@ -1,30 +1,50 @@
-//! What a process took: processor time of it and its children, and its memory, from /proc.
+//! What a process took: processor time of it and its children, and its memory, from the kernel's accounts.
 
-use std::fs;
+use std::{collections::HashMap, fs};
 
-/// `sysconf(_SC_CLK_TCK)`, which Linux keeps at 100 for programs.
-const TICKS_PER_SECOND: f64 = 100.0;
+/// What threads had taken at one moment, in nanoseconds by their ids.
+type Taken = HashMap<u32, u64>;
 
-/// utime + stime in seconds, of a process and everything below it.
-pub(crate) fn cpu_seconds(pid: u32) -> f64 {
-    let ticks: u64 = tree(pid).into_iter().map(ticks_of).sum();
-    ticks as f64 / TICKS_PER_SECOND
+/// The processor time of a process and everything below it, from here on.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    pid: u32,
+    before: Taken,
 }
 
-fn ticks_of(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The second field is a name in parentheses and may hold anything.
-    let Some((_name, rest)) = stat.rsplit_once(") ") else {
-        return 0;
-    };
-    let mut fields = rest.split(' ').skip(11);
-    let mut next = || {
-        fields
-            .next()
-            .and_then(|field| field.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
-    next() + next()
+impl Meter {
+    pub(crate) fn start(pid: u32) -> Self {
+        let before = taken(pid);
+        Self { pid, before }
+    }
+
+    /// Seconds taken since the start. A thread that ended meanwhile is not in it: those that do had nothing to do for ten seconds.
+    pub(crate) fn seconds(&self) -> f64 {
+        let since = |(thread, now): (u32, u64)| now - self.before.get(&thread).unwrap_or(&0);
+        let nanos: u64 = taken(self.pid).into_iter().map(since).sum();
+        nanos as f64 / 1e9
+    }
+}
+
+/// `schedstat` counts what `utime` and `stime` do, in nanoseconds instead of hundredths of a second.
+fn taken(pid: u32) -> Taken {
+    let mut taken = Taken::new();
+    for process in tree(pid) {
+        let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("the process runs");
+        for task in tasks.flatten() {
+            // A thread may end between the list and the look.
+            let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else {
+                continue;
+            };
+            let nanos = text.split(' ').next().and_then(|first| first.parse().ok());
+            let thread = task.file_name().to_string_lossy().parse();
+            taken.insert(
+                thread.expect("a thread's id"),
+                nanos.expect("a number of nanoseconds"),
+            );
+        }
+    }
+    taken
 }
 
 fn tree(pid: u32) -> Vec<u32> {

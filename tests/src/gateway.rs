@@ -104,6 +104,7 @@ impl Gateway {
     pub fn start_with(config: &str, prepare: impl FnOnce(&Path)) -> Self {
         let folder = TempDir::new().expect("the system has a temporary folder");
         fs::write(folder.path().join("htpasswd"), users()).expect("the folder is ours");
+        fs::create_dir(folder.path().join("logs")).expect("the folder is ours");
         prepare(folder.path());
         let mut gateway = Self {
             child: None,
@@ -275,8 +276,9 @@ impl Gateway {
         self.folder.path().join("gantry.yaml")
     }
 
+    /// In a folder of its own: those of the configuration and of what it names are watched, and a notice a line is not what tests measure.
     fn log_path(&self) -> PathBuf {
-        self.folder.path().join("log")
+        self.folder.path().join("logs").join("log")
     }
 
     /// Everything it printed.

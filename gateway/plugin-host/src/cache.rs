@@ -6,11 +6,12 @@
 use std::{
     fs, io,
     io::{Read as _, Write as _},
+    ops::Deref,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use aws_lc_rs::{digest, hmac};
+use aws_lc_rs::{constant_time::verify_slices_are_equal, digest, hmac};
 
 const KEY_FILE: &str = "node.key";
 const KEY_BYTES: usize = 32;
@@ -38,22 +39,31 @@ impl CompiledCache {
     }
 
     /// The code stored under `name`, when its MAC fits.
-    pub(crate) fn read(&self, name: &str) -> Option<Vec<u8>> {
-        let stored = fs::read(self.directory.join(name)).ok()?;
-        let (tag, code) = stored.split_at_checked(TAG_BYTES)?;
-        if hmac::verify(&self.key, &signed(name, code), tag).is_err() {
+    pub(crate) fn read(&self, name: &str) -> Option<Code> {
+        let stored = Code(fs::read(self.directory.join(name)).ok()?);
+        let (tag, code) = stored.0.split_at_checked(TAG_BYTES)?;
+        if verify_slices_are_equal(self.tag(name, code).as_ref(), tag).is_err() {
             tracing::warn!(
                 file = name,
                 "a compiled plugin was changed on disk; it is compiled again"
             );
             return None;
         }
-        Some(code.to_vec())
+        Some(stored)
+    }
+
+    /// The name is signed too, so that one component's code cannot be put in another's place.
+    fn tag(&self, name: &str, code: &[u8]) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(name.as_bytes());
+        context.update(b"\0");
+        context.update(code);
+        context.sign()
     }
 
     /// Stores code under `name`, replacing what is there in one step.
     pub(crate) fn write(&self, name: &str, code: &[u8]) -> io::Result<()> {
-        let tag = hmac::sign(&self.key, &signed(name, code));
+        let tag = self.tag(name, code);
         let parts: [&[u8]; 2] = [tag.as_ref(), code];
         write_beside(&self.directory, name, &parts, |temporary| {
             fs::rename(temporary, self.directory.join(name))
@@ -70,6 +80,18 @@ impl std::fmt::Debug for CompiledCache {
     }
 }
 
+/// Code whose MAC fits: a whole file as it was read, because a copy of code is megabytes.
+#[derive(Debug)]
+pub(crate) struct Code(Vec<u8>);
+
+impl Deref for Code {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.get(TAG_BYTES..).unwrap_or_default()
+    }
+}
+
 /// The file's name: a digest over every input of the compilation.
 pub(crate) fn file_name(inputs: &[&[u8]]) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
@@ -78,11 +100,6 @@ pub(crate) fn file_name(inputs: &[&[u8]]) -> String {
         context.update(input);
     }
     format!("{}.cwasm", hex(context.finish().as_ref()))
-}
-
-/// The name is signed too, so that one component's code cannot be put in another's place.
-fn signed(name: &str, code: &[u8]) -> Vec<u8> {
-    [name.as_bytes(), b"\0", code].concat()
 }
 
 /// The node's key; made at first start, and again when the file has not a key's length.
@@ -168,17 +185,17 @@ mod tests {
         assert_eq!(again.read("a.cwasm").as_deref(), Some(&b"code"[..]));
 
         fs::copy(place.join("a.cwasm"), place.join("b.cwasm")).unwrap();
-        assert_eq!(cache.read("b.cwasm"), None, "moved to another name");
+        assert!(cache.read("b.cwasm").is_none(), "moved to another name");
         let good = fs::read(place.join("a.cwasm")).unwrap();
         for index in 0..good.len() {
             let mut bad = good.clone();
             bad[index] ^= 1;
             fs::write(place.join("a.cwasm"), &bad).unwrap();
-            assert_eq!(cache.read("a.cwasm"), None, "byte {index} changed");
+            assert!(cache.read("a.cwasm").is_none(), "byte {index} changed");
         }
         for end in 0..good.len() {
             fs::write(place.join("a.cwasm"), &good[..end]).unwrap();
-            assert_eq!(cache.read("a.cwasm"), None, "cut at {end}");
+            assert!(cache.read("a.cwasm").is_none(), "cut at {end}");
         }
     }
 
@@ -200,7 +217,7 @@ mod tests {
         first.write("a.cwasm", b"code").unwrap();
         let second = CompiledCache::open(other.path()).unwrap();
         fs::copy(one.path().join("a.cwasm"), other.path().join("a.cwasm")).unwrap();
-        assert_eq!(second.read("a.cwasm"), None);
+        assert!(second.read("a.cwasm").is_none());
     }
 
     #[test]

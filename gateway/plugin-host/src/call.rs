@@ -25,6 +25,7 @@ use crate::{
         exports::gantry::plugin::{admission, authenticator, authorizer, events, lifecycle},
         gantry::plugin::types,
     },
+    code::Shared,
     convert,
     engine::Runtime,
     error::{CallError, Failure},
@@ -48,6 +49,8 @@ pub(crate) struct Loaded {
     pub(crate) context: Arc<PluginContext>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) digest: Digest,
+    /// Keeps the code findable for other bindings of the component.
+    pub(crate) _code: Arc<Shared>,
     pub(crate) hooks: Hooks,
     pub(crate) instance: InstancePre<CallState>,
     pub(crate) exports: Exports,

@@ -2,13 +2,14 @@
 //!
 //! Map: `hook` is the vocabulary of calls (model types in, model types out), `ports` what the binary brings, `error` how a call or
 //! a load fails. `engine` is made once; `load` turns bytes into a plugin (`inspect` says what they are, `cache` keeps what was
-//! compiled); `call` runs one call in a fresh instance under `limits`; `convert` is the only place where WIT types and model types
+//! compiled, `code` shares what is loaded); `call` runs one call in a fresh instance under `limits`; `convert` is the only place where WIT types and model types
 //! meet; `host` holds the imports, `record` notes what goes through them, `grant` says which addresses a binding may ask; `stats` counts.
 //! Knows nothing of OCI flow, chains, modes or caches of decisions: the binary's `policy` and `auth` own those.
 
 mod bindings;
 mod cache;
 pub mod call;
+mod code;
 mod convert;
 mod engine;
 pub mod error;

@@ -13,6 +13,7 @@ use crate::{
     bindings::exports::gantry::plugin::{admission, authenticator, authorizer, events, lifecycle},
     cache::{CompiledCache, file_name},
     call::{Allowance, Exports, Loaded, Plugin, Question, Said},
+    code::{LoadedCode, Shared},
     convert::text,
     engine::{self, Runtime},
     error::LoadError,
@@ -54,6 +55,7 @@ pub struct PluginHost {
     passwords: Arc<PasswordPool>,
     key_sets: Arc<KeySets>,
     cache: Option<Arc<CompiledCache>>,
+    code: Arc<LoadedCode>,
     recorder: Option<Recorder>,
 }
 
@@ -83,6 +85,7 @@ impl PluginHost {
             passwords: Arc::new(PasswordPool::new(ports.password_checks)),
             key_sets: Arc::default(),
             cache: cache.transpose()?,
+            code: Arc::default(),
             recorder: None,
             ports,
         })
@@ -93,6 +96,12 @@ impl PluginHost {
     pub fn recording(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
         self
+    }
+
+    /// Makes the engine that every host of the process uses, so that a later [`PluginHost::new`] finds it. Blocks for milliseconds; what
+    /// fails is told by whoever needs it.
+    pub fn prepare() {
+        Runtime::shared().ok();
     }
 
     /// What all plugins together use now.
@@ -146,7 +155,7 @@ impl PluginHost {
             return Err(refused);
         }
         let digest = digest_of(&source.component).ok_or("cannot be hashed")?;
-        let component = self.compiled(source.component.clone(), &digest).await?;
+        let (code, component) = self.compiled(source.component.clone(), &digest).await?;
         let size = source.component.len();
         let engine = &self.runtime.engine;
         let inspection = Inspection::of(engine, &component, digest.clone(), size);
@@ -160,6 +169,7 @@ impl PluginHost {
             context: Arc::new(self.context(source)),
             runtime: Arc::clone(&self.runtime),
             digest,
+            _code: code,
             hooks: inspection.hooks,
             instance,
             exports,
@@ -229,11 +239,20 @@ impl PluginHost {
         Ok(permits)
     }
 
-    /// The compiled component, off the executor and within a bound. A compilation over the bound still ends on its own thread.
-    async fn compiled(&self, bytes: Bytes, digest: &Digest) -> Result<Component, String> {
+    /// The compiled component: that of another binding, or made now.
+    async fn compiled(
+        &self,
+        bytes: Bytes,
+        digest: &Digest,
+    ) -> Result<(Arc<Shared>, Component), String> {
+        let make = self.make_code(bytes, digest.to_string());
+        self.code.get_or_make(digest.as_str(), make).await
+    }
+
+    /// Off the executor and within a bound. A compilation over the bound still ends on its own thread.
+    async fn make_code(&self, bytes: Bytes, digest: String) -> Result<Component, String> {
         let runtime = Arc::clone(&self.runtime);
         let cache = self.cache.clone();
-        let digest = digest.to_string();
         let work = tokio::task::spawn_blocking(move || {
             compile(&runtime, cache.as_deref(), &bytes, &digest)
         });

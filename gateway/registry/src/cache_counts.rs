@@ -163,10 +163,10 @@ impl CacheCounts {
         for (_, outcome, count) in self.read() {
             match outcome {
                 CacheOutcome::Hit | CacheOutcome::Revalidated | CacheOutcome::Stale => {
-                    hits += count
+                    hits += count;
                 }
                 CacheOutcome::Filled | CacheOutcome::Joined | CacheOutcome::Passed => {
-                    misses += count
+                    misses += count;
                 }
                 CacheOutcome::NotFound | CacheOutcome::Failed => {}
             }

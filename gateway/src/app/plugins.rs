@@ -2,12 +2,13 @@
 //!
 //! Owns every sentence about a binding that does not fit its component. All mistakes are said, not only the first.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, num::NonZero, sync::Arc};
 
 use anyhow::Context as _;
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _};
 use gantry_plugin_host::{Hook, PluginSource, Redaction};
 
 use super::{Generation, Lasting};
@@ -40,7 +41,7 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// Loads every plugin, in the order of the configuration. What `before` runs already, unchanged, is not loaded again.
+/// Loads every plugin, several at once. What `before` runs already, unchanged, is not loaded again.
 pub(crate) async fn load(
     lasting: &Lasting,
     config: &Config,
@@ -48,8 +49,17 @@ pub(crate) async fn load(
 ) -> Result<Vec<Arc<Binding>>, Mistakes> {
     let mut bindings = Vec::with_capacity(config.plugins.len());
     let mut mistakes = Mistakes::default();
-    for written in &config.plugins {
-        match bind(lasting, written, before).await {
+    let at_once = std::thread::available_parallelism().map_or(2, NonZero::get);
+    let loads: Vec<_> = config
+        .plugins
+        .iter()
+        .map(|written| bind(lasting, written, before).boxed())
+        .collect();
+    // In the order of the configuration, whichever is done first.
+    let loads = futures_util::stream::iter(loads).buffered(at_once);
+    let loaded: Vec<anyhow::Result<Binding>> = loads.collect().await;
+    for (written, loaded) in config.plugins.iter().zip(loaded) {
+        match loaded {
             Ok(binding) => bindings.push(Arc::new(binding)),
             Err(error) => mistakes.0.push(Mistake {
                 plugin: Arc::clone(&written.name),

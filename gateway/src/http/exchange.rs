@@ -3,6 +3,7 @@
 //! Invariant: one access line and one count per request, also when the client leaves; one audit line per decision.
 
 use std::{
+    cell::RefCell,
     future::Future,
     sync::{
         Arc,
@@ -67,7 +68,7 @@ impl Exchange {
             .headers
             .get(http::header::USER_AGENT)
             .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        let request_id: Arc<str> = request_id().into();
+        let request_id = request_id();
         let external_url = generation.edge.external_url.as_ref();
         let challenge = match peer.mirror {
             Some(_) => Challenge::of_listener(&origin),
@@ -416,18 +417,63 @@ fn log(error: &Error) {
 }
 
 /// 128 random bits in hex. A client's own id is not taken over: it could be another request's.
-fn request_id() -> String {
-    use std::fmt::Write as _;
-    let mut bytes = [0_u8; 16];
-    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
-        tracing::error!("no randomness for a request id");
+fn request_id() -> Arc<str> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut id = String::with_capacity(2 * ID_BYTES);
+    for byte in random_bits() {
+        for nibble in [byte >> 4, byte & 0x0f] {
+            id.extend(
+                DIGITS
+                    .get(usize::from(nibble))
+                    .map(|digit| char::from(*digit)),
+            );
+        }
     }
-    bytes
-        .iter()
-        .fold(String::with_capacity(32), |mut id, byte| {
-            if write!(id, "{byte:02x}").is_err() {
-                id.push('0');
+    id.into()
+}
+
+const ID_BYTES: usize = 16;
+/// A call of the system's generator costs as much as twenty ids take of it.
+const IDS_AT_ONCE: usize = 32;
+
+thread_local! {
+    /// Random bits that no id has had yet, and how many bytes of them are left.
+    static UNUSED: RefCell<([u8; ID_BYTES * IDS_AT_ONCE], usize)> =
+        const { RefCell::new(([0; ID_BYTES * IDS_AT_ONCE], 0)) };
+}
+
+fn random_bits() -> [u8; ID_BYTES] {
+    UNUSED.with_borrow_mut(|(bits, left)| {
+        if *left < ID_BYTES {
+            if aws_lc_rs::rand::fill(bits).is_err() {
+                tracing::error!("no randomness for request ids");
             }
-            id
+            *left = bits.len();
+        }
+        *left -= ID_BYTES;
+        let unused = bits.get(*left..).and_then(<[u8]>::first_chunk);
+        unused.copied().unwrap_or_default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_128_bits_in_hex_and_never_the_same() {
+        let ids: Vec<Arc<str>> = (0..1000).map(|_| request_id()).collect();
+        let elsewhere: Vec<Arc<str>> = std::thread::spawn(|| {
+            let ids = (0..1000).map(|_| request_id());
+            ids.collect()
         })
+        .join()
+        .unwrap();
+        let all: HashSet<&str> = ids.iter().chain(&elsewhere).map(|id| &**id).collect();
+        assert_eq!(all.len(), 2000);
+        let is_id = |id: &&str| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        assert!(all.iter().all(is_id), "{all:?}");
+    }
 }

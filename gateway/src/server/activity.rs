@@ -3,6 +3,7 @@
 //! Owns the time limits between requests: first byte, head, idle. A request in flight has none; its bodies have a minimum rate.
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -35,6 +36,21 @@ struct State {
     head_since: Option<Instant>,
     writing: bool,
     linger: bool,
+    /// When the watcher looks next by itself; `None`: not before it is told.
+    armed: Option<Instant>,
+}
+
+impl State {
+    /// When the present phase has lasted too long; `None` while a request or a write is under way.
+    fn limit(&self, limits: &Limits) -> Option<Instant> {
+        if self.active > 0 || self.writing {
+            None
+        } else if let Some(since) = self.head_since {
+            Some(since + limits.header)
+        } else {
+            Some(self.idle_since + limits.idle)
+        }
+    }
 }
 
 impl Activity {
@@ -48,6 +64,7 @@ impl Activity {
                 head_since: None,
                 writing: false,
                 linger: false,
+                armed: None,
             }),
             changed: Notify::new(),
         })
@@ -57,9 +74,17 @@ impl Activity {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells the watcher only of a limit that is earlier than its next look: waking it costs a turn of the whole connection, and a
+    /// request changes the state three times.
     fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state());
-        self.changed.notify_one();
+        let mut state = self.state();
+        change(&mut state);
+        let limit = state.limit(&self.limits);
+        let sooner = limit.is_some_and(|limit| state.armed.is_none_or(|armed| limit < armed));
+        drop(state);
+        if sooner {
+            self.changed.notify_one();
+        }
     }
 
     /// A request begins; it lasts until the guard is dropped.
@@ -101,31 +126,30 @@ impl Activity {
         self.state().requests > 0
     }
 
-    /// When the present phase has lasted too long; `None` while a request or a write is under way.
-    fn limit(&self) -> Option<Instant> {
-        let state = self.state();
-        if state.active > 0 || state.writing {
-            None
-        } else if let Some(since) = state.head_since {
-            Some(since + self.limits.header)
-        } else {
-            Some(state.idle_since + self.limits.idle)
+    /// Completes when the present phase has lasted too long.
+    pub(super) async fn expired(&self) {
+        let mut timer = pin!(tokio::time::sleep(self.limits.idle));
+        loop {
+            let changed = self.changed.notified();
+            match self.arm() {
+                None => changed.await,
+                Some(limit) if limit <= Instant::now() => return,
+                Some(limit) => {
+                    timer.as_mut().reset(limit);
+                    tokio::select! {
+                        () = changed => {}
+                        () = &mut timer => {}
+                    }
+                }
+            }
         }
     }
 
-    /// Completes when the present phase has lasted too long.
-    pub(super) async fn expired(&self) {
-        loop {
-            let changed = self.changed.notified();
-            match self.limit() {
-                None => changed.await,
-                Some(limit) if limit <= Instant::now() => return,
-                Some(limit) => tokio::select! {
-                    () = changed => {}
-                    () = tokio::time::sleep_until(limit) => {}
-                },
-            }
-        }
+    /// Notes when the watcher looks next.
+    fn arm(&self) -> Option<Instant> {
+        let mut state = self.state();
+        state.armed = state.limit(&self.limits);
+        state.armed
     }
 }
 
@@ -150,6 +174,8 @@ impl Drop for Active {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     const LIMITS: Limits = Limits {
@@ -188,6 +214,46 @@ mod tests {
         drop(active);
         let waited = waiting.await.unwrap();
         assert_eq!(waited, Duration::from_secs(3600) + LIMITS.idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_begins_late_brings_the_limit_forward() {
+        let activity = Activity::new(LIMITS);
+        let watched = Arc::clone(&activity);
+        let waiting = tokio::spawn(async move { expires_after(&watched).await });
+        let later = Duration::from_secs(7);
+        tokio::time::sleep(later).await;
+        activity.head_began();
+        assert_eq!(waiting.await.unwrap(), later + LIMITS.header);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_one_after_the_other_wake_the_watcher_only_at_its_limits() {
+        let activity = Activity::new(LIMITS);
+        let woken = Arc::new(AtomicUsize::new(0));
+        let (watched, counted) = (Arc::clone(&activity), Arc::clone(&woken));
+        let waiting = tokio::spawn(async move {
+            let mut expired = pin!(watched.expired());
+            let counting = std::future::poll_fn(|context| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                expired.as_mut().poll(context)
+            });
+            counting.await;
+        });
+        for _request in 0..100 {
+            activity.head_began();
+            drop(activity.begin());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let woken = woken.load(Ordering::Relaxed);
+        assert!(woken <= 3, "the watcher was woken {woken} times");
+        let idle = Instant::now();
+        waiting.await.unwrap();
+        assert_eq!(
+            idle.elapsed() + Duration::from_millis(10),
+            LIMITS.idle,
+            "and it still sees the end"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -181,7 +181,10 @@ impl<H: Handler> Connection<H> {
         let service = service_fn(move |request: Request<Incoming>| {
             let (handler, peer) = (Arc::clone(&handler), Arc::clone(&peer));
             let (activity, mappings) = (Arc::clone(&activity), mappings.clone());
-            async move { served::serve(&*handler, &peer, &activity, mappings.as_ref(), request).await }
+            // Boxed: hyper keeps room for the whole future also while nothing is asked.
+            Box::pin(async move {
+                served::serve(&*handler, &peer, &activity, mappings.as_ref(), request).await
+            })
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())

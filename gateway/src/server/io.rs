@@ -8,6 +8,7 @@ mod transport;
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -197,8 +198,8 @@ impl Wire {
                 buffer.put_slice(&bytes);
                 return Poll::Ready(Ok(()));
             }
-            let mut space = [0_u8; HEAD_READ_BYTES];
-            let mut read = ReadBuf::new(&mut space);
+            let mut space = [const { MaybeUninit::uninit() }; HEAD_READ_BYTES];
+            let mut read = ReadBuf::uninit(&mut space);
             ready!(Pin::new(&mut self.transport).poll_read(context, &mut read))?;
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));

@@ -5,6 +5,7 @@
 
 use std::{error::Error, fmt, io};
 
+use rustix::io::Errno;
 use serde_json::{Map, Value};
 use tracing::{
     Event, Subscriber,
@@ -31,10 +32,25 @@ pub(super) trait Lines: Send + Sync {
 pub(super) struct Stderr;
 
 impl Lines for Stderr {
+    /// One write and no lock: the system keeps a line in one piece, in a file always and in a pipe up to `PIPE_BUF`, and a lock that is
+    /// held over it makes threads wait for each other at every request.
     fn write(&self, line: &[u8]) {
-        io::Write::write_all(&mut io::stderr().lock(), line).ok();
+        let mut rest = line;
+        if line.len() <= PIPE_BUF {
+            match rustix::io::write(io::stderr(), line) {
+                Ok(written) => rest = line.get(written..).unwrap_or_default(),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(_closed) => return,
+            }
+        }
+        if !rest.is_empty() {
+            io::Write::write_all(&mut io::stderr().lock(), rest).ok();
+        }
     }
 }
+
+/// What Linux writes to a pipe in one piece.
+const PIPE_BUF: usize = 4096;
 
 /// Writes each event it is shown.
 pub(super) struct JsonLayer<L>(pub(super) L);

@@ -107,42 +107,22 @@ fn millis(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Mutex, PoisonError},
-    };
+    use std::sync::{Mutex, PoisonError};
 
-    use tracing_subscriber::{fmt::MakeWriter, layer::SubscriberExt as _};
+    use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
-    use crate::telemetry::json::{JsonLayer, Lines};
+    use crate::telemetry::{
+        human::HumanLayer,
+        json::{JsonLayer, Lines},
+    };
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     impl Lines for Written {
         fn write(&self, line: &[u8]) {
             self.0.lock().unwrap().extend_from_slice(line);
-        }
-    }
-
-    impl<'a> MakeWriter<'a> for Written {
-        type Writer = Self;
-
-        fn make_writer(&'a self) -> Self {
-            self.clone()
         }
     }
 
@@ -192,8 +172,12 @@ mod tests {
             let subscriber = tracing_subscriber::registry().with(layer);
             tracing::subscriber::with_default(subscriber, lines);
         } else {
-            let builder = tracing_subscriber::fmt().with_writer(written.clone());
-            tracing::subscriber::with_default(builder.with_ansi(false).finish(), lines);
+            let layer = HumanLayer {
+                lines: written.clone(),
+                ansi: false,
+            };
+            let subscriber = tracing_subscriber::registry().with(layer);
+            tracing::subscriber::with_default(subscriber, lines);
         }
         let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8(bytes.clone()).unwrap()

@@ -9,13 +9,13 @@ use tracing::Metadata;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterFn, filter_fn},
-    fmt,
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
 
 use super::{
     AuditSink, Traces,
+    human::HumanLayer,
     json::{JsonLayer, REQUEST_ID, Stderr},
 };
 
@@ -72,11 +72,14 @@ pub(super) fn panics() -> u64 {
 pub fn init(logging: Logging<'_>) -> Result<(), LoggingError> {
     let filter = EnvFilter::try_new(format!("{COMPILERS},{}", logging.level))?;
     let mut layers: Vec<Boxed> = vec![match logging.format {
-        LogFormat::Human => fmt::layer()
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_filter(filter)
-            .boxed(),
+        LogFormat::Human => {
+            let ansi = std::io::stderr().is_terminal();
+            let layer = HumanLayer {
+                lines: Stderr,
+                ansi,
+            };
+            layer.with_filter(filter).boxed()
+        }
         LogFormat::Json => JsonLayer(Stderr).with_filter(filter).boxed(),
     }];
     if let Some(sink) = logging.audit {

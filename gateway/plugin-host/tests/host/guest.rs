@@ -194,5 +194,6 @@ pub(crate) fn admit() -> AdmissionRequest {
         target: Descriptor::new(MediaType::octet_stream(), digest.clone(), 17),
         manifest: Some(Bytes::from_static(br#"{"schemaVersion":2}"#)),
         parents: vec![digest],
+        version: None,
     }
 }

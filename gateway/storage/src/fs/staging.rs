@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, IoSlice},
+    num::NonZeroU64,
     path::PathBuf,
     sync::{
         Arc,
@@ -14,6 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rustix::fs::Advice;
 
 use super::read::{Reads, is_warm};
 use crate::{Blob, error::StorageError};
@@ -67,6 +69,7 @@ impl Staging {
         match write_at(&self.file, offset, batch) {
             Ok(end) => {
                 self.flushed.store(end, Ordering::Release);
+                write_back(&self.file, offset, end - offset);
                 Ok(())
             }
             Err(error) => {
@@ -114,6 +117,17 @@ fn write_at(file: &File, mut offset: u64, batch: &[Bytes]) -> io::Result<u64> {
         }
     }
     Ok(offset)
+}
+
+/// Has the system begin to write a large batch to the disk now, so that the fsync at the end, which somebody waits for, finds little left
+/// to do. Linux begins the write-back of a range that is not needed any more, and drops only pages that are clean: these are not.
+fn write_back(file: &File, offset: u64, length: u64) {
+    const WORTH_BYTES: u64 = 256 << 10;
+    if let Some(range) = NonZeroU64::new(length).filter(|length| length.get() >= WORTH_BYTES)
+        && let Err(error) = rustix::fs::fadvise(file, offset, Some(range), Advice::DontNeed)
+    {
+        tracing::trace!(%error, "the system takes no advice about this file");
+    }
 }
 
 /// A reader of a staging file; it keeps the file open, wherever that goes.

@@ -387,7 +387,9 @@ pub async fn published_blobs_are_listed_in_order_and_in_pages(store: Store) -> C
     }
     drop(staged);
     assert_eq!(found, expected);
-    assert!(store.delete(&expected[0].0).await?);
+    for (first, _size) in expected.iter().take(1) {
+        assert!(store.delete(first).await?);
+    }
     assert_eq!(store.published(None, 10).await?.len(), 7);
     Ok(())
 }
