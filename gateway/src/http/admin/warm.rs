@@ -275,7 +275,7 @@ impl Warming {
         Ok(served)
     }
 
-    /// Its length, and how much of it had to come from the upstream.
+    /// Its length, and how much of it was seen coming from the upstream: a blob below 64 KiB is served when it is whole, and so not seen.
     async fn blob(&self, image: &Image<'_>, blob: &Descriptor) -> Result<(u64, u64), Stop> {
         let operation = Operation::PullBlob {
             repository: image.repository.clone(),
