@@ -129,6 +129,57 @@ fn each_failure_of_an_authorizer_is_503_in_time_and_named() {
     wire.push_image("team/fine/web", "latest", &Image::random(10));
 }
 
+/// An authorizer whose table grows without end. No compiler writes that, so this is the core module itself.
+const GROWING_TABLE: &str = r#"(module
+  (table $table 1 funcref)
+  (memory (export "memory") 4)
+  (data (i32.const 64) "\80\00\00\00\02\00\00\00")
+  (data (i32.const 128) "{}")
+  (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 4096))
+  (func (export "gantry:plugin/lifecycle@0.1.0#configure") (param i32 i32) (result i32) (i32.const 0))
+  (func (export "gantry:plugin/lifecycle@0.1.0#config-schema") (result i32) (i32.const 64))
+  (func (export "gantry:plugin/lifecycle@0.1.0#self-test") (result i32) (i32.const 0))
+  (func (export "gantry:plugin/authorizer@0.1.0#authorize") (param i32) (result i32)
+    (loop $more
+      (drop (table.grow $table (ref.null func) (i32.const 1000)))
+      (br $more))
+    (i32.const 0)))"#;
+
+/// The component of a core module in the text format, made as an author would.
+fn component_of(text: &str, hook: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let (module, made) = (folder.path().join("m.wasm"), folder.path().join("p.wasm"));
+    fs::write(&module, wat::parse_str(text).unwrap()).unwrap();
+    let output = Command::new(program())
+        .args(["plugin", "build", "--hook", hook, "--output"])
+        .args([&made, &module])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    fs::read(&made).unwrap()
+}
+
+#[test]
+fn a_table_that_grows_without_end_is_503_in_time_and_named() {
+    let limits = "cpu: 400ms, deadline: 500ms";
+    let plugins = plugin("grows", "team/grows/**", limits, "")
+        .replace("./hostile.wasm", "./grows.wasm")
+        .replace("    grants: { kv: [granted] }\n", "");
+    let config = usual_config("", &plugins) + "audit: { file: ./audit.jsonl }\n";
+    let gateway = Gateway::start_with(&config, |folder| {
+        let component = component_of(GROWING_TABLE, "authorizer");
+        fs::write(folder.join("grows.wasm"), component).unwrap();
+    });
+    let wire = Wire::basic(gateway.port, USER);
+    for _round in 0..2 {
+        fails_as(&gateway, "grows", "authorize", "memory", || {
+            wire.get("/v2/team/grows/web/manifests/v1")
+        });
+    }
+    wire.push_image("team/fine/web", "latest", &Image::random(10));
+}
+
 #[test]
 fn each_failure_of_an_admission_is_503_and_nothing_is_visible() {
     let mut plugins = String::new();

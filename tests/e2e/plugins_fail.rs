@@ -4,7 +4,7 @@ use std::fs;
 
 use tests::{
     Gateway, Image, Wire,
-    gateway::{USER, usual_config},
+    gateway::{OTHER, USER, usual_config},
     guests::component,
 };
 
@@ -85,5 +85,30 @@ fn what_a_failing_gate_means_is_its_bindings_word() {
         let _served = wire.get("/v2/team/web/manifests/latest").expect(200);
         let blob = format!("/v2/team/web/blobs/{}", image.layers[0].digest);
         assert_eq!(wire.get(&blob).status, status, "on_error: {on_error}");
+    }
+}
+
+#[test]
+fn a_gate_that_fails_after_it_accepted_counts_with_its_last_answer_where_its_binding_says() {
+    let plugin = |on_error: &str| {
+        format!(
+            "  - name: moody\n    from: ./moody.wasm\n    repositories: [\"team/**\"]\n    changes: [serve-manifest]\n    on_error: {on_error}\n    grants: {{ registry: [\"apps/mood\"] }}\n"
+        )
+    };
+    for (on_error, status) in [("deny", 503), ("last_known", 200)] {
+        let gateway = Gateway::start_with(&usual_config("", &plugin(on_error)), |folder| {
+            fs::copy(component("moody"), folder.join("moody.wasm")).unwrap();
+        });
+        let wire = Wire::basic(gateway.port, USER);
+        for tag in ["known", "new"] {
+            wire.push_image("team/web", tag, &Image::random(10));
+        }
+        let known = "/v2/team/web/manifests/known";
+        wire.get(known).expect(200);
+        wire.push_image("apps/mood", "bad", &Image::random(10));
+        assert_eq!(wire.get(known).status, status, "on_error: {on_error}");
+        // No answer is known about this one, and none of somebody else's counts.
+        wire.get("/v2/team/web/manifests/new").expect(503);
+        Wire::basic(gateway.port, OTHER).get(known).expect(503);
     }
 }

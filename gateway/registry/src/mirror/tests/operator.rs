@@ -136,9 +136,9 @@ async fn a_blob_that_two_upstream_repositories_hold_stays_readable_in_the_other(
     // The manifest and the layer have the same digests in both.
     assert_eq!((evicted.manifests, evicted.blobs, evicted.bytes), (1, 1, 0));
     assert!(is_here(&world, &layers[0]).await);
-    let asked = world.upstream.calls().len();
+    let _before = world.upstream.calls();
     world.read("b/b", &layers[0]).await.unwrap();
-    assert_eq!(world.upstream.calls().len(), asked, "it is still a hit");
+    assert!(world.upstream.calls().is_empty(), "it is still a hit");
 }
 
 #[tokio::test(start_paused = true)]
