@@ -60,10 +60,14 @@ pub(crate) fn measure(table: &mut Table) {
 
 /// Images of one to five layers; a third of the layers are of a few bases that images share. Sizes spread over three orders.
 fn images(dice: &mut Dice) -> Vec<Image> {
-    let layer = |dice: &mut Dice| Content::new(dice.bytes(1 << (10 + dice.below(10))));
+    let layer = |dice: &mut Dice| {
+        let size = 1 << (10 + dice.below(10));
+        Content::new(dice.bytes(size))
+    };
     let bases: Vec<Content> = (0..8).map(|_base| layer(dice)).collect();
     let image = |dice: &mut Dice| {
-        let layers = (0..=dice.below(5)).map(|place| match place {
+        let last = dice.below(5);
+        let layers = (0..=last).map(|place| match place {
             0 => {
                 let base = bases.get(dice.below(bases.len()));
                 base.expect("there are bases").clone()

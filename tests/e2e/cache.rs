@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures_util::StreamExt as _;
@@ -402,7 +402,7 @@ fn blob_path(gateway: &Gateway, digest: &str) -> PathBuf {
     gateway
         .folder()
         .join(blobs)
-        .join(&hex[..2])
+        .join(hex.get(..2).unwrap())
         .join(hex)
         .join("data")
 }
@@ -413,7 +413,8 @@ fn leave(gateway: &Gateway, content: &Content, age: Duration) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, &content.bytes).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
-    file.set_modified(SystemTime::now() - age).unwrap();
+    let written = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(written - age).unwrap();
 }
 
 fn staged(gateway: &Gateway) -> usize {

@@ -245,19 +245,21 @@ mod tests {
         assert_eq!(waiting.await.unwrap(), later + LIMITS.header);
     }
 
+    async fn counting_polls(watched: Arc<Activity>, polls: Arc<AtomicUsize>) {
+        let mut expired = pin!(watched.expired());
+        let polled = std::future::poll_fn(|context| {
+            polls.fetch_add(1, Ordering::Relaxed);
+            expired.as_mut().poll(context)
+        });
+        polled.await;
+    }
+
     #[tokio::test(start_paused = true)]
     async fn requests_one_after_the_other_wake_the_watcher_only_at_its_limits() {
         let activity = Activity::new(LIMITS);
         let woken = Arc::new(AtomicUsize::new(0));
         let (watched, counted) = (Arc::clone(&activity), Arc::clone(&woken));
-        let waiting = tokio::spawn(async move {
-            let mut expired = pin!(watched.expired());
-            let counting = std::future::poll_fn(|context| {
-                counted.fetch_add(1, Ordering::Relaxed);
-                expired.as_mut().poll(context)
-            });
-            counting.await;
-        });
+        let waiting = tokio::spawn(counting_polls(watched, counted));
         for _request in 0..100 {
             activity.head_began();
             drop(activity.begin());

@@ -280,7 +280,7 @@ mod tests {
             let _plugin = plugin.enter();
             let _bare = tracing::error_span!("bare").entered();
             tracing::error!(target: "t", "inside");
-            tracing::info!(target: "t", request.id = "12", "named");
+            tracing::info!(target: "t", { request.id = "12" }, "named");
         });
         let expected =
             "ERROR request{request.id=\"12\"}: plugin{name=\"a\" more=7}: bare: t: inside\n";

@@ -9,7 +9,9 @@ use std::{
 };
 
 use gantry_model::{Digest, Page, RepositoryName, Tag, glob::Glob};
-use gantry_storage::{CacheQuery, Cached, CachedRepository, Commit, Pin, TagRecord, Within};
+use gantry_storage::{
+    CacheIndex, CacheQuery, Cached, CachedRepository, Commit, Pin, TagRecord, Within,
+};
 use tokio::sync::mpsc;
 
 use super::{
@@ -73,6 +75,66 @@ pub enum EvictedWhat {
     Blob(Digest),
 }
 
+/// Repositories that hold something, page by page.
+struct Pages {
+    after: Option<RepositoryName>,
+    ended: bool,
+}
+
+impl Pages {
+    async fn next(
+        &mut self,
+        cache: &dyn CacheIndex,
+    ) -> Result<Option<Vec<CachedRepository>>, Failure> {
+        if self.ended {
+            return Ok(None);
+        }
+        let page = cache.holding_repositories(self.after.as_ref(), PAGE);
+        let page = page.await?;
+        self.ended = page.len() < PAGE;
+        self.after = page.last().map(|last| last.repository.clone());
+        Ok(Some(page))
+    }
+}
+
+/// What is cached, as it is put together.
+struct Listing<'a> {
+    engine: &'a Engine,
+    glob: Option<&'a Glob>,
+    limit: usize,
+    entries: Vec<CacheEntry>,
+    /// Of each mirror that was met.
+    pins: BTreeMap<String, Pinned>,
+}
+
+impl Listing<'_> {
+    /// Adds what is wanted of a page. Whether that is enough.
+    async fn add(&mut self, page: &[CachedRepository]) -> Result<bool, Failure> {
+        for holds in page {
+            if self.entries.len() >= self.limit {
+                break;
+            }
+            self.add_one(holds).await?;
+        }
+        Ok(self.entries.len() >= self.limit)
+    }
+
+    async fn add_one(&mut self, holds: &CachedRepository) -> Result<(), Failure> {
+        let (engine, name) = (self.engine, &holds.repository);
+        let is_wanted = self.glob.is_none_or(|glob| glob.matches(name.as_str()));
+        let Some((mirror, settings)) = engine.mirror_of(name).filter(|_| is_wanted) else {
+            return Ok(());
+        };
+        if !self.pins.contains_key(mirror) {
+            let pinned = engine.pinned(settings).await?;
+            self.pins.insert(mirror.to_owned(), pinned);
+        }
+        let entry = engine.entry(mirror, holds, self.pins.get(mirror));
+        self.entries.push(entry.await?);
+        Ok(())
+    }
+}
+
 impl Engine {
     /// The mirror that a stored name belongs to; none when it is pushed here.
     fn mirror_of(&self, repository: &RepositoryName) -> Option<(&str, &MirrorSettings)> {
@@ -93,34 +155,23 @@ impl Engine {
         limit: usize,
     ) -> Result<Vec<CacheEntry>, Failure> {
         self.record_uses().await?;
-        let (mut entries, mut after) = (Vec::new(), after);
-        let mut pins: BTreeMap<String, Pinned> = BTreeMap::new();
-        while entries.len() < limit {
-            let page = self
-                .cache
-                .holding_repositories(after.as_ref(), PAGE)
-                .await?;
-            for holds in &page {
-                let name = &holds.repository;
-                let wanted = glob.is_none_or(|glob| glob.matches(name.as_str()));
-                let Some((mirror, settings)) = self.mirror_of(name).filter(|_| wanted) else {
-                    continue;
-                };
-                if !pins.contains_key(mirror) {
-                    pins.insert(mirror.to_owned(), self.pinned(settings).await?);
-                }
-                let pinned = pins.get(mirror);
-                entries.push(self.entry(mirror, holds, pinned).await?);
-                if entries.len() == limit {
-                    break;
-                }
-            }
-            match page.last() {
-                Some(last) if page.len() == PAGE => after = Some(last.repository.clone()),
-                _ => break,
+        let mut listing = Listing {
+            engine: self,
+            glob,
+            limit,
+            entries: Vec::new(),
+            pins: BTreeMap::new(),
+        };
+        let mut pages = Pages {
+            after,
+            ended: false,
+        };
+        while let Some(page) = pages.next(&*self.cache).await? {
+            if listing.add(&page).await? {
+                break;
             }
         }
-        Ok(entries)
+        Ok(listing.entries)
     }
 
     async fn entry(
@@ -165,25 +216,22 @@ impl Engine {
 
     /// Mirrored repositories that a selection covers and that hold something of it.
     async fn covered(&self, selection: &Selection) -> Result<Vec<RepositoryName>, Failure> {
-        let (mut covered, mut after) = (Vec::new(), None);
-        loop {
-            let page = self
-                .cache
-                .holding_repositories(after.as_ref(), PAGE)
-                .await?;
-            for CachedRepository { repository, .. } in &page {
-                if selection.covers(repository)
-                    && self.mirror_of(repository).is_some()
-                    && self.has_any(repository, selection).await?
-                {
-                    covered.push(repository.clone());
-                }
-            }
-            match page.last() {
-                Some(last) if page.len() == PAGE => after = Some(last.repository.clone()),
-                _ => return Ok(covered),
+        let mut pages = Pages {
+            after: None,
+            ended: false,
+        };
+        let mut holding = Vec::new();
+        while let Some(page) = pages.next(&*self.cache).await? {
+            holding.extend(page.into_iter().map(|holds| holds.repository));
+        }
+        holding.retain(|name| selection.covers(name) && self.mirror_of(name).is_some());
+        let mut covered = Vec::new();
+        for repository in holding {
+            if self.has_any(&repository, selection).await? {
+                covered.push(repository);
             }
         }
+        Ok(covered)
     }
 
     async fn has_any(
@@ -210,29 +258,46 @@ impl Engine {
         self.record_uses().await?;
         let mut evicted = Evicted::default();
         for repository in self.covered(&order.selection).await? {
-            let Some((_, settings)) = self.mirror_of(&repository) else {
-                continue;
-            };
-            let pinned = self.pinned_in(&repository, settings).await?;
-            let mut plan = Plan::new(self, &repository, order).await?;
-            plan.make(&order.selection, &pinned).await?;
-            evicted.pinned += plan.spared;
-            for step in plan.steps {
-                let done = match order.dry_run {
-                    true => Some(step.told(&repository, step.size)),
-                    false => self.take_step(&repository, &step).await?,
-                };
-                let Some(item) = done else { continue };
-                evicted.add(&item);
-                if !order.dry_run {
-                    count(settings, &item);
-                }
-                if tell.send(item).await.is_err() {
-                    return Ok(evicted);
-                }
+            if !self
+                .evict_in(&repository, order, tell, &mut evicted)
+                .await?
+            {
+                break;
             }
         }
         Ok(evicted)
+    }
+
+    /// The order in one repository. Whether somebody listens still.
+    async fn evict_in(
+        &self,
+        repository: &RepositoryName,
+        order: &EvictOrder,
+        tell: &mpsc::Sender<EvictedItem>,
+        evicted: &mut Evicted,
+    ) -> Result<bool, Failure> {
+        let Some((_, settings)) = self.mirror_of(repository) else {
+            return Ok(true);
+        };
+        let pinned = self.pinned_in(repository, settings).await?;
+        let mut plan = Plan::new(self, repository, order).await?;
+        plan.make(&order.selection, &pinned).await?;
+        evicted.pinned += plan.spared;
+        for step in plan.steps {
+            let done = match order.dry_run {
+                true => Some(step.told(repository, step.size)),
+                false => self.take_step(repository, &step).await?,
+            };
+            let Some(item) = done else { continue };
+            evicted.add(&item);
+            if !order.dry_run {
+                count(settings, &item);
+            }
+            if tell.send(item).await.is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Does one step; nothing when somebody changed meanwhile what it is about.
@@ -368,16 +433,12 @@ impl<'a> Plan<'a> {
                 queue.extend(self.manifests.keys().cloned());
             }
             What::Tags(_) => {
-                for tag in self.tags(None).await? {
-                    let digest = tag.state.digest;
-                    if !selection.covers_tag(&tag.tag) {
-                        continue;
-                    }
-                    self.spared += u64::from(pinned.contains(&digest));
-                    if !queue.contains(&digest) {
-                        queue.push_back(digest);
-                    }
-                }
+                let tags = self.tags(None).await?.into_iter();
+                let covered = tags.filter(|tag| selection.covers_tag(&tag.tag));
+                let covered: Vec<Digest> = covered.map(|tag| tag.state.digest).collect();
+                let is_pinned = |digest: &&Digest| pinned.contains(*digest);
+                self.spared += covered.iter().filter(is_pinned).count() as u64;
+                queue.extend(covered.into_iter().collect::<BTreeSet<_>>());
             }
             What::Digest(digest) => {
                 self.spared += u64::from(pinned.contains(digest));

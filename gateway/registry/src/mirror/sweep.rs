@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use gantry_model::Digest;
+
 use super::{Engine, failure::Failure, manifest::millis};
 
 /// Blobs looked at in one go.
@@ -23,6 +25,16 @@ pub struct Swept {
     pub bytes: u64,
 }
 
+impl Swept {
+    fn add(&mut self, digest: &Digest, freed: Option<u64>) {
+        if let Some(bytes) = freed {
+            tracing::info!(blob.digest = %digest, bytes, "freed content that no repository has");
+            self.blobs += 1;
+            self.bytes += bytes;
+        }
+    }
+}
+
 impl Engine {
     /// Looks through the whole store, some blobs at a time.
     pub(super) async fn sweep_unowned(&self) -> Result<Swept, Failure> {
@@ -38,11 +50,8 @@ impl Engine {
             let old = old.filter(|blob| blob.written_at_ms <= before_ms);
             let old = old.map(|blob| blob.digest).collect();
             for digest in self.cache.unheld(old).await? {
-                if let Some(bytes) = self.free_whole(&digest).await? {
-                    tracing::info!(blob.digest = %digest, bytes, "freed content that no repository has");
-                    swept.blobs += 1;
-                    swept.bytes += bytes;
-                }
+                let freed = self.free_whole(&digest).await?;
+                swept.add(&digest, freed);
             }
         }
     }

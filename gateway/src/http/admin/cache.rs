@@ -294,22 +294,21 @@ async fn carry_out(call: Call, order: EvictOrder, tell: mpsc::Sender<EvictedItem
 }
 
 fn line(item: &EvictedItem) -> Value {
-    let mut line = json!({
-        "event": "evicted",
-        "repository": item.repository.as_str(),
-    });
-    let (kind, name) = match &item.what {
-        EvictedWhat::Tag(tag) => ("tag", tag.to_string()),
-        EvictedWhat::Manifest(digest, tags) => {
-            let tags = tags.iter().map(ToString::to_string);
-            line["tags"] = tags.collect::<Vec<_>>().into();
-            ("manifest", digest.to_string())
+    let (repository, bytes) = (item.repository.as_str(), item.bytes);
+    match &item.what {
+        EvictedWhat::Tag(tag) => {
+            json!({ "event": "evicted", "repository": repository, "tag": tag.to_string(), "bytes": bytes })
         }
-        EvictedWhat::Blob(digest) => ("blob", digest.to_string()),
-    };
-    line[kind] = name.into();
-    line["bytes"] = item.bytes.into();
-    line
+        EvictedWhat::Manifest(digest, tags) => {
+            let tags: Vec<_> = tags.iter().map(ToString::to_string).collect();
+            json!({
+                "event": "evicted", "repository": repository, "manifest": digest.to_string(), "tags": tags, "bytes": bytes,
+            })
+        }
+        EvictedWhat::Blob(digest) => {
+            json!({ "event": "evicted", "repository": repository, "blob": digest.to_string(), "bytes": bytes })
+        }
+    }
 }
 
 fn failed(error: &RegistryError) -> Problem {

@@ -137,6 +137,24 @@ struct Totals {
     fetched_bytes: u64,
 }
 
+impl Totals {
+    fn line(&self, image: &str) -> Value {
+        json!({
+            "event": "warmed", "image": image, "manifests": self.manifests, "blobs": self.blobs,
+            "bytes": self.bytes, "fetched_bytes": self.fetched_bytes,
+        })
+    }
+}
+
+/// The audit's word for a failure.
+fn decision(code: &str) -> &'static str {
+    if code == "DENIED" { "deny" } else { "fail" }
+}
+
+fn failed_line(image: &str, code: &str, message: &str) -> Value {
+    json!({ "event": "failed", "image": image, "code": code, "message": message })
+}
+
 impl Warming {
     async fn all(&self, images: &[String]) -> Result<(), Gone> {
         let (mut warmed, mut failed) = (0_u64, 0_u64);
@@ -145,17 +163,13 @@ impl Warming {
                 Ok(totals) => {
                     warmed += 1;
                     self.audit(spelled, "allow", "");
-                    json!({
-                        "event": "warmed", "image": spelled, "manifests": totals.manifests, "blobs": totals.blobs,
-                        "bytes": totals.bytes, "fetched_bytes": totals.fetched_bytes,
-                    })
+                    totals.line(spelled)
                 }
                 Err(Stop::Gone) => return Err(Gone),
                 Err(Stop::Failed { code, message }) => {
                     failed += 1;
-                    let decision = if code == "DENIED" { "deny" } else { "fail" };
-                    self.audit(spelled, decision, &message);
-                    json!({ "event": "failed", "image": spelled, "code": code, "message": message })
+                    self.audit(spelled, decision(code), &message);
+                    failed_line(spelled, code, &message)
                 }
             };
             self.teller.tell(line).await?;
@@ -235,7 +249,7 @@ impl Warming {
             return Ok(digests.collect());
         };
         let document: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        let listed = document["manifests"].as_array().cloned();
+        let listed = document.get("manifests").and_then(Value::as_array).cloned();
         let of: Vec<Option<String>> = listed.unwrap_or_default().iter().map(platform).collect();
         let wanted = |platform: &Option<String>| {
             let platform = platform.as_deref();
