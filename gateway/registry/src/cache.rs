@@ -2,7 +2,7 @@
 //!
 //! Owns no rule: `mirror` does it. Who may ask is the binary's business, before it comes here.
 
-use gantry_model::{RepositoryName, glob::Glob};
+use gantry_model::{Digest, RepositoryName, glob::Glob};
 use gantry_storage::Pin;
 use tokio::sync::mpsc;
 
@@ -19,6 +19,15 @@ impl Registry {
     /// [`Error::Unavailable`] or [`Error::Internal`] when the store does not answer.
     pub async fn cache_usage(&self) -> Result<Vec<CacheUsage>, Error> {
         self.shared.mirrors.usage().await
+    }
+
+    /// Whether a repository has a blob already.
+    ///
+    /// # Errors
+    /// As [`Registry::cache_usage`].
+    pub async fn holds(&self, repository: &RepositoryName, blob: &Digest) -> Result<bool, Error> {
+        let metadata = &self.shared.ports.metadata;
+        Ok(metadata.blob(repository, blob).await?.is_some())
     }
 
     /// Mirrored repositories that hold something and whose canonical name matches, by name: those after `after`, at most `limit`.

@@ -289,8 +289,12 @@ impl Warming {
         Ok(served)
     }
 
-    /// Its length, and how much of it was seen coming from the upstream: a blob below 64 KiB is served when it is whole, and so not seen.
+    /// Its length, and how much of it came from the upstream for this.
     async fn blob(&self, image: &Image<'_>, blob: &Descriptor) -> Result<(u64, u64), Stop> {
+        let name = &image.repository.name;
+        // Asked before: a small blob is served when all of it is here, as one that was here already.
+        let was_here = self.generation.registry.holds(name, &blob.digest);
+        let was_here = was_here.await.map_err(Error::from)?;
         let operation = Operation::PullBlob {
             repository: image.repository.clone(),
             digest: blob.digest.clone(),
@@ -303,6 +307,7 @@ impl Warming {
         let size = served.size.unwrap_or(blob.size);
         let fetched = match served.content {
             BlobContent::Filling(stream) => self.receive(image, blob, stream).await?,
+            BlobContent::Published(_) if !was_here => size,
             BlobContent::Published(_) | BlobContent::HeadersOnly => 0,
         };
         let line = json!({
