@@ -187,8 +187,8 @@ fn run(images: &[Image], trace: &[usize], cap: u64) -> Missed {
     std::fs::write(&path, text).expect("the folder is ours");
     let config = Config::load(&path).unwrap_or_else(|report| panic!("{report}"));
     let app = runtime().block_on(async { App::build(&config).await.expect("it starts").0 });
-    let listener = Listener::tcp(([127, 0, 0, 1], port).into(), None);
-    let listener = runtime().block_on(async { listener.expect("the port is ours") });
+    let listener = runtime().block_on(async { Listener::tcp(([127, 0, 0, 1], port).into(), None) });
+    let listener = listener.expect("the port is ours");
     let stage = tokio::sync::watch::Sender::new(Stage::Run);
     let serving = {
         let (app, watched) = (Arc::clone(&app), stage.subscribe());
