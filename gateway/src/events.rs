@@ -219,7 +219,7 @@ impl Events {
     }
 
     /// Measures what waits, for the metrics, and says so when events were pushed out. Counting reads every row, so whoever asks again within
-    /// [`COUNT_FOR`] gets the last count.
+    /// `COUNT_FOR` gets the last count.
     pub async fn measure(&self) {
         if !self.is_count_due() {
             return;
