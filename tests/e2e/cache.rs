@@ -418,6 +418,16 @@ fn leave(gateway: &Gateway, content: &Content, age: Duration) {
     file.set_modified(written - age).unwrap();
 }
 
+/// Makes the registry's facts older by so much.
+fn began_earlier(gateway: &Gateway, by: Duration) {
+    let database = rusqlite::Connection::open(gateway.folder().join("data/gantry.db")).unwrap();
+    let change = format!(
+        "DROP TRIGGER tag_journal_is_not_changed; UPDATE tag_journal SET at_ms = at_ms - {}",
+        by.as_millis()
+    );
+    database.execute_batch(&change).unwrap();
+}
+
 fn staged(gateway: &Gateway) -> usize {
     let uploads: &Path = &gateway
         .folder()
@@ -446,6 +456,9 @@ fn what_kill_9_left_without_an_owner_is_freed_at_the_next_start() {
     gateway.kill9();
     let hour = Duration::from_secs(3600);
     let (old, new) = (Content::random(5000), Content::random(5000));
+    let older_than_the_database = Content::random(5000);
+    began_earlier(&gateway, hour * 2);
+    leave(&gateway, &older_than_the_database, hour * 3);
     leave(&gateway, &old, hour);
     leave(&gateway, &new, Duration::ZERO);
     for content in cached.blobs().chain([&cached.manifest]) {
@@ -459,6 +472,10 @@ fn what_kill_9_left_without_an_owner_is_freed_at_the_next_start() {
     assert!(
         blob_path(&gateway, &new.digest).exists(),
         "it may be about to be named"
+    );
+    assert!(
+        blob_path(&gateway, &older_than_the_database.digest).exists(),
+        "another database may have known it"
     );
     wait_until("the counts", PATIENCE, || {
         gateway.metric("gantry_swept_bytes_total") == 5000.0

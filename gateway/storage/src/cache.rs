@@ -164,6 +164,13 @@ pub trait CacheIndex: Debug + Send + Sync {
     /// [`StorageError`].
     async fn unheld(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StorageError>;
 
+    /// When the first change of a tag was written down here, in milliseconds since 1970; `None` before there was one. Content that was
+    /// stored earlier is none of these facts' business: another database, lost or left, may have known it.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn began_ms(&self) -> Result<Option<u64>, StorageError>;
+
     /// Every pin, by its pattern.
     ///
     /// # Errors

@@ -85,6 +85,8 @@ pub enum Call {
     HoldingRepositories,
     /// [`crate::CacheIndex::unheld`].
     Unheld,
+    /// [`crate::CacheIndex::began_ms`].
+    Began,
     /// [`crate::CacheIndex::pins`].
     Pins,
     /// [`crate::CacheIndex::pin`].

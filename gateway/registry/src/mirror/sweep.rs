@@ -36,9 +36,13 @@ impl Swept {
 }
 
 impl Engine {
-    /// Looks through the whole store, some blobs at a time.
+    /// Looks through the whole store, some blobs at a time. What was stored before the first of our facts stays: a new or emptied database
+    /// knows nothing, and must not take that for a reason.
     pub(super) async fn sweep_unowned(&self) -> Result<Swept, Failure> {
         let (mut swept, mut after) = (Swept::default(), None);
+        let Some(began_ms) = self.cache.began_ms().await? else {
+            return Ok(swept);
+        };
         loop {
             let before_ms = self.now_ms().saturating_sub(millis(LEASE_TIME));
             let page = self.blobs.published(after.as_ref(), PAGE).await?;
@@ -47,7 +51,7 @@ impl Engine {
             };
             after = Some(last.digest.clone());
             let old = page.into_iter();
-            let old = old.filter(|blob| blob.written_at_ms <= before_ms);
+            let old = old.filter(|blob| (began_ms..=before_ms).contains(&blob.written_at_ms));
             let old = old.map(|blob| blob.digest).collect();
             for digest in self.cache.unheld(old).await? {
                 let freed = self.free_whole(&digest).await?;

@@ -186,6 +186,11 @@ impl CacheIndex for FaultyMetadata {
         self.faults.around(Call::HoldingRepositories, read).await
     }
 
+    async fn began_ms(&self) -> Result<Option<u64>, StorageError> {
+        let read = self.cache.began_ms();
+        self.faults.around(Call::Began, read).await
+    }
+
     async fn unheld(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StorageError> {
         let read = self.cache.unheld(digests);
         self.faults.around(Call::Unheld, read).await

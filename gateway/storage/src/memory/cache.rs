@@ -102,6 +102,10 @@ impl CacheIndex for MemoryMetadata {
         }))
     }
 
+    async fn began_ms(&self) -> Result<Option<u64>, StorageError> {
+        Ok(lock(&self.facts).began_ms)
+    }
+
     async fn unheld(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StorageError> {
         let mut unheld = Vec::new();
         for digest in digests {

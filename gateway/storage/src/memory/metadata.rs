@@ -31,6 +31,7 @@ pub(super) struct Facts {
     pub(super) repositories: BTreeMap<RepositoryName, Repository>,
     uploads: BTreeMap<UploadId, UploadRecord>,
     pub(super) pins: BTreeMap<String, Pin>,
+    pub(super) began_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -258,6 +259,7 @@ impl Facts {
         let repository = self.repositories.entry(push.repository).or_default();
         for to in &push.tags {
             let record = to.applied(&push.manifest, repository.tags.get(&to.tag));
+            self.began_ms.get_or_insert(record.state.pushed_at_ms);
             repository.tags.insert(to.tag.clone(), record);
         }
         repository.store(push.manifest, push.references);

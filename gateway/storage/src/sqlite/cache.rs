@@ -94,6 +94,13 @@ impl CacheIndex for SqliteStore {
         self.readers.read("look for holders", read).await
     }
 
+    async fn began_ms(&self) -> Result<Option<u64>, StorageError> {
+        let sql = "SELECT at_ms FROM tag_journal ORDER BY sequence LIMIT 1";
+        let read = move |connection: &_| all(connection, sql, (), |row| row::unsigned(row, 0));
+        let first = self.readers.read("look at the journal", read).await?;
+        Ok(first.first().copied())
+    }
+
     async fn pins(&self) -> Result<Vec<Pin>, StorageError> {
         let sql = "SELECT pattern, pinned_at_ms, pinned_by FROM pins ORDER BY pattern";
         let read = move |connection: &_| all(connection, sql, (), pin);

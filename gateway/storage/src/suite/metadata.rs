@@ -59,6 +59,7 @@ macro_rules! metadata_suite {
             a_cache_is_measured_below_its_prefix_and_counts_shared_blobs_once
             what_lies_below_the_prefix_and_is_no_cache_is_left_out
             content_is_as_recent_as_what_names_it
+            facts_begin_with_the_first_change_of_a_tag
             a_use_goes_with_what_was_used
             content_is_held_while_any_repository_has_it
             one_repository_is_asked_about_without_those_below_it

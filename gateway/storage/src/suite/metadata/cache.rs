@@ -2,7 +2,7 @@
 
 use gantry_model::{Digest, RepositoryName};
 
-use super::{Failure, Stores, digest, push, reference};
+use super::{Failure, Stores, digest, push, push_tag, reference};
 use crate::{
     cache::{CacheQuery, CacheSize, Cached, CachedRepository, Pin, Use, Within},
     suite::Checked,
@@ -143,6 +143,19 @@ pub async fn a_use_goes_with_what_was_used(stores: Stores) -> Checked {
         uses(&blobs),
         [(digest("loose"), 0), (digest("layer"), 1_000)]
     );
+    Ok(())
+}
+
+pub async fn facts_begin_with_the_first_change_of_a_tag(stores: Stores) -> Checked {
+    let (name, tag) = ("hub/a".parse()?, "v1".parse()?);
+    stores.push(push(&name, "untagged", 500)?).await?;
+    assert_eq!(stores.cache.began_ms().await?, None);
+    for (expected, text, at_ms) in [(None, "one", 1_000), (Some("one"), "two", 2_000)] {
+        stores
+            .push(push_tag(&name, text, at_ms, &tag, expected)?)
+            .await?;
+        assert_eq!(stores.cache.began_ms().await?, Some(1_000));
+    }
     Ok(())
 }
 
