@@ -41,6 +41,17 @@ pub struct Identified {
     pub by_token: bool,
 }
 
+/// What a credential other than a token of ours proves.
+impl From<Identity> for Identified {
+    fn from(identity: Identity) -> Self {
+        Self {
+            principal: Arc::new(identity.principal),
+            at_most: identity.at_most.map(Arc::from),
+            by_token: false,
+        }
+    }
+}
+
 impl Identified {
     fn anonymous() -> Self {
         Self {
@@ -121,28 +132,35 @@ pub async fn authenticate(
     if anonymous && client.tls_subject.is_none() {
         return Ok(Identified::anonymous());
     }
-    let bearer = matches!(credential, Credential::Bearer(_));
+    if let Some(known) = authentication.verified.known(client, &credential).await {
+        return Ok(known);
+    }
+    // Boxed: most credentials are known, or tokens, and whoever shows one need not keep room for the chain.
+    let identified = Box::pin(ask_chain(authentication, client, &credential)).await?;
+    match identified {
+        Some(identified) => Ok(identified),
+        None if anonymous => Ok(Identified::anonymous()),
+        None if matches!(credential, Credential::Bearer(_)) => {
+            Err(invalid_token(TokenError::Unknown))
+        }
+        None => Err(bad_credential()),
+    }
+}
+
+async fn ask_chain(
+    authentication: &Authentication,
+    client: &Arc<Client>,
+    credential: &Credential,
+) -> Result<Option<Identified>, Error> {
     let request = AuthenticateRequest {
         client: Arc::clone(client),
-        credential,
+        credential: credential.clone(),
         service: String::new(),
         scopes: Vec::new(),
     };
-    // Boxed: most requests show a token or nothing and never come here.
-    let asked = authentication
-        .verified
-        .get_or_ask(&request, authentication.ask(&request));
-    let identity = Box::pin(asked).await?;
-    match identity {
-        Some(identity) => Ok(Identified {
-            principal: Arc::new(identity.principal),
-            at_most: identity.at_most.map(Arc::from),
-            by_token: false,
-        }),
-        None if anonymous => Ok(Identified::anonymous()),
-        None if bearer => Err(invalid_token(TokenError::Unknown)),
-        None => Err(bad_credential()),
-    }
+    let ask = authentication.ask(&request);
+    let verified = &authentication.verified;
+    verified.get_or_ask(client, credential, ask).await
 }
 
 fn invalid_token(error: TokenError) -> Error {

@@ -108,11 +108,11 @@ async fn ask_patiently(
     serves: &Serves,
     binding: &Binding,
     request: &AdmissionRequest,
-) -> Result<AdmitAnswer, CallError> {
+) -> Result<Arc<AdmitAnswer>, CallError> {
     let end = Instant::now() + binding.hold_for;
     loop {
         let answer = ask(serves, binding, request).await;
-        let Ok(AdmitAnswer::Hold { retry_after, .. }) = &answer else {
+        let Ok(AdmitAnswer::Hold { retry_after, .. }) = answer.as_deref() else {
             return answer;
         };
         let left = end.saturating_duration_since(Instant::now());
@@ -128,23 +128,26 @@ async fn ask(
     serves: &Serves,
     binding: &Binding,
     request: &AdmissionRequest,
-) -> Result<AdmitAnswer, CallError> {
-    let Some(key) = serve_key(serves, binding, request) else {
-        return binding.admit(request).await;
-    };
-    let kept = serves.get(&key, request.version);
+) -> Result<Arc<AdmitAnswer>, CallError> {
+    if !request.change.is_serve() {
+        return Box::pin(binding.admit(request)).await.map(Arc::new);
+    }
+    let kept = serves.get(&serve_key(serves, binding, request), request.version);
     if let Some(Cached::Fresh(answer)) = kept {
         binding.admitted_by_cache(&answer);
         return Ok(answer);
     }
-    match (binding.admit(request).await, kept) {
+    // Boxed: most answers are known, and whoever waits for one need not keep room for a call.
+    match (Box::pin(binding.admit(request)).await, kept) {
         (Ok(answer), _) => {
-            if let AdmitAnswer::Accept { cache, .. } = &answer {
+            let answer = Arc::new(answer);
+            if let AdmitAnswer::Accept { cache, .. } = &*answer {
                 let given = Given {
-                    answer: answer.clone(),
+                    answer: Arc::clone(&answer),
                     hint: *cache,
                     version: request.version,
                 };
+                let key = serve_key(serves, binding, request);
                 serves.keep(key, &request.requester.client, given);
             }
             Ok(answer)
@@ -158,23 +161,20 @@ async fn ask(
     }
 }
 
-fn serve_key(serves: &Serves, binding: &Binding, request: &AdmissionRequest) -> Option<Key> {
-    if !request.change.is_serve() {
-        return None;
-    }
+fn serve_key<'a>(serves: &Serves, binding: &'a Binding, request: &'a AdmissionRequest) -> Key<'a> {
     let question = Question::Serve {
         change: request.change,
-        repository: request.repository.name.as_str().into(),
-        tag: request.tag.clone(),
-        target: request.target.digest.clone(),
-        parents: request.parents.clone(),
+        repository: request.repository.name.as_str(),
+        tag: request.tag.as_ref(),
+        target: &request.target.digest,
+        parents: &request.parents,
     };
-    Some(serves.key(
+    serves.key(
         &binding.fingerprint,
         &request.requester.principal,
         &request.requester.client,
         question,
-    ))
+    )
 }
 
 /// The bindings that listen to the request's change in its repository.
@@ -192,7 +192,7 @@ fn hear(
     admitted: &mut Admitted,
     binding: &Binding,
     request: &AdmissionRequest,
-    answer: Result<AdmitAnswer, CallError>,
+    answer: Result<Arc<AdmitAnswer>, CallError>,
 ) -> Result<(), Refusal> {
     let answer = match answer {
         Ok(answer) => answer,
@@ -205,24 +205,24 @@ fn hear(
         Err(_skipped) => return Ok(()),
     };
     crate::telemetry::audit_admission(binding, request, &answer);
-    match answer {
+    match &*answer {
         AdmitAnswer::Abstain => Ok(()),
         AdmitAnswer::Accept {
             warnings,
             set_immutable,
             ..
         } => {
-            admitted.warnings.extend(warnings);
+            admitted.warnings.extend(warnings.iter().cloned());
             admitted.set_immutable |= set_immutable;
             Ok(())
         }
-        AdmitAnswer::Reject(denial) => Err(Refusal::Denied(Box::new(denial))),
+        AdmitAnswer::Reject(denial) => Err(Refusal::Denied(Box::new(denial.clone()))),
         AdmitAnswer::Hold {
             retry_after,
             reason,
         } => Err(Refusal::Held {
-            retry_after,
-            reason,
+            retry_after: *retry_after,
+            reason: reason.clone(),
             plugin: Arc::clone(binding.name()),
         }),
     }

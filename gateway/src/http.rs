@@ -15,7 +15,7 @@ pub mod respond;
 pub mod route;
 pub mod token;
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures_util::FutureExt as _;
 use gantry_model::{Operation, namespace::Address};
@@ -43,7 +43,7 @@ pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer
     let span = exchange.span();
     let answer = Box::pin(async {
         match parts.uri.path() {
-            "/token" => token(generation, &mut exchange, &parts, body).await,
+            "/token" => Box::pin(token(generation, &mut exchange, &parts, body)).await,
             "/healthz" => Ok(health(&mut exchange)),
             "/.well-known/jwks.json" => Ok(keys(generation, &mut exchange)),
             _ => operate(generation, &mut exchange, &parts, body).await,
@@ -81,25 +81,26 @@ async fn operate(
     let body = domain_body(&operation, body, &generation.edge);
     let credential = credential::parse(&parts.headers)?;
     let client = Arc::clone(exchange.client());
+    // Each step is pinned where it is made: wrapped by value, its whole room would be copied once for every wrapper.
+    let authenticate = pin!(auth::authenticate(generation, &client, credential));
     let identified = exchange
-        .deadline(Box::pin(auth::authenticate(
-            generation, &client, credential,
-        )))
+        .deadline(authenticate)
         .instrument(tracing::debug_span!("authenticate"))
         .await?;
     exchange.identified(&identified.principal);
     let requester = exchange.requester(Arc::clone(&identified.principal));
+    let authorize = pin!(policy::authorize(
+        generation,
+        requester,
+        &identified,
+        operation
+    ));
     let permit = exchange
-        .deadline(policy::authorize(
-            generation,
-            requester,
-            &identified,
-            operation,
-        ))
+        .deadline(authorize)
         .instrument(tracing::debug_span!("authorize"))
         .await?;
     exchange.permitted(&permit);
-    let perform = generation.registry.perform(permit, body);
+    let perform = pin!(generation.registry.perform(permit, body));
     let outcome = perform.instrument(tracing::debug_span!("perform")).await?;
     Ok(Done::Outcome(outcome))
 }

@@ -86,12 +86,11 @@ impl Policy {
     pub async fn decide(&self, request: &Request<'_>) -> Result<Decision, CallError> {
         let mut enforced = Enforced::default();
         let mut unenforced = Vec::new();
-        let asked = asked(request);
         for binding in concerned(&self.chain, request) {
             if binding.mode == Mode::Audit {
-                unenforced.push((binding, ask(&self.decisions, binding, &asked).await));
+                unenforced.push((binding, ask(&self.decisions, binding, request).await));
             } else if enforced.is_open() {
-                enforced.hear(binding, ask(&self.decisions, binding, &asked).await);
+                enforced.hear(binding, ask(&self.decisions, binding, request).await);
             }
         }
         let decision = enforced.decision(&request.scopes);
@@ -108,7 +107,10 @@ impl Policy {
             let (binding, decisions) = (Arc::clone(binding), Arc::clone(&self.decisions));
             let (asked, enforced) = (asked(request), enforced.clone());
             self.shadows.later(async move {
-                let answer = ask(&decisions, &binding, &asked).await;
+                let answer = match known(&decisions, &binding, &asked.requester, question(&asked)) {
+                    Some(answer) => Ok(answer),
+                    None => ask_now(&decisions, &binding, &asked).await,
+                };
                 Unenforced::authorizer(&binding, &answer, &enforced).record(&asked.requester);
             });
         }
@@ -149,8 +151,7 @@ impl Policy {
 /// What the enforced bindings have said so far.
 #[derive(Debug, Default)]
 struct Enforced {
-    granted: Vec<Scope>,
-    why: Option<(Reason, Option<Arc<str>>)>,
+    allowed: Vec<Arc<AuthorizeAnswer>>,
     /// What ended the chain.
     end: Option<Result<Decision, CallError>>,
 }
@@ -160,28 +161,45 @@ impl Enforced {
         self.end.is_none()
     }
 
-    fn hear(&mut self, binding: &Binding, answer: Result<AuthorizeAnswer, CallError>) {
-        match answer {
-            Err(error) if binding.failure_denies() => self.end = Some(Err(error)),
-            Err(_) | Ok(AuthorizeAnswer::Abstain(_)) => {}
-            Ok(AuthorizeAnswer::Deny(denial, _)) => self.end = Some(Ok(Decision::Deny(denial))),
-            Ok(AuthorizeAnswer::Allow(grant, _)) => {
-                merge(&mut self.granted, grant.granted);
-                self.why.get_or_insert((grant.reason, grant.plugin));
+    fn hear(&mut self, binding: &Binding, answer: Result<Arc<AuthorizeAnswer>, CallError>) {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) if binding.failure_denies() => {
+                self.end = Some(Err(error));
+                return;
             }
+            Err(_skipped) => return,
+        };
+        match &*answer {
+            AuthorizeAnswer::Abstain(_) => {}
+            AuthorizeAnswer::Deny(denial, _) => {
+                self.end = Some(Ok(Decision::Deny(denial.clone())));
+            }
+            AuthorizeAnswer::Allow(..) => self.allowed.push(answer),
         }
     }
 
+    /// The first that allowed says why; what is granted is what all of them grant together, of what was asked.
     fn decision(self, asked: &[Scope]) -> Result<Decision, CallError> {
-        match (self.end, self.why) {
-            (Some(end), _) => end,
-            (None, Some((reason, plugin))) => Ok(Decision::Allow(Grant {
-                granted: Scope::intersect(asked, &self.granted),
-                reason,
-                plugin,
-            })),
-            (None, None) => Ok(Decision::Abstain),
+        if let Some(end) = self.end {
+            return end;
         }
+        let grants = self.allowed.iter().filter_map(|answer| match &**answer {
+            AuthorizeAnswer::Allow(grant, _) => Some(grant),
+            AuthorizeAnswer::Deny(..) | AuthorizeAnswer::Abstain(_) => None,
+        });
+        let Some(first) = grants.clone().next() else {
+            return Ok(Decision::Abstain);
+        };
+        let granted = match self.allowed.len() {
+            1 => Scope::intersect(asked, &first.granted),
+            _ => Scope::intersect(asked, &merged(grants)),
+        };
+        Ok(Decision::Allow(Grant {
+            granted,
+            reason: first.reason.clone(),
+            plugin: first.plugin.clone(),
+        }))
     }
 }
 
@@ -204,34 +222,73 @@ fn asked(request: &Request<'_>) -> AuthorizeRequest {
 async fn ask(
     decisions: &Decisions<AuthorizeAnswer>,
     binding: &Binding,
-    asked: &AuthorizeRequest,
-) -> Result<AuthorizeAnswer, CallError> {
-    let requester = &asked.requester;
+    request: &Request<'_>,
+) -> Result<Arc<AuthorizeAnswer>, CallError> {
     let question = Question::Authorize {
-        operation: asked.operation,
-        scopes: asked.scopes.clone(),
-        reference: asked.reference.clone(),
+        operation: request.operation,
+        scopes: &request.scopes,
+        reference: request.reference.as_deref(),
     };
+    if let Some(answer) = known(decisions, binding, request.requester, question) {
+        return Ok(answer);
+    }
+    let asked = asked(request);
+    // Boxed: most answers are known, and whoever waits for one need not keep room for a call.
+    Box::pin(ask_now(decisions, binding, &asked)).await
+}
+
+/// An answer that may be used instead of asking.
+fn known(
+    decisions: &Decisions<AuthorizeAnswer>,
+    binding: &Binding,
+    requester: &Requester,
+    question: Question<'_>,
+) -> Option<Arc<AuthorizeAnswer>> {
     let key = decisions.key(
         &binding.fingerprint,
         &requester.principal,
         &requester.client,
         question,
     );
-    if let Some(Cached::Fresh(answer)) = decisions.get(&key, None) {
-        binding.authorized_by_cache(&answer);
-        return Ok(answer);
-    }
+    let Some(Cached::Fresh(answer)) = decisions.get(&key, None) else {
+        return None;
+    };
+    binding.authorized_by_cache(&answer);
+    Some(answer)
+}
+
+/// Asks one binding, and keeps what it says as long as it says.
+async fn ask_now(
+    decisions: &Decisions<AuthorizeAnswer>,
+    binding: &Binding,
+    asked: &AuthorizeRequest,
+) -> Result<Arc<AuthorizeAnswer>, CallError> {
     let answer = AUTHORIZING.scope((), binding.authorize(asked)).await?;
-    if let AuthorizeAnswer::Allow(_, hint) | AuthorizeAnswer::Deny(_, hint) = &answer {
+    let answer = Arc::new(answer);
+    if let AuthorizeAnswer::Allow(_, hint) | AuthorizeAnswer::Deny(_, hint) = &*answer {
+        let requester = &asked.requester;
+        let key = decisions.key(
+            &binding.fingerprint,
+            &requester.principal,
+            &requester.client,
+            question(asked),
+        );
         let given = Given {
-            answer: answer.clone(),
+            answer: Arc::clone(&answer),
             hint: within_identity(*hint, requester),
             version: None,
         };
         decisions.keep(key, &requester.client, given);
     }
     Ok(answer)
+}
+
+fn question(asked: &AuthorizeRequest) -> Question<'_> {
+    Question::Authorize {
+        operation: asked.operation,
+        scopes: &asked.scopes,
+        reference: asked.reference.as_deref(),
+    }
 }
 
 /// The bindings that see something of what is asked.
@@ -267,16 +324,17 @@ fn concerns(binding: &Binding, scope: &Scope) -> bool {
     scope.kind != "repository" || binding.sees(&scope.name)
 }
 
-fn merge(granted: &mut Vec<Scope>, more: Vec<Scope>) {
-    for scope in more {
-        match granted
-            .iter_mut()
-            .find(|have| have.kind == scope.kind && have.name == scope.name)
-        {
-            Some(have) => have.actions.extend(scope.actions),
-            None => granted.push(scope),
+/// What several grants give together.
+fn merged<'a>(grants: impl Iterator<Item = &'a Grant>) -> Vec<Scope> {
+    let mut granted: Vec<Scope> = Vec::new();
+    for scope in grants.flat_map(|grant| &grant.granted) {
+        let same = |have: &&mut Scope| have.kind == scope.kind && have.name == scope.name;
+        match granted.iter_mut().find(same) {
+            Some(have) => have.actions.extend(scope.actions.iter().cloned()),
+            None => granted.push(scope.clone()),
         }
     }
+    granted
 }
 
 /// Decides, and makes the permit.
@@ -307,12 +365,7 @@ pub async fn authorize(
         reference: operation.reference(),
         repository: operation.repository(),
     };
-    let mut grant = match generation
-        .policy
-        .decide(&request)
-        .await
-        .map_err(Error::from)?
-    {
+    let mut grant = match generation.policy.decide(&request).await? {
         Decision::Allow(grant) => grant,
         Decision::Deny(denial) => return Err(refused(&operation, identified, denial)),
         Decision::Abstain => return Err(refused(&operation, identified, nobody_allowed())),
@@ -384,7 +437,7 @@ fn nobody_allowed() -> Denial {
         "no-rule",
         "requested access to the resource is denied",
     );
-    "no authorizer allows this".clone_into(&mut denial.reason.text);
+    denial.reason.text = "no authorizer allows this".into();
     denial
 }
 

@@ -11,18 +11,18 @@ use crate::{
     scope::Scope,
 };
 
-/// Why, for the audit log: a stable code (a rule's name) and a sentence.
+/// Why, for the audit log: a stable code (a rule's name) and a sentence. Cheap to clone: a kept answer gives its reason to every request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Reason {
     /// Stable: a rule's name.
-    pub code: String,
+    pub code: Arc<str>,
     /// A sentence.
-    pub text: String,
+    pub text: Arc<str>,
 }
 
 impl Reason {
     /// Makes a reason.
-    pub fn new(code: impl Into<String>, text: impl Into<String>) -> Self {
+    pub fn new(code: impl Into<Arc<str>>, text: impl Into<Arc<str>>) -> Self {
         Self {
             code: code.into(),
             text: text.into(),
@@ -72,7 +72,7 @@ impl Denial {
         let message = message.into();
         Self {
             code,
-            reason: Reason::new(reason_code, message.clone()),
+            reason: Reason::new(reason_code, message.as_str()),
             message,
             detail: None,
             retry_after: None,

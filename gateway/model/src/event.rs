@@ -208,8 +208,8 @@ pub struct DenialReason {
 impl From<&Denial> for DenialReason {
     fn from(denial: &Denial) -> Self {
         Self {
-            code: denial.reason.code.clone(),
-            text: denial.reason.text.clone(),
+            code: denial.reason.code.to_string(),
+            text: denial.reason.text.to_string(),
             plugin: denial.plugin.as_ref().map(ToString::to_string),
         }
     }

@@ -85,10 +85,19 @@ impl Scope {
         })
     }
 
-    /// Whether `granted` holds every action of every scope in `asked`.
+    /// Whether `granted` holds every action of every scope in `asked`. A scope without actions asks for nothing that could be held.
     #[must_use]
     pub fn all_covered(asked: &[Self], granted: &[Self]) -> bool {
-        Self::intersect(asked, granted).iter().eq(asked)
+        asked.iter().all(|scope| {
+            let held = |action: &String| {
+                let of_it = |limit: &&Self| limit.kind == scope.kind && limit.name == scope.name;
+                granted
+                    .iter()
+                    .filter(of_it)
+                    .any(|limit| limit.allows(action))
+            };
+            !scope.actions.is_empty() && scope.actions.iter().all(held)
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use aws_lc_rs::{
+    digest,
     encoding::AsDer as _,
     rand,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
@@ -25,6 +26,7 @@ use gantry_registry::Clock as _;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
 };
+use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use super::{Identified, IssuedToken};
@@ -32,6 +34,9 @@ use crate::{clock::SystemClock, http::error::Error};
 
 /// Clock skew between a token's issuer and a replica that verifies it, as Distribution allows.
 const LEEWAY_SECONDS: u64 = 60;
+
+/// Good tokens kept at most.
+const MAX_GOOD_TOKENS: u64 = 10_000;
 
 /// Length of a coordinate on P-256.
 const COORDINATE_BYTES: usize = 32;
@@ -54,6 +59,17 @@ pub struct Tokens {
     signing: (String, EncodingKey),
     verifying: Vec<(String, DecodingKey)>,
     published: String,
+    /// Tokens found good, by their digest: a client shows one with each of its requests, and to verify one costs more than all the rest
+    /// of a small answer.
+    good: Cache<[u8; 32], GoodToken>,
+}
+
+/// What a good token says.
+#[derive(Clone, Debug)]
+struct GoodToken {
+    identified: Identified,
+    /// Seconds since 1970; from then on, and the leeway, it is good no more.
+    expires: u64,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -134,6 +150,7 @@ impl Tokens {
             signing,
             verifying,
             published: serde_json::json!({ "keys": published }).to_string(),
+            good: Cache::new(MAX_GOOD_TOKENS),
         })
     }
 
@@ -187,6 +204,24 @@ impl Tokens {
     /// Verifies a token; `None` when it was not made with any of our keys and may be somebody else's.
     #[must_use]
     pub(crate) fn verify(&self, token: &str) -> Option<Result<Identified, TokenError>> {
+        let digest: [u8; 32] = digest::digest(&digest::SHA256, token.as_bytes())
+            .as_ref()
+            .try_into()
+            .ok()?;
+        let now = SystemClock.now_ms() / 1000;
+        if let Some(good) = self.good.get(&digest)
+            && now < good.expires.saturating_add(LEEWAY_SECONDS)
+        {
+            return Some(Ok(good.identified));
+        }
+        let verdict = self.examine(token)?;
+        Some(verdict.map(|good| {
+            self.good.insert(digest, good.clone());
+            good.identified
+        }))
+    }
+
+    fn examine(&self, token: &str) -> Option<Result<GoodToken, TokenError>> {
         let header = decode_header(token).ok()?;
         let kid = header.kid?;
         let (_, key) = self.verifying.iter().find(|(known, _)| *known == kid)?;
@@ -199,7 +234,10 @@ impl Tokens {
         validation.set_required_spec_claims(&["iss", "sub", "aud", "exp", "nbf"]);
         use jsonwebtoken::errors::ErrorKind;
         Some(match decode::<Claims>(token, key, &validation) {
-            Ok(data) => Ok(data.claims.identified()),
+            Ok(data) => Ok(GoodToken {
+                expires: data.claims.exp,
+                identified: data.claims.identified(),
+            }),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -330,8 +368,7 @@ fn read_key(path: &Path) -> anyhow::Result<Key> {
         .map_err(|rejected| anyhow::anyhow!("{}: {rejected}", not_a_key()))?;
     let public = pair.public_key().as_ref();
     let spki = pair.public_key().as_der()?;
-    let kid = URL_SAFE_NO_PAD
-        .encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, spki.as_ref()).as_ref());
+    let kid = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, spki.as_ref()).as_ref());
     // An uncompressed point: 4, then both coordinates.
     let (x, y) = public
         .strip_prefix(&[4])

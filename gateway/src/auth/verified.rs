@@ -10,10 +10,12 @@ use std::{
 };
 
 use aws_lc_rs::{hmac, rand};
-use gantry_plugin_host::{AuthenticateRequest, Credential, Identity};
+use gantry_model::Client;
+use gantry_plugin_host::{Credential, Identity};
 use gantry_registry::Clock as _;
 use moka::{Expiry, future::Cache};
 
+use super::Identified;
 use crate::{clock::SystemClock, http::error::Error, policy::binding::Binding};
 
 const LONGEST: Duration = Duration::from_secs(60);
@@ -28,7 +30,7 @@ pub(crate) struct VerifiedCredentials {
 
 #[derive(Clone, Debug)]
 struct Verified {
-    identity: Identity,
+    identified: Identified,
     keep_for: Duration,
 }
 
@@ -37,7 +39,7 @@ struct Verified {
 enum Unkept {
     Failed(Error),
     Nobody,
-    Uncacheable(Box<Identity>),
+    Uncacheable(Identified),
 }
 
 struct PerEntry;
@@ -83,58 +85,62 @@ impl VerifiedCredentials {
         }
     }
 
-    /// The identity behind the request's credential: kept, or asked once for all who wait.
+    /// Who a credential was found to belong to, a moment ago.
+    pub(crate) async fn known(
+        &self,
+        client: &Client,
+        credential: &Credential,
+    ) -> Option<Identified> {
+        let key = self.cache_key(client, credential)?;
+        let verified = self.identities.get(&key).await?;
+        Some(verified.identified)
+    }
+
+    /// Whose credential it is: kept, or asked once for all who wait.
     pub(crate) async fn get_or_ask(
         &self,
-        request: &AuthenticateRequest,
+        client: &Client,
+        credential: &Credential,
         ask: impl Future<Output = Result<Option<Identity>, Error>>,
-    ) -> Result<Option<Identity>, Error> {
-        let Some(key) = self.cache_key(request) else {
-            return ask.await;
+    ) -> Result<Option<Identified>, Error> {
+        let Some(key) = self.cache_key(client, credential) else {
+            return Ok(ask.await?.map(Identified::from));
         };
-        if let Some(verified) = self.identities.get(&key).await {
-            return Ok(Some(verified.identity));
-        }
         let verified = async {
             match ask.await {
                 Ok(Some(identity)) => match keep_for(&identity) {
-                    Some(keep_for) => Ok(Verified { identity, keep_for }),
-                    None => Err(Unkept::Uncacheable(Box::new(identity))),
+                    Some(keep_for) => Ok(Verified {
+                        identified: identity.into(),
+                        keep_for,
+                    }),
+                    None => Err(Unkept::Uncacheable(identity.into())),
                 },
                 Ok(None) => Err(Unkept::Nobody),
                 Err(error) => Err(Unkept::Failed(error)),
             }
         };
         match self.identities.try_get_with(key, verified).await {
-            Ok(verified) => Ok(Some(verified.identity)),
+            Ok(verified) => Ok(Some(verified.identified)),
             Err(unkept) => match &*unkept {
                 Unkept::Nobody => Ok(None),
-                Unkept::Uncacheable(identity) => Ok(Some((**identity).clone())),
+                Unkept::Uncacheable(identified) => Ok(Some(identified.clone())),
                 Unkept::Failed(error) => Err(error.share()),
             },
         }
     }
 
     /// Credentials that a certificate proves, or none, are not kept.
-    fn cache_key(&self, request: &AuthenticateRequest) -> Option<[u8; 32]> {
+    fn cache_key(&self, client: &Client, credential: &Credential) -> Option<[u8; 32]> {
+        let (kind, parts) = match credential {
+            Credential::Anonymous => return None,
+            Credential::Basic { username, password } => ("basic", [&**username, &**password]),
+            Credential::Bearer(token) => ("bearer", [&**token, ""]),
+        };
         let mut context = hmac::Context::with_key(&self.key);
-        let mut add = |part: &str| {
+        let subject = client.tls_subject.as_deref().unwrap_or_default();
+        for part in [&*self.chain, subject, kind].into_iter().chain(parts) {
             context.update(&(part.len() as u64).to_le_bytes());
             context.update(part.as_bytes());
-        };
-        add(&self.chain);
-        add(&request.client.tls_subject.clone().unwrap_or_default());
-        match &request.credential {
-            Credential::Anonymous => return None,
-            Credential::Basic { username, password } => {
-                add("basic");
-                add(username);
-                add(password);
-            }
-            Credential::Bearer(token) => {
-                add("bearer");
-                add(token);
-            }
         }
         context.sign().as_ref().try_into().ok()
     }

@@ -126,8 +126,8 @@ impl From<AuthorizeAnswer> for Answer {
             AuthorizeAnswer::Abstain(reason) => Self::new(
                 "abstain",
                 json!({
-                    "reason": reason.as_ref().map(|reason| &reason.code),
-                    "text": reason.as_ref().map(|reason| &reason.text),
+                    "reason": reason.as_ref().map(|reason| &*reason.code),
+                    "text": reason.as_ref().map(|reason| &*reason.text),
                 }),
             ),
             AuthorizeAnswer::Deny(refusal, cache) => {
@@ -141,8 +141,8 @@ impl From<AuthorizeAnswer> for Answer {
                 "allow",
                 json!({
                     "granted": scopes(&grant.granted),
-                    "reason": grant.reason.code,
-                    "text": grant.reason.text,
+                    "reason": &*grant.reason.code,
+                    "text": &*grant.reason.text,
                     "cache_ms": cached(&cache),
                 }),
             ),
@@ -206,11 +206,11 @@ fn denial(refusal: &Denial) -> Value {
         DenialCode::Unsupported => "unsupported",
         DenialCode::Unavailable => "unavailable",
     };
-    let same = refusal.reason.text == refusal.message;
+    let same = *refusal.reason.text == *refusal.message;
     json!({
-        "reason": refusal.reason.code,
+        "reason": &*refusal.reason.code,
         "message": refusal.message,
-        "text": (!same).then_some(&refusal.reason.text),
+        "text": (!same).then_some(&*refusal.reason.text),
         "code": code,
         "detail": refusal.detail.as_deref().and_then(|detail| serde_json::from_str::<Value>(detail).ok()),
         "retry_after_ms": refusal.retry_after.map(milliseconds),

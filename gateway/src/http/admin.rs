@@ -225,7 +225,7 @@ async fn permit(
             &identified,
         )))
         .await?;
-    exchange.allowed(&reason.code, &reason.text);
+    exchange.allowed(&reason);
     Ok((identified, requester))
 }
 

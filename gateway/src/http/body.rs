@@ -209,6 +209,12 @@ impl ResponseBody {
         Kind::Filling(Filling::new(arriving, length)).into()
     }
 
+    /// Whether nothing is waited for any more.
+    #[must_use]
+    pub fn is_at_hand(&self) -> bool {
+        matches!(self.kind, Kind::Bytes(_))
+    }
+
     /// Asks to be told when the body is done with.
     #[must_use]
     pub fn ending(mut self, ending: Ending) -> Self {

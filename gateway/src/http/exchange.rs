@@ -11,7 +11,9 @@ use std::{
     },
 };
 
-use gantry_model::{Arrival, Client, Denial, Operation, Permit, Principal, Requester};
+use gantry_model::{
+    Arrival, Client, Denial, Operation, Permit, Principal, Reason, RepositoryName, Requester,
+};
 use gantry_registry::Error as RegistryError;
 use http::request::Parts;
 use tokio::time::Instant;
@@ -68,6 +70,11 @@ impl Exchange {
             .headers
             .get(http::header::USER_AGENT)
             .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let client = Arc::new(Client {
+            address: origin.address,
+            user_agent,
+            tls_subject: peer.tls_subject.clone(),
+        });
         let request_id = request_id();
         let external_url = generation.edge.external_url.as_ref();
         let challenge = match peer.mirror {
@@ -83,17 +90,12 @@ impl Exchange {
             telemetry: Arc::clone(&generation.telemetry),
             started,
             deadline: started + generation.edge.decision_deadline,
-            client: Arc::new(Client {
-                address: origin.address,
-                user_agent: user_agent.clone(),
-                tls_subject: peer.tls_subject.clone(),
-            }),
+            client: Arc::clone(&client),
             access: Some(AccessLine {
                 request_id: Arc::clone(&request_id),
-                address: origin.address,
-                user_agent,
+                client,
                 method: parts.method.clone(),
-                path: parts.uri.path().to_owned(),
+                uri: parts.uri.clone(),
                 operation: "none",
                 repository: None,
                 principal: None,
@@ -166,7 +168,7 @@ impl Exchange {
     pub fn asks(&mut self, operation: &Operation) {
         self.names(operation.kind().as_str());
         let repository = operation.repository();
-        let name = repository.map(|repository| repository.name.to_string());
+        let name = repository.map(|repository| repository.name.clone());
         if let Some(namespace) = repository.and_then(|repository| repository.namespace.as_ref()) {
             self.frame.challenge = self.frame.challenge.clone().in_namespace(namespace);
             self.frame.namespace = Some(Arc::clone(namespace));
@@ -175,21 +177,20 @@ impl Exchange {
     }
 
     /// From here on the exchange ends with an audit line.
-    pub fn begin_audit(&mut self, repository: Option<String>, reference: Option<String>) {
+    pub fn begin_audit(&mut self, repository: Option<RepositoryName>, reference: Option<String>) {
         let Some(access) = &mut self.access else {
             return;
         };
         access.repository.clone_from(&repository);
         self.audit = Some(AuditLine {
             request_id: Arc::clone(&self.frame.request_id),
-            address: self.client.address,
+            client: Arc::clone(&self.client),
             principal: None,
             operation: access.operation,
             repository,
             reference,
             decision: "fail",
-            reason_code: "cancelled".to_owned(),
-            reason_text: "the client left before the decision".to_owned(),
+            reason: Reason::new("cancelled", "the client left before the decision"),
             plugin: None,
         });
     }
@@ -216,10 +217,10 @@ impl Exchange {
     pub fn identified(&mut self, principal: &Arc<Principal>) {
         self.principal = Some(Arc::clone(principal));
         if let Some(access) = &mut self.access {
-            access.principal = Some(principal.id.clone());
+            access.principal = Some(Arc::clone(principal));
         }
         if let Some(audit) = &mut self.audit {
-            audit.principal = Some(principal.id.clone());
+            audit.principal = Some(Arc::clone(principal));
         }
     }
 
@@ -236,23 +237,17 @@ impl Exchange {
 
     /// Notes a permit.
     pub fn permitted(&mut self, permit: &Permit) {
-        let reason = permit.reason();
-        self.allowed(&reason.code, &reason.text);
+        self.allowed(permit.reason());
     }
 
     /// Notes an allowing decision.
-    pub fn allowed(&mut self, code: &str, text: &str) {
-        self.decided("allow", code, text, None);
+    pub fn allowed(&mut self, reason: &Reason) {
+        self.decided("allow", reason.clone(), None);
     }
 
     fn denied(&mut self, denial: &Denial) {
         self.tell_denial(denial);
-        self.decided(
-            "deny",
-            &denial.reason.code,
-            &denial.reason.text,
-            denial.plugin.clone(),
-        );
+        self.decided("deny", denial.reason.clone(), denial.plugin.clone());
     }
 
     /// How the request arrived, when events will say it.
@@ -273,26 +268,18 @@ impl Exchange {
         let (Some(principal), Some(access)) = (&self.principal, &self.access) else {
             return;
         };
-        let name = access.repository.as_deref();
-        let Some(name) = name.and_then(|name| name.parse().ok()) else {
+        let Some(name) = &access.repository else {
             return;
         };
         let requester = self.requester(Arc::clone(principal));
         self.events
-            .denied(&requester, &name, access.operation, denial);
+            .denied(&requester, name, access.operation, denial);
     }
 
-    fn decided(
-        &mut self,
-        decision: &'static str,
-        code: &str,
-        text: &str,
-        plugin: Option<Arc<str>>,
-    ) {
+    fn decided(&mut self, decision: &'static str, reason: Reason, plugin: Option<Arc<str>>) {
         if let Some(audit) = &mut self.audit {
             audit.decision = decision;
-            code.clone_into(&mut audit.reason_code);
-            text.clone_into(&mut audit.reason_text);
+            audit.reason = reason;
             audit.plugin = plugin;
         }
     }
@@ -311,12 +298,15 @@ impl Exchange {
                 respond::failure(&self.frame, &error)
             }
         };
-        if let Some(audit) = self.audit.take() {
-            audit.log();
-        }
         let Some(mut access) = self.access.take() else {
             return reply;
         };
+        let mut audit = self.audit.take();
+        // The lines of an answer that is at hand leave together a moment later; audit lines that go elsewhere too, before the answer.
+        let together = reply.body().is_at_hand() && !telemetry::audits_apart();
+        if let Some(audit) = audit.take_if(|_| !together) {
+            audit.log();
+        }
         access.status = reply.status().as_u16();
         self.telemetry.count_request(
             access.operation,
@@ -335,7 +325,12 @@ impl Exchange {
                 access.complete = complete;
                 access.duration = started.elapsed();
                 telemetry.count_bytes(access.received, sent);
-                access.log();
+                telemetry::in_one_write(|| {
+                    if let Some(audit) = audit {
+                        audit.log();
+                    }
+                    access.log();
+                });
                 // Until here the body was part of the request.
                 drop(span);
             }))
@@ -348,15 +343,21 @@ impl Exchange {
             Error::Denied(denial) => self.denied(denial),
             Error::Unauthorized { message, error, .. } => {
                 let code = error.map_or("unauthorized", super::error::ChallengeError::as_str);
-                self.decided("deny", code, message, None);
+                self.decided("deny", Reason::new(code, message.as_str()), None);
             }
             Error::Unavailable { source, .. } => {
-                self.decided("fail", "unavailable", &source.to_string(), None);
+                let reason = Reason::new("unavailable", source.to_string());
+                self.decided("fail", reason, None);
             }
-            Error::Panicked => self.decided("fail", "panic", "the request's code panicked", None),
+            Error::Panicked => {
+                let reason = Reason::new("panic", "the request's code panicked");
+                self.decided("fail", reason, None);
+            }
             Error::Registry(error) => match &**error {
                 RegistryError::Denied(denial) => self.denied(denial),
-                RegistryError::Held { reason, .. } => self.decided("hold", "held", reason, None),
+                RegistryError::Held { reason, .. } => {
+                    self.decided("hold", Reason::new("held", reason.as_str()), None);
+                }
                 // The decision was made before; what happened after it is not the audit's.
                 _ => {}
             },

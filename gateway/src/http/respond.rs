@@ -39,6 +39,24 @@ pub struct Frame {
 /// A response under construction.
 pub type Reply = Response<ResponseBody>;
 
+/// Headers that only registries send, as the distribution specification and Docker's registry spell them. Made once: a name made from text
+/// is hashed and compared with every well-known one.
+mod names {
+    use http::HeaderName;
+
+    pub(super) const DOCKER_CONTENT_DIGEST: HeaderName =
+        HeaderName::from_static("docker-content-digest");
+    pub(super) const DOCKER_DISTRIBUTION_API_VERSION: HeaderName =
+        HeaderName::from_static("docker-distribution-api-version");
+    pub(super) const DOCKER_UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+    pub(super) const OCI_FILTERS_APPLIED: HeaderName =
+        HeaderName::from_static("oci-filters-applied");
+    pub(super) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+    pub(super) const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+    pub(super) const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+    pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+}
+
 /// Renders an outcome.
 #[must_use]
 pub fn outcome(frame: &Frame, outcome: Outcome) -> Reply {
@@ -55,10 +73,10 @@ pub fn outcome(frame: &Frame, outcome: Outcome) -> Reply {
         } => {
             let mut reply = created(&paths::manifest(&repository, &digest), &digest);
             if let Some(subject) = subject {
-                set(&mut reply, "oci-subject", subject.as_str());
+                set(&mut reply, names::OCI_SUBJECT, subject.as_str());
             }
             for tag in tags {
-                append(&mut reply, "oci-tag", tag.as_str());
+                append(&mut reply, names::OCI_TAG, tag.as_str());
             }
             warn(&mut reply, &warnings);
             reply
@@ -81,20 +99,20 @@ pub fn outcome(frame: &Frame, outcome: Outcome) -> Reply {
             let mut reply = document(frame, "application/json", body.to_string());
             if let (Some(size), Some(last)) = (next, tags.last()) {
                 let link = paths::next_tags(&repository, last, size);
-                set(&mut reply, "link", &link);
+                set(&mut reply, header::LINK, &link);
             }
             reply
         }
         Outcome::Referrers { index, filtered } => {
             let mut reply = document(frame, media_type::OCI_INDEX, index);
             if filtered {
-                set(&mut reply, "oci-filters-applied", "artifactType");
+                set(&mut reply, names::OCI_FILTERS_APPLIED, "artifactType");
             }
             reply
         }
     };
     if let Some(namespace) = &frame.namespace {
-        set(&mut reply, "oci-namespace", namespace);
+        set(&mut reply, names::OCI_NAMESPACE, namespace);
     }
     finish(frame, &mut reply);
     reply
@@ -104,7 +122,7 @@ pub fn outcome(frame: &Frame, outcome: Outcome) -> Reply {
 #[must_use]
 pub fn options(frame: &Frame, allow: &'static str) -> Reply {
     let mut reply = empty(StatusCode::OK);
-    set(&mut reply, "allow", allow);
+    set(&mut reply, header::ALLOW, allow);
     finish(frame, &mut reply);
     reply
 }
@@ -119,9 +137,9 @@ pub fn plain(
 ) -> Reply {
     let body = body.into();
     let mut reply = with_status(status);
-    set(&mut reply, "content-type", content_type);
-    set(&mut reply, "content-length", &body.len().to_string());
-    set(&mut reply, "x-request-id", request_id);
+    set(&mut reply, header::CONTENT_TYPE, content_type);
+    set(&mut reply, header::CONTENT_LENGTH, &body.len().to_string());
+    set(&mut reply, names::X_REQUEST_ID, request_id);
     *reply.body_mut() = ResponseBody::bytes(body);
     reply
 }
@@ -131,7 +149,7 @@ fn catalog(frame: &Frame, repositories: &[RepositoryName], next: Option<usize>) 
     let body = json!({ "repositories": names });
     let mut reply = document(frame, "application/json", body.to_string());
     if let (Some(size), Some(last)) = (next, repositories.last()) {
-        set(&mut reply, "link", &paths::next_catalog(last, size));
+        set(&mut reply, header::LINK, &paths::next_catalog(last, size));
     }
     reply
 }
@@ -142,8 +160,8 @@ fn manifest(frame: &Frame, served: ServedManifest) -> Reply {
         with_status(StatusCode::NOT_MODIFIED)
     } else {
         let mut reply = with_status(StatusCode::OK);
-        set(&mut reply, "content-type", served.media_type.as_str());
-        set(&mut reply, "content-length", &length.to_string());
+        set(&mut reply, header::CONTENT_TYPE, served.media_type.as_str());
+        set(&mut reply, header::CONTENT_LENGTH, &length.to_string());
         if served.body && !frame.head {
             *reply.body_mut() = ResponseBody::bytes(served.bytes);
         }
@@ -151,8 +169,8 @@ fn manifest(frame: &Frame, served: ServedManifest) -> Reply {
     };
     identify(&mut reply, &served.digest);
     if let Some(stale) = &served.stale {
-        set(&mut reply, "age", &stale.age.as_secs().to_string());
-        append(&mut reply, "warning", &stale_warning(&stale.why));
+        set(&mut reply, header::AGE, &stale.age.as_secs().to_string());
+        append(&mut reply, header::WARNING, &stale_warning(&stale.why));
     }
     warn(&mut reply, &served.warnings);
     reply
@@ -179,8 +197,8 @@ fn blob(frame: &Frame, served: ServedBlob) -> Reply {
         return reply;
     }
     let mut reply = with_status(StatusCode::OK);
-    set(&mut reply, "content-type", media_type::OCTET_STREAM);
-    set(&mut reply, "accept-ranges", "bytes");
+    set(&mut reply, header::CONTENT_TYPE, media_type::OCTET_STREAM);
+    set(&mut reply, header::ACCEPT_RANGES, "bytes");
     identify(&mut reply, &served.digest);
     warn(&mut reply, &served.warnings);
     let (offset, length) = match &served.range {
@@ -193,14 +211,14 @@ fn blob(frame: &Frame, served: ServedBlob) -> Reply {
             let (first, last) = (range.start(), range.end());
             set(
                 &mut reply,
-                "content-range",
+                header::CONTENT_RANGE,
                 &format!("bytes {first}-{last}/{total}"),
             );
             (*first, Some((last - first).saturating_add(1)))
         }
     };
     if let Some(length) = length {
-        set(&mut reply, "content-length", &length.to_string());
+        set(&mut reply, header::CONTENT_LENGTH, &length.to_string());
     }
     if !frame.head {
         *reply.body_mut() = match served.content {
@@ -227,15 +245,15 @@ fn matches(frame: &Frame, digest: &Digest) -> bool {
 }
 
 fn identify(reply: &mut Reply, digest: &Digest) {
-    set(reply, "docker-content-digest", digest.as_str());
-    set(reply, "etag", &format!("\"{digest}\""));
+    set(reply, names::DOCKER_CONTENT_DIGEST, digest.as_str());
+    set(reply, header::ETAG, &format!("\"{digest}\""));
 }
 
 fn document(frame: &Frame, content_type: &str, body: impl Into<Bytes>) -> Reply {
     let body = body.into();
     let mut reply = with_status(StatusCode::OK);
-    set(&mut reply, "content-type", content_type);
-    set(&mut reply, "content-length", &body.len().to_string());
+    set(&mut reply, header::CONTENT_TYPE, content_type);
+    set(&mut reply, header::CONTENT_LENGTH, &body.len().to_string());
     if !frame.head {
         *reply.body_mut() = ResponseBody::bytes(body);
     }
@@ -244,8 +262,8 @@ fn document(frame: &Frame, content_type: &str, body: impl Into<Bytes>) -> Reply 
 
 fn created(location: &str, digest: &Digest) -> Reply {
     let mut reply = empty(StatusCode::CREATED);
-    set(&mut reply, "location", location);
-    set(&mut reply, "docker-content-digest", digest.as_str());
+    set(&mut reply, header::LOCATION, location);
+    set(&mut reply, names::DOCKER_CONTENT_DIGEST, digest.as_str());
     reply
 }
 
@@ -259,18 +277,18 @@ fn upload(status: StatusCode, state: &UploadState) -> Reply {
 fn upload_headers(reply: &mut Reply, state: &UploadState) {
     set(
         reply,
-        "location",
+        header::LOCATION,
         &paths::upload(&state.repository, state.upload),
     );
     let last = state.received.saturating_sub(1);
-    set(reply, "range", &format!("0-{last}"));
-    set(reply, "docker-upload-uuid", &state.upload.to_string());
+    set(reply, header::RANGE, &format!("0-{last}"));
+    set(reply, names::DOCKER_UPLOAD_UUID, &state.upload.to_string());
 }
 
 fn empty(status: StatusCode) -> Reply {
     let mut reply = with_status(status);
     if status != StatusCode::NO_CONTENT {
-        set(&mut reply, "content-length", "0");
+        set(&mut reply, header::CONTENT_LENGTH, "0");
     }
     reply
 }
@@ -283,9 +301,13 @@ fn with_status(status: StatusCode) -> Reply {
 
 /// What every answer under `/v2/` carries.
 fn finish(frame: &Frame, reply: &mut Reply) {
-    set(reply, "docker-distribution-api-version", "registry/2.0");
-    set(reply, "x-content-type-options", "nosniff");
-    set(reply, "x-request-id", &frame.request_id);
+    set(
+        reply,
+        names::DOCKER_DISTRIBUTION_API_VERSION,
+        "registry/2.0",
+    );
+    set(reply, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set(reply, names::X_REQUEST_ID, &frame.request_id);
 }
 
 /// `Warning: 299 - "…"` (distribution-spec, "Warnings"): at most 4096 bytes in all.
@@ -297,7 +319,7 @@ fn warn(reply: &mut Reply, warnings: &[String]) {
             return;
         };
         left = rest;
-        append(reply, "warning", &value);
+        append(reply, header::WARNING, &value);
     }
 }
 
@@ -316,19 +338,15 @@ pub(super) fn quotable(text: &str, max: usize) -> String {
 }
 
 /// Sets a header. Every value comes from parsed types; one that still cannot stand in a header is left out rather than broken.
-fn set(reply: &mut Reply, name: &'static str, value: &str) {
+fn set(reply: &mut Reply, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
-        reply
-            .headers_mut()
-            .insert(HeaderName::from_static(name), value);
+        reply.headers_mut().insert(name, value);
     }
 }
 
-fn append(reply: &mut Reply, name: &'static str, value: &str) {
+fn append(reply: &mut Reply, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
-        reply
-            .headers_mut()
-            .append(HeaderName::from_static(name), value);
+        reply.headers_mut().append(name, value);
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gantry_model::{Repository, Scope, namespace::Address};
+use gantry_model::{Reason, Repository, Scope, namespace::Address};
 use gantry_plugin_host::Credential;
 use gantry_registry::{Body, BodyError, Error as RegistryError};
 use http::{Method, StatusCode, header, request::Parts};
@@ -65,7 +65,7 @@ pub async fn answer(
     let token = exchange
         .deadline(auth::issue_token(generation, request))
         .await?;
-    exchange.allowed("token-issued", "a token was issued");
+    exchange.allowed(&Reason::new("token-issued", "a token was issued"));
     Ok(render(exchange.request_id(), &token))
 }
 

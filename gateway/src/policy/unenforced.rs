@@ -3,6 +3,8 @@
 //! Owns what "differs" means. An audited plugin stands in the chain, so it differs when enforcing it too would have changed the outcome.
 //! A shadow stands for what could take the chain's place, so it differs when it alone would have decided otherwise.
 
+use std::sync::Arc;
+
 use gantry_model::{AdmissionRequest, Admitted, Decision, Refusal, Requester, Scope};
 use gantry_plugin_host::{AdmitAnswer, AuthorizeAnswer, CallError};
 
@@ -24,10 +26,10 @@ pub(crate) struct Unenforced<'a> {
 impl<'a> Unenforced<'a> {
     pub(crate) fn authorizer(
         binding: &'a Binding,
-        answer: &'a Result<AuthorizeAnswer, CallError>,
+        answer: &'a Result<Arc<AuthorizeAnswer>, CallError>,
         enforced: &Result<Decision, CallError>,
     ) -> Self {
-        let (decision, reason_code, reason_text) = match answer {
+        let (decision, reason_code, reason_text) = match answer.as_deref() {
             Ok(AuthorizeAnswer::Allow(grant, _)) => {
                 ("allow", &*grant.reason.code, &*grant.reason.text)
             }
@@ -60,10 +62,10 @@ impl<'a> Unenforced<'a> {
 
     pub(crate) fn admission(
         binding: &'a Binding,
-        answer: &'a Result<AdmitAnswer, CallError>,
+        answer: &'a Result<Arc<AdmitAnswer>, CallError>,
         enforced: &'static str,
     ) -> Self {
-        let (decision, reason_code, reason_text) = match answer {
+        let (decision, reason_code, reason_text) = match answer.as_deref() {
             Ok(AdmitAnswer::Accept { .. }) => ("allow", "", ""),
             Ok(AdmitAnswer::Abstain) => ("abstain", "", ""),
             Ok(AdmitAnswer::Reject(denial)) => ("deny", &*denial.reason.code, &*denial.reason.text),
@@ -142,10 +144,10 @@ fn failed(error: &CallError) -> (&'static str, &str, &str) {
 
 /// Whether both allow, but the plugin less than the chain.
 fn narrower(
-    answer: &Result<AuthorizeAnswer, CallError>,
+    answer: &Result<Arc<AuthorizeAnswer>, CallError>,
     enforced: &Result<Decision, CallError>,
 ) -> bool {
-    match (answer, enforced) {
+    match (answer.as_deref(), enforced) {
         (Ok(AuthorizeAnswer::Allow(own, _)), Ok(Decision::Allow(chain))) => {
             !Scope::all_covered(&chain.granted, &own.granted)
         }

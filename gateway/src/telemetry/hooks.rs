@@ -30,8 +30,8 @@ pub fn audit_rejected(plugin: &Arc<str>, denial: &Denial) {
         target: "audit",
         { plugin.name = &**plugin,
         decision = "deny",
-        reason.code = denial.reason.code.as_str(),
-        reason.text = denial.reason.text.as_str() },
+        reason.code = &*denial.reason.code,
+        reason.text = &*denial.reason.text },
         "credential rejected"
     );
 }
@@ -42,11 +42,7 @@ pub fn audit_admission(binding: &Binding, request: &AdmissionRequest, answer: &A
         AdmitAnswer::Abstain => return,
         AdmitAnswer::Accept { .. } if request.change.is_serve() => return,
         AdmitAnswer::Accept { .. } => ("allow", "", ""),
-        AdmitAnswer::Reject(denial) => (
-            "deny",
-            denial.reason.code.as_str(),
-            denial.reason.text.as_str(),
-        ),
+        AdmitAnswer::Reject(denial) => ("deny", &*denial.reason.code, &*denial.reason.text),
         AdmitAnswer::Hold { reason, .. } => ("hold", "", reason.as_str()),
     };
     tracing::info!(

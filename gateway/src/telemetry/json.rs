@@ -3,7 +3,7 @@
 //! Owns the form of machine-readable lines: `timestamp`, `level`, `target`, `message`, the event's fields under their dotted names, and
 //! `request.id` from the request around it when the event has none of its own. Text is a JSON string, so it can forge no line.
 
-use std::{error::Error, fmt, io};
+use std::{cell::RefCell, error::Error, fmt, io};
 
 use rustix::io::Errno;
 use serde_json::{Map, Value};
@@ -32,9 +32,39 @@ pub(super) trait Lines: Send + Sync {
 pub(super) struct Stderr;
 
 impl Lines for Stderr {
+    fn write(&self, line: &[u8]) {
+        let held = HELD.with_borrow_mut(|held| held.as_mut().map(|held| held.extend(line)));
+        if held.is_none() {
+            Self::write_now(line);
+        }
+    }
+}
+
+thread_local! {
+    /// Lines of this thread that leave together.
+    static HELD: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+}
+
+/// Lets the lines of the log that `tell` makes leave in one write; nothing else is held back by it.
+pub fn in_one_write(tell: impl FnOnce()) {
+    /// Writes also when `tell` panics.
+    struct Held;
+    impl Drop for Held {
+        fn drop(&mut self) {
+            if let Some(lines) = HELD.take() {
+                Stderr::write_now(&lines);
+            }
+        }
+    }
+    HELD.set(Some(Vec::with_capacity(1024)));
+    let _held = Held;
+    tell();
+}
+
+impl Stderr {
     /// One write and no lock: the system keeps a line in one piece, in a file always and in a pipe up to `PIPE_BUF`, and a lock that is
     /// held over it makes threads wait for each other at every request.
-    fn write(&self, line: &[u8]) {
+    fn write_now(line: &[u8]) {
         let mut rest = line;
         if line.len() <= PIPE_BUF {
             match rustix::io::write(io::stderr(), line) {

@@ -1,6 +1,8 @@
 //! The access line and the audit line: one of each per request, with the same field names everywhere.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
+
+use gantry_model::{Client, Principal, Reason, RepositoryName};
 
 /// One answered request.
 #[derive(Clone, Debug)]
@@ -8,19 +10,17 @@ pub struct AccessLine {
     /// Ties lines together.
     pub request_id: Arc<str>,
     /// The client, trusted proxies taken off.
-    pub address: IpAddr,
-    /// What it calls itself.
-    pub user_agent: Option<String>,
+    pub client: Arc<Client>,
     /// The method.
     pub method: http::Method,
-    /// The path as written; never the query.
-    pub path: String,
+    /// Where to; only the path is shown, never the query.
+    pub uri: http::Uri,
     /// The operation's kind, or what else it was.
     pub operation: &'static str,
     /// The canonical repository name.
-    pub repository: Option<String>,
+    pub repository: Option<RepositoryName>,
     /// Who asked.
-    pub principal: Option<String>,
+    pub principal: Option<Arc<Principal>>,
     /// The status; 499 when the client left before there was one.
     pub status: u16,
     /// Bytes of the request's body that arrived.
@@ -39,14 +39,14 @@ impl AccessLine {
         tracing::info!(
             target: "access",
             { request.id = &*self.request_id,
-            client.address = %self.address,
-            client.user_agent = self.user_agent.as_deref(),
+            client.address = %self.client.address,
+            client.user_agent = self.client.user_agent.as_deref(),
             http.method = self.method.as_str(),
-            http.path = self.path.as_str(),
+            http.path = self.uri.path(),
             http.status = self.status,
             operation = self.operation,
-            repository.name = self.repository.as_deref(),
-            principal.subject = self.principal.as_deref(),
+            repository.name = self.repository.as_ref().map(RepositoryName::as_str),
+            principal.subject = self.principal.as_deref().map(|who| who.id.as_str()),
             received_bytes = self.received,
             sent_bytes = self.sent,
             duration_ms = millis(self.duration),
@@ -62,21 +62,19 @@ pub struct AuditLine {
     /// Ties lines together.
     pub request_id: Arc<str>,
     /// The client.
-    pub address: IpAddr,
+    pub client: Arc<Client>,
     /// Who asked; `None` when that is what could not be decided.
-    pub principal: Option<String>,
+    pub principal: Option<Arc<Principal>>,
     /// The operation's kind.
     pub operation: &'static str,
     /// The canonical repository name.
-    pub repository: Option<String>,
+    pub repository: Option<RepositoryName>,
     /// The tag or digest.
     pub reference: Option<String>,
     /// `allow`, `deny`, `hold` or `fail`.
     pub decision: &'static str,
-    /// The rule.
-    pub reason_code: String,
-    /// Why.
-    pub reason_text: String,
+    /// The rule, and why.
+    pub reason: Reason,
     /// The plugin that decided.
     pub plugin: Option<Arc<str>>,
 }
@@ -87,14 +85,14 @@ impl AuditLine {
         tracing::info!(
             target: "audit",
             { request.id = &*self.request_id,
-            client.address = %self.address,
-            principal.subject = self.principal.as_deref(),
+            client.address = %self.client.address,
+            principal.subject = self.principal.as_deref().map(|who| who.id.as_str()),
             operation = self.operation,
-            repository.name = self.repository.as_deref(),
+            repository.name = self.repository.as_ref().map(RepositoryName::as_str),
             reference = self.reference.as_deref(),
             decision = self.decision,
-            reason.code = self.reason_code.as_str(),
-            reason.text = self.reason_text.as_str(),
+            reason.code = &*self.reason.code,
+            reason.text = &*self.reason.text,
             plugin.name = self.plugin.as_deref() },
             "decision"
         );
@@ -128,16 +126,30 @@ mod tests {
 
     const HOSTILE: &str = "a\r\n2026 INFO audit: forged \u{1b}[31m\u{9b}\0\"";
 
+    fn client(user_agent: Option<&str>) -> Arc<Client> {
+        Arc::new(Client {
+            address: [192, 0, 2, 1].into(),
+            user_agent: user_agent.map(str::to_owned),
+            tls_subject: None,
+        })
+    }
+
+    fn principal(id: &str) -> Arc<Principal> {
+        Arc::new(Principal {
+            id: id.to_owned(),
+            ..Principal::anonymous()
+        })
+    }
+
     fn access() -> AccessLine {
         AccessLine {
             request_id: "0123".into(),
-            address: [192, 0, 2, 1].into(),
-            user_agent: Some(HOSTILE.to_owned()),
+            client: client(Some(HOSTILE)),
             method: http::Method::GET,
-            path: "/v2/".to_owned(),
+            uri: http::Uri::from_static("/v2/?secret=1"),
             operation: "ping",
             repository: None,
-            principal: Some(HOSTILE.to_owned()),
+            principal: Some(principal(HOSTILE)),
             status: 200,
             received: 0,
             sent: 2,
@@ -149,14 +161,13 @@ mod tests {
     fn audit() -> AuditLine {
         AuditLine {
             request_id: "0123".into(),
-            address: [192, 0, 2, 1].into(),
-            principal: Some("user:alice".to_owned()),
+            client: client(None),
+            principal: Some(principal("user:alice")),
             operation: "push-manifest",
-            repository: Some("apps/web".to_owned()),
+            repository: Some("apps/web".parse().unwrap()),
             reference: Some("v1".to_owned()),
             decision: "deny",
-            reason_code: "immutable".to_owned(),
-            reason_text: HOSTILE.to_owned(),
+            reason: Reason::new("immutable", HOSTILE),
             plugin: Some("releases".into()),
         }
     }

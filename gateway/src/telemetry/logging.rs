@@ -2,7 +2,7 @@
 
 use std::{
     io::IsTerminal as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use tracing::Metadata;
@@ -60,6 +60,14 @@ type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
+/// Whether audit lines go somewhere besides the log.
+static AUDITED: AtomicBool = AtomicBool::new(false);
+
+/// Whether audit lines go somewhere besides the log, where each must be before its request is answered.
+pub fn audits_apart() -> bool {
+    AUDITED.load(Ordering::Relaxed)
+}
+
 /// Panics since the process started, of requests and of everything else.
 pub(super) fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
@@ -71,19 +79,18 @@ pub(super) fn panics() -> u64 {
 /// [`LoggingError`].
 pub fn init(logging: Logging<'_>) -> Result<(), LoggingError> {
     let filter = EnvFilter::try_new(format!("{COMPILERS},{}", logging.level))?;
-    let mut layers: Vec<Boxed> = vec![match logging.format {
-        LogFormat::Human => {
-            let ansi = std::io::stderr().is_terminal();
-            let layer = HumanLayer {
-                lines: Stderr,
-                ansi,
-            };
-            layer.with_filter(filter).boxed()
+    let lines: Boxed = match logging.format {
+        LogFormat::Human => HumanLayer {
+            lines: Stderr,
+            ansi: std::io::stderr().is_terminal(),
         }
-        LogFormat::Json => JsonLayer(Stderr).with_filter(filter).boxed(),
-    }];
+        .boxed(),
+        LogFormat::Json => JsonLayer(Stderr).boxed(),
+    };
+    let mut beside: Vec<Boxed> = Vec::new();
     if let Some(sink) = logging.audit {
-        layers.push(JsonLayer(sink).with_filter(audited()).boxed());
+        AUDITED.store(true, Ordering::Relaxed);
+        beside.push(JsonLayer(sink).with_filter(audited()).boxed());
     }
     if let Some(traces) = logging.traces {
         let layer = tracing_opentelemetry::layer()
@@ -91,9 +98,15 @@ pub fn init(logging: Logging<'_>) -> Result<(), LoggingError> {
             .with_location(false)
             .with_threads(false)
             .with_tracked_inactivity(false);
-        layers.push(layer.with_filter(filter_fn(is_own_span)).boxed());
+        beside.push(layer.with_filter(filter_fn(is_own_span)).boxed());
     }
-    tracing_subscriber::registry().with(layers).try_init()?;
+    if beside.is_empty() {
+        // One filter for everything: what it keeps out costs a look at one flag, and no layer is asked again at each event.
+        Registry::default().with(lines).with(filter).try_init()?;
+    } else {
+        beside.push(lines.with_filter(filter).boxed());
+        Registry::default().with(beside).try_init()?;
+    }
     std::panic::set_hook(Box::new(|panic| {
         PANICS.fetch_add(1, Ordering::Relaxed);
         let place = panic.location().map(ToString::to_string);

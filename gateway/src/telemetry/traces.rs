@@ -128,11 +128,11 @@ pub fn describe(span: &Span, access: &AccessLine) {
     }
     span.set_attribute("request.id", access.request_id.to_string());
     span.set_attribute("http.request.method", access.method.to_string());
-    span.set_attribute("url.path", access.path.clone());
+    span.set_attribute("url.path", access.uri.path().to_owned());
     span.set_attribute("http.response.status_code", i64::from(access.status));
     span.set_attribute("operation", access.operation);
     if let Some(repository) = &access.repository {
-        span.set_attribute("repository.name", repository.clone());
+        span.set_attribute("repository.name", repository.to_string());
     }
     if access.status >= 500 {
         span.set_status(opentelemetry::trace::Status::error(""));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag};
-use moka::sync::Cache;
+use moka::{Equivalent, sync::Cache};
 
 use crate::{
     error::StorageError,
@@ -47,7 +47,17 @@ struct Answers<
     K: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
     A: Clone + Send + Sync + 'static,
 > {
-    kept: Cache<(RepositoryName, K), (u64, A)>,
+    kept: Cache<(RepositoryName, K), Arc<(u64, A)>>,
+}
+
+/// A key that is looked up; hashes as the pair that is kept.
+#[derive(Hash)]
+struct Named<'a, K>(&'a RepositoryName, &'a K);
+
+impl<K: Eq> Equivalent<(RepositoryName, K)> for Named<'_, K> {
+    fn equivalent(&self, (repository, key): &(RepositoryName, K)) -> bool {
+        self.0 == repository && self.1 == key
+    }
 }
 
 impl<K, A> Answers<K, A>
@@ -72,15 +82,15 @@ where
         let Some(version) = store.version(repository) else {
             return ask.await;
         };
-        let key = (repository.clone(), key.clone());
-        if let Some((kept_at, answer)) = self.kept.get(&key)
-            && kept_at == version
+        if let Some(kept) = self.kept.get(&Named(repository, key))
+            && kept.0 == version
         {
-            return Ok(Some(answer));
+            return Ok(Some(kept.1.clone()));
         }
         let answer = ask.await?;
         if let Some(answer) = &answer {
-            self.kept.insert(key, (version, answer.clone()));
+            let key = (repository.clone(), key.clone());
+            self.kept.insert(key, Arc::new((version, answer.clone())));
         }
         Ok(answer)
     }

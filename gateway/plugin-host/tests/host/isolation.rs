@@ -9,8 +9,8 @@ use crate::guest::{authorize, doing, generous, host, source};
 /// What the guest told as its reason.
 pub(crate) async fn told(plugin: &Plugin) -> String {
     match plugin.authorize(&authorize()).await.unwrap() {
-        AuthorizeAnswer::Allow(grant, _) => grant.reason.text,
-        AuthorizeAnswer::Abstain(Some(Reason { text, .. })) => text,
+        AuthorizeAnswer::Allow(grant, _) => grant.reason.text.to_string(),
+        AuthorizeAnswer::Abstain(Some(Reason { text, .. })) => text.to_string(),
         other => panic!("{other:?}"),
     }
 }

@@ -17,15 +17,15 @@ pub fn failure(frame: &Frame, error: &Error) -> Reply {
     let answer = error.answer();
     let mut reply = with_status(answer.status);
     let body = document(frame, &answer);
-    set(&mut reply, "content-type", "application/json");
-    set(&mut reply, "content-length", &body.len().to_string());
+    set(&mut reply, header::CONTENT_TYPE, "application/json");
+    set(&mut reply, header::CONTENT_LENGTH, &body.len().to_string());
     if !frame.head {
         *reply.body_mut() = ResponseBody::bytes(body);
     }
     if let Some(after) = answer.retry_after {
         // Rounded up: a client that comes a moment too early is told to wait again.
         let seconds = after.as_millis().div_ceil(1000).max(1);
-        set(&mut reply, "retry-after", &seconds.to_string());
+        set(&mut reply, header::RETRY_AFTER, &seconds.to_string());
     }
     if answer.status == StatusCode::UNAUTHORIZED {
         challenge(frame, error, &mut reply);
@@ -73,19 +73,19 @@ fn challenge(frame: &Frame, error: &Error, reply: &mut Reply) {
 /// Headers that a status is not complete without.
 fn oblige(error: &Error, reply: &mut Reply) {
     match error {
-        Error::Route(RouteError::MethodNotAllowed { allow }) => set(reply, "allow", allow),
+        Error::Route(RouteError::MethodNotAllowed { allow }) => set(reply, header::ALLOW, allow),
         Error::Registry(error) => oblige_registry(error, reply),
         _ => {}
     }
     if reply.status() == StatusCode::METHOD_NOT_ALLOWED && !reply.headers().contains_key("allow") {
-        set(reply, "allow", "GET, HEAD");
+        set(reply, header::ALLOW, "GET, HEAD");
     }
 }
 
 fn oblige_registry(error: &RegistryError, reply: &mut Reply) {
     match error {
         RegistryError::RangeUnsatisfiable { size } => {
-            set(reply, "content-range", &format!("bytes */{size}"));
+            set(reply, header::CONTENT_RANGE, &format!("bytes */{size}"));
         }
         RegistryError::ChunkOutOfOrder(state) => upload_headers(reply, state),
         _ => {}
