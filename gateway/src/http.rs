@@ -77,13 +77,17 @@ async fn operate(
         Routed::Operation(operation) => operation,
         Routed::Options(allow) => return Ok(Done::Options(allow)),
     };
+    let shown_for = generation
+        .policy
+        .callers()
+        .of_operation(&operation, address);
     exchange.asks(&operation);
     let body = domain_body(&operation, body, &generation.edge);
     let credential = credential::parse(&parts.headers)?;
     let client = Arc::clone(exchange.client());
     let identified = exchange
         .deadline(Box::pin(auth::authenticate(
-            generation, &client, credential,
+            generation, &client, credential, shown_for,
         )))
         .instrument(tracing::debug_span!("authenticate"))
         .await?;

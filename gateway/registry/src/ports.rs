@@ -74,11 +74,21 @@ pub struct MirrorSettings {
     pub prefetch: bool,
     /// How long the upstream's own 404 is remembered.
     pub not_found_for: Duration,
+    /// Whether the list of all repositories holds this mirror's: not where each reader's right is its upstream's to say.
+    pub is_listed: bool,
     /// Where its answers are counted.
     pub counts: Arc<CacheCounts>,
 }
 
 impl MirrorSettings {
+    /// Whether the repository is one of this mirror's that the list of all repositories leaves out.
+    pub(crate) fn hides(&self, name: &RepositoryName) -> bool {
+        let is_pushed = |pattern: &Glob| pattern.matches(name.as_str());
+        !self.is_listed
+            && name.strip_prefix(&self.prefix).is_some()
+            && !self.keep.pushed.iter().any(is_pushed)
+    }
+
     /// What is believed of a tag of the upstream's repository `remote`.
     #[must_use]
     pub fn freshness(&self, remote: &RepositoryName, tag: &Tag) -> &Freshness {

@@ -28,7 +28,7 @@ use jsonwebtoken::{
 use serde::{Deserialize, Serialize};
 
 use super::{Identified, IssuedToken};
-use crate::{clock::SystemClock, http::error::Error};
+use crate::{callers::UpstreamCaller, clock::SystemClock, http::error::Error};
 
 /// Clock skew between a token's issuer and a replica that verifies it, as Distribution allows.
 const LEEWAY_SECONDS: u64 = 60;
@@ -89,6 +89,9 @@ struct Inside {
     at_most: Vec<Scope>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity_ends_at_ms: Option<u64>,
+    /// The mirror whose upstream vouches for the identity, and confirmed what `at_most` holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    upstream: Option<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -142,7 +145,8 @@ impl Tokens {
         &self.published
     }
 
-    /// Signs a token for `identified` that allows `at_most` (canonical names), shown to the client as `access`.
+    /// Signs a token for `identified` that allows `at_most` (canonical names), shown to the client as `access`. It lives for `longest` at
+    /// most, but no client is given less than a minute.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when it cannot be signed.
@@ -152,10 +156,12 @@ impl Tokens {
         at_most: &[Scope],
         access: Vec<Scope>,
         service: &str,
+        longest: Option<Duration>,
     ) -> Result<IssuedToken, Error> {
         let principal = &identified.principal;
         let now = SystemClock.now_ms() / 1000;
-        let mut expires_in = self.lifetime.as_secs();
+        let lifetime = longest.map_or(self.lifetime, |longest| longest.min(self.lifetime));
+        let mut expires_in = lifetime.as_secs().max(60);
         if let Some(end) = principal.expires_at_ms {
             expires_in = expires_in.min((end / 1000).saturating_sub(now)).max(60);
         }
@@ -170,7 +176,7 @@ impl Tokens {
             exp: now + expires_in,
             jti: URL_SAFE_NO_PAD.encode(jti),
             access: access.clone(),
-            gantry: Inside::of(principal, at_most),
+            gantry: Inside::of(identified, at_most),
         };
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.signing.0.clone());
@@ -199,6 +205,8 @@ impl Tokens {
         validation.set_required_spec_claims(&["iss", "sub", "aud", "exp", "nbf"]);
         use jsonwebtoken::errors::ErrorKind;
         Some(match decode::<Claims>(token, key, &validation) {
+            // An upstream's word is good for its time, and not for anybody's skew beyond it: who issued it is this very gateway.
+            Ok(data) if data.claims.has_ended_upstream() => Err(TokenError::Expired),
             Ok(data) => Ok(data.claims.identified()),
             Err(error)
                 if matches!(
@@ -214,7 +222,9 @@ impl Tokens {
 }
 
 impl Inside {
-    fn of(principal: &Principal, at_most: &[Scope]) -> Self {
+    fn of(identified: &Identified, at_most: &[Scope]) -> Self {
+        let principal = &identified.principal;
+        let upstream = identified.upstream.as_ref();
         let attribute = |value: &AttributeValue| match value {
             AttributeValue::Flag(flag) => Attribute::Flag(*flag),
             AttributeValue::Number(number) => Attribute::Number(*number),
@@ -232,11 +242,16 @@ impl Inside {
                 .collect(),
             at_most: at_most.to_vec(),
             identity_ends_at_ms: principal.expires_at_ms,
+            upstream: upstream.map(|caller| caller.confirmed.mirror.to_string()),
         }
     }
 }
 
 impl Claims {
+    fn has_ended_upstream(&self) -> bool {
+        self.gantry.upstream.is_some() && self.exp <= SystemClock.now_ms() / 1000
+    }
+
     fn identified(self) -> Identified {
         let attribute = |value| match value {
             Attribute::Flag(flag) => AttributeValue::Flag(flag),
@@ -257,8 +272,11 @@ impl Claims {
                 .collect(),
             expires_at_ms: self.gantry.identity_ends_at_ms,
         };
+        let upstream = self.gantry.upstream.as_deref();
+        let upstream = upstream.map(|it| UpstreamCaller::by_token(it, &self.gantry.at_most));
         Identified {
             principal: Arc::new(principal),
+            upstream: upstream.map(Arc::new),
             at_most: Some(self.gantry.at_most.into()),
             by_token: true,
         }

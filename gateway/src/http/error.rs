@@ -148,7 +148,7 @@ impl Error {
     }
 
     /// The whole chain of sources as text, for the log.
-    fn chain(&self) -> String {
+    pub(crate) fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {

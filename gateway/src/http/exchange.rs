@@ -231,6 +231,7 @@ impl Exchange {
             request_id: Arc::clone(&self.frame.request_id),
             client: Arc::clone(&self.client),
             principal,
+            confirmed: None,
         }
     }
 

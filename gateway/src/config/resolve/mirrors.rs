@@ -61,6 +61,7 @@ impl Context<'_> {
         }
         imply_hosts(&mut mirrors, &implied);
         self.hosted(hosted, &mut mirrors);
+        self.callers_names(&mirrors, hosted);
         mirrors
     }
 
@@ -95,6 +96,7 @@ impl Context<'_> {
             url,
             is_hub,
         };
+        let callers = self.callers(name, &mut file);
         let upstream = self.upstream(&place, &mut file);
         let names = MirrorNames {
             mirror: Arc::from(name),
@@ -117,6 +119,7 @@ impl Context<'_> {
             name: Arc::clone(&names.mirror),
             names,
             upstream,
+            callers,
             default: file.default.unwrap_or(false),
             keep: self.keep(name, file.keep.take().unwrap_or_default()),
             prefetch: file.prefetch.unwrap_or(false),
@@ -401,7 +404,7 @@ pub(super) fn authority(url: &Url) -> String {
 }
 
 /// Whether every name the pattern matches lies below the prefix, or is the prefix itself.
-fn covers(prefix: &RepositoryName, pattern: &Glob) -> bool {
+pub(super) fn covers(prefix: &RepositoryName, pattern: &Glob) -> bool {
     let pattern = pattern.as_str();
     let special = |letter: char| matches!(letter, '*' | '?' | '[' | '{' | '\\' | '!');
     let literal = pattern

@@ -151,6 +151,7 @@ impl World {
             rules: Vec::new(),
             prefetch: false,
             not_found_for: NOT_FOUND_FOR,
+            is_listed: true,
         };
         let ports = Ports {
             blobs,

@@ -1,0 +1,1 @@
+//! What an upstream says about callers, by whom and for how long.
