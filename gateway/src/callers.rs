@@ -26,6 +26,9 @@ use crate::http::error::Error;
 /// How long a caller's token lives at least, as docker's token protocol has it.
 pub(crate) const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
 
+/// What passes between an answer and the token that rests on it.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
 /// Longest name that a principal's is made of.
 const MAX_USERNAME_BYTES: usize = 128;
 
@@ -314,8 +317,7 @@ impl Callers {
         let mirror = pulls.mirror;
         let lasting = match needed {
             Needed::Now => Duration::ZERO,
-            // A moment may pass between the answer and the token.
-            Needed::ForToken => SHORTEST_TOKEN.saturating_sub(Duration::from_secs(1)),
+            Needed::ForToken => SHORTEST_TOKEN,
         };
         // What everybody may needs no caller's credential.
         let open_to_all = Question::pulls(mirror, None, pulls.remote);
@@ -336,7 +338,7 @@ impl Callers {
             });
         let said = said.await;
         match said.word {
-            Word::Yes if said.is_good_for(lasting) => Ok(Some(said.until)),
+            Word::Yes if said.is_good_for(lasting.saturating_sub(A_MOMENT)) => Ok(Some(said.until)),
             Word::Yes => Err(Error::unavailable(
                 "the upstream cannot be asked again for a token",
             )),
