@@ -365,3 +365,87 @@ fn read_key(path: &Path) -> anyhow::Result<Key> {
         encoding,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PULL: &str = "repository:up/team/app:pull";
+
+    fn tokens(folder: &Path) -> Tokens {
+        Tokens::open(folder, "gantry", Duration::from_secs(300)).unwrap()
+    }
+
+    fn caller(mirror: Option<&str>) -> Identified {
+        let at_most: Vec<Scope> = vec![PULL.parse().unwrap()];
+        Identified {
+            principal: Arc::new(Principal {
+                kind: "user".to_owned(),
+                ..Principal::anonymous()
+            }),
+            upstream: mirror.map(|mirror| Arc::new(UpstreamCaller::by_token(mirror, &at_most))),
+            at_most: None,
+            by_token: false,
+        }
+    }
+
+    fn issue(tokens: &Tokens, identified: &Identified, longest: Option<u64>) -> IssuedToken {
+        let at_most = [PULL.parse().unwrap()];
+        let longest = longest.map(Duration::from_secs);
+        let issued = tokens.issue(identified, &at_most, Vec::new(), "test", longest);
+        issued.ok().unwrap()
+    }
+
+    #[test]
+    fn a_token_lives_no_longer_than_the_word_it_rests_on_and_never_less_than_a_minute() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        for (longest, expect) in [(None, 300), (Some(900), 300), (Some(90), 90), (Some(5), 60)] {
+            let issued = issue(&tokens, &caller(Some("up")), longest);
+            assert_eq!(issued.expires_in, expect, "{longest:?}");
+        }
+    }
+
+    #[test]
+    fn an_upstreams_token_says_whose_word_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        for mirror in [Some("up"), None] {
+            let issued = issue(&tokens, &caller(mirror), None);
+            let identified = tokens.verify(&issued.token).unwrap().unwrap();
+            let upstream = identified
+                .upstream
+                .map(|caller| Arc::clone(&caller.confirmed));
+            assert_eq!(upstream.as_ref().map(|it| &*it.mirror), mirror);
+            if let Some(confirmed) = upstream {
+                assert_eq!(confirmed.repositories, ["up/team/app"]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_that_rests_on_an_upstreams_word_has_no_leeway() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        let (kid, key) = &tokens.signing;
+        let now = SystemClock.now_ms() / 1000;
+        for (mirror, expect) in [(None, None), (Some("up"), Some(TokenError::Expired))] {
+            let claims = Claims {
+                iss: "gantry".to_owned(),
+                sub: "user:alice".to_owned(),
+                aud: "test".to_owned(),
+                iat: now - 70,
+                nbf: now - 70,
+                exp: now - 10,
+                jti: String::new(),
+                access: Vec::new(),
+                gantry: Inside::of(&caller(mirror), &[]),
+            };
+            let mut header = Header::new(Algorithm::ES256);
+            header.kid = Some(kid.clone());
+            let token = encode(&header, &claims, key).unwrap();
+            let verdict = tokens.verify(&token).unwrap();
+            assert_eq!(verdict.err(), expect, "{mirror:?}");
+        }
+    }
+}

@@ -112,7 +112,7 @@ fn world(mirrors: &[&str]) -> (Arc<Callers>, Arc<Scripted>) {
             .chain(&["plain"])
             .map(|it| names(it))
             .collect(),
-        hosted: vec!["apps/**".parse().unwrap()],
+        hosted: vec![gantry_model::glob::Glob::parse("apps/**").unwrap()],
         default_mirror: None,
     };
     let metadata = Arc::new(MemoryMetadata::default());
