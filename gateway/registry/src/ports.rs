@@ -76,6 +76,9 @@ pub struct MirrorSettings {
     pub not_found_for: Duration,
     /// Whether the list of all repositories holds this mirror's: not where each reader's right is its upstream's to say.
     pub is_listed: bool,
+    /// Whether a manifest that names a blob proves that its repository has it. Not where an upstream decides who may read what is here:
+    /// a digest is no secret, and anybody's manifest may name a blob that nobody uploads with it.
+    pub names_prove: bool,
     /// Where its answers are counted.
     pub counts: Arc<CacheCounts>,
 }

@@ -198,6 +198,7 @@ fn mirrors(
     clients: &Clients,
     telemetry: &Telemetry,
 ) -> HashMap<Arc<str>, MirrorSettings> {
+    let is_open = |mirror: &config::Mirror| mirror.callers == config::Callers::ByPlugins;
     let settings = |mirror: &config::Mirror| {
         let client = clients.get(&mirror.name)?;
         let settings = MirrorSettings {
@@ -213,7 +214,8 @@ fn mirrors(
             freshness: mirror.freshness,
             rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,
-            is_listed: mirror.callers == config::Callers::ByPlugins,
+            is_listed: is_open(mirror),
+            names_prove: config.mirrors.iter().all(is_open),
         };
         Some((Arc::clone(&mirror.name), settings))
     };

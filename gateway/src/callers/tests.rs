@@ -80,7 +80,7 @@ impl CallerRights for Scripted {
         known: Option<&Reference>,
     ) -> Result<bool, UpstreamError> {
         let who = caller.map_or("everybody", |caller| caller.username.as_str());
-        let by = known.map_or("list".to_owned(), ToString::to_string);
+        let by = known.map_or_else(|| "list".to_owned(), ToString::to_string);
         self.answer(format!("{who} {repository} by {by}")).await
     }
 }
@@ -142,72 +142,36 @@ async fn confirm(callers: &Callers, standing: Standing<'_>, needed: Needed, text
 
 const PULL: &str = "repository:up/team/app:pull";
 
+/// A scope, and what becomes of it for who is known here, and for whom the upstream of `up` vouches.
+#[rustfmt::skip]
+const SCOPES: &[(&str, &str, &str)] = &[
+    ("repository:apps/web:pull", "unconcerned repository:apps/web:pull", "refused"),
+    ("repository:plain/app:pull", "unconcerned repository:plain/app:pull", "refused"),
+    ("repository:nobodys:pull", "unconcerned repository:nobodys:pull", "refused"),
+    ("registry:catalog:*", "unconcerned registry:catalog:*", "refused"),
+    ("repository:up/team/app:push", "allowed repository:up/team/app:push", "refused"),
+    ("repository:up/team/app:pull,push", "allowed repository:up/team/app:pull,push", "allowed repository:up/team/app:pull"),
+    ("repository:other/app:pull", "allowed repository:other/app:pull", "refused"),
+];
+
 #[tokio::test]
 async fn an_upstream_is_asked_about_its_own_repositories_alone() {
     let (callers, upstream) = world(&["up", "other"]);
     let carol = carol(&callers).await;
     let token = UpstreamCaller::by_token("up", &[scope(PULL)]);
     let before = upstream.asked();
-    for (text, local, of_upstream) in [
-        (
-            "repository:apps/web:pull",
-            "unconcerned repository:apps/web:pull",
-            "refused",
-        ),
-        (
-            "repository:plain/app:pull",
-            "unconcerned repository:plain/app:pull",
-            "refused",
-        ),
-        (
-            "repository:nobodys:pull",
-            "unconcerned repository:nobodys:pull",
-            "refused",
-        ),
-        (
-            "registry:catalog:*",
-            "unconcerned registry:catalog:*",
-            "refused",
-        ),
-        (
-            "repository:up/team/app:push",
-            "allowed repository:up/team/app:push",
-            "refused",
-        ),
-        (
-            "repository:up/team/app:pull,push",
-            "allowed repository:up/team/app:pull,push",
-            "allowed repository:up/team/app:pull",
-        ),
-        (
-            "repository:other/app:pull",
-            "allowed repository:other/app:pull",
-            "refused",
-        ),
-    ] {
-        let now = Needed::Now;
-        assert_eq!(
-            confirm(&callers, Standing::Local, now, text).await,
-            local,
-            "{text}"
-        );
-        assert_eq!(
-            confirm(&callers, carol.standing(), now, text).await,
-            of_upstream,
-            "{text}"
-        );
-        assert_eq!(
-            confirm(&callers, token.standing(), now, text).await,
-            of_upstream,
-            "{text}"
-        );
+    for (text, local, vouched) in SCOPES {
+        for (standing, expect) in [
+            (Standing::Local, local),
+            (carol.standing(), vouched),
+            (token.standing(), vouched),
+        ] {
+            let found = confirm(&callers, standing, Needed::Now, text).await;
+            assert_eq!(found, *expect, "{text}: {standing:?}");
+        }
     }
-    assert_eq!(
-        upstream.asked() - before,
-        2,
-        "about two repositories: {:?}",
-        upstream.seen
-    );
+    let asked = upstream.asked() - before;
+    assert_eq!(asked, 2, "about two repositories: {:?}", upstream.seen);
 }
 
 #[tokio::test]

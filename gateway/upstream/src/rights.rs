@@ -27,8 +27,7 @@ impl RegistryClient {
     async fn question(&self, ask: &Ask<'_>) -> Result<bool, UpstreamError> {
         let _permit = self.permit(&ask.call).await?;
         let home = self.home_endpoint(&ask.call)?;
-        home.guarded(&ask.call, home.accepts(ask, StatusCode::OK))
-            .await
+        Box::pin(home.guarded(&ask.call, home.accepts(ask, StatusCode::OK))).await
     }
 
     fn question_about<'a>(

@@ -193,6 +193,7 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
         prefetch: false,
         not_found_for: Duration::from_secs(10),
         is_listed: true,
+        names_prove: true,
     };
     let mut world = World::build(admission, Settings::default());
     world.ports.mirrors.insert("hub".into(), mirror);

@@ -4,12 +4,13 @@
 
 use std::time::Duration;
 
-use gantry_model::RepositoryName;
+use gantry_model::{RepositoryName, glob::Glob};
+use gantry_upstream::ClientSettings;
 
 use super::{Context, mirrors::covers};
 use crate::config::{
     Callers, Hosted, Mirror,
-    file::{AuthorizedByText, CallersFile, MirrorFile},
+    file::{AuthorizedByText, CallersFile},
 };
 
 /// What docker's token protocol has a token live at least.
@@ -17,11 +18,16 @@ const SHORTEST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Context<'_> {
-    pub(super) fn callers(&mut self, mirror: &str, file: &mut MirrorFile) -> Callers {
+    pub(super) fn callers(
+        &mut self,
+        mirror: &str,
+        file: Option<CallersFile>,
+        upstream: &ClientSettings,
+    ) -> Callers {
         let CallersFile {
             authorized_by,
             remember_for,
-        } = file.callers.take().unwrap_or_default();
+        } = file.unwrap_or_default();
         let keys = ["mirrors", mirror, "callers", "remember_for"];
         match authorized_by.unwrap_or(AuthorizedByText::Plugins) {
             AuthorizedByText::Plugins => {
@@ -31,8 +37,7 @@ impl Context<'_> {
                 Callers::ByPlugins
             }
             AuthorizedByText::Upstream => {
-                let certificate = file.tls.as_ref().map(|tls| tls.certificate.is_some());
-                if certificate == Some(true) {
+                if upstream.tls.identity.is_some() {
                     let keys = ["mirrors", mirror, "tls", "certificate"];
                     let message = "not with `callers.authorized_by: upstream`: callers are asked about without it, and an upstream that wants it would know none of them";
                     self.refuse(&keys, message, None);
@@ -50,26 +55,37 @@ impl Context<'_> {
         let asked = |mirror: &&Mirror| mirror.callers != Callers::ByPlugins;
         for mirror in mirrors.iter().filter(asked) {
             for (index, pattern) in hosted.or_upstream.iter().enumerate() {
-                if covers(&mirror.names.prefix, pattern) {
-                    let index = index.to_string();
-                    let message = format!(
-                        "lies below mirror `{}`, whose upstream decides who may read: what is pushed here would be its secret",
-                        mirror.name
-                    );
-                    let hint = "put it into `names`".to_owned();
-                    self.refuse(&["hosted", "or_upstream", &index], message, hint);
-                }
+                self.not_below(mirror, index, pattern);
             }
-            let prefix = &mirror.names.prefix;
             let others = mirrors.iter().filter(|other| other.name != mirror.name);
-            for other in others.filter(|other| overlap(prefix, &other.names.prefix)) {
-                let message = format!(
-                    "one of `{prefix}` and `{}` (mirror `{}`) lies below the other, so a name could be either's and one upstream would decide about the other's content",
-                    other.names.prefix, other.name
-                );
-                self.refuse(&["mirrors", &mirror.name, "prefix"], message, None);
+            for other in others {
+                self.not_shared(mirror, other);
             }
         }
+    }
+
+    fn not_below(&mut self, mirror: &Mirror, index: usize, pattern: &Glob) {
+        if !covers(&mirror.names.prefix, pattern) {
+            return;
+        }
+        let message = format!(
+            "lies below mirror `{}`, whose upstream decides who may read: what is pushed here would be its secret",
+            mirror.name
+        );
+        let keys = ["hosted", "or_upstream", &index.to_string()];
+        self.refuse(&keys, message, "put it into `names`".to_owned());
+    }
+
+    fn not_shared(&mut self, mirror: &Mirror, other: &Mirror) {
+        let (prefix, theirs) = (&mirror.names.prefix, &other.names.prefix);
+        if !overlap(prefix, theirs) {
+            return;
+        }
+        let message = format!(
+            "one of `{prefix}` and `{theirs}` (mirror `{}`) lies below the other, so a name could be either's and one upstream would decide about the other's content",
+            other.name
+        );
+        self.refuse(&["mirrors", &mirror.name, "prefix"], message, None);
     }
 }
 

@@ -96,7 +96,6 @@ impl Context<'_> {
             url,
             is_hub,
         };
-        let callers = self.callers(name, &mut file);
         let upstream = self.upstream(&place, &mut file);
         let names = MirrorNames {
             mirror: Arc::from(name),
@@ -118,8 +117,8 @@ impl Context<'_> {
         Some(Mirror {
             name: Arc::clone(&names.mirror),
             names,
+            callers: self.callers(name, file.callers.take(), &upstream),
             upstream,
-            callers,
             default: file.default.unwrap_or(false),
             keep: self.keep(name, file.keep.take().unwrap_or_default()),
             prefetch: file.prefetch.unwrap_or(false),
