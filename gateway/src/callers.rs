@@ -382,17 +382,17 @@ pub(crate) fn refusal() -> Denial {
 
 /// The upstream has not answered: 429 when it limits, else 503, and never a refusal.
 fn open_question(open: &memory::Open) -> Error {
-    if !open.is_limited {
-        return Error::Unavailable {
-            retry_after: Some(open.retry_after),
-            source: open.why.to_string().into(),
-        };
+    let (retry_after, source) = (open.retry_after, open.why.to_string().into());
+    match open.is_limited {
+        true => Error::Limited {
+            retry_after,
+            source,
+        },
+        false => Error::Unavailable {
+            retry_after: Some(retry_after),
+            source,
+        },
     }
-    let message = "the upstream asks to come back later";
-    let mut denial = Denial::new(DenialCode::TooManyRequests, "upstream-limited", message);
-    denial.reason.text = open.why.to_string();
-    denial.retry_after = Some(open.retry_after);
-    Error::Denied(Box::new(denial))
 }
 
 fn principal(mirror: &str, username: &str) -> Principal {

@@ -11,6 +11,7 @@ use tests::{
     guests::component,
     image::MANIFEST,
     origin::Fault,
+    tools::free_port,
     wire::{Answer, runtime, whole},
 };
 
@@ -197,6 +198,30 @@ fn what_is_private_upstream_is_refused_on_every_way_to_whoever_may_not_pull_it()
         !reasons.is_empty() && reasons.iter().all(|code| code == "upstream-denied"),
         "{reasons:?}"
     );
+}
+
+#[test]
+fn a_listener_that_is_the_mirrors_asks_its_upstream_too() {
+    let (first, private, public) = upstream();
+    let (second, _, _) = upstream();
+    let port = free_port();
+    let listen = format!("listen: [127.0.0.1:PORT, {{ address: 127.0.0.1:{port}, mirror: up }}]\n");
+    let mirrors = entry(&first, "up") + &entry(&second, "other");
+    let gateway = start(&(listen + &config(&mirrors, "")));
+    let carol = Wire::basic(port, CAROL);
+    // There the login is the mirror's, however many there are.
+    carol.get("/v2/").expect(200);
+    let token = carol.token(&["repository:team/private:pull"]);
+    for wire in [&carol, &Wire::bearer(port, &token)] {
+        wire.pull_image(PRIVATE, "v1", &private);
+    }
+    Wire::bearer(gateway.port, &token).pull_image("up/team/private", "v1", &private);
+    let anonymous = Wire::anonymous(port);
+    anonymous.pull_image(PUBLIC, "v1", &public);
+    anonymous.get("/v2/team/private/manifests/v1").expect(401);
+    let user = Wire::basic(port, USER);
+    user.get("/v2/team/private/manifests/v1").expect(403);
+    assert_eq!(second.guard().passwords_of(CAROL.0), 0);
 }
 
 #[test]
@@ -441,6 +466,11 @@ fn an_upstream_that_limits_is_429_and_is_left_alone() {
         assert!(answer.header("retry-after").parse::<u64>().unwrap() <= 30);
     }
     assert_eq!(origin.count("GET", "/token"), asked + 1);
+    let lines = gateway.audit();
+    let of_dave = lines
+        .iter()
+        .filter(|line| line["reason.code"] == "upstream-limited");
+    assert!(of_dave.clone().count() == 3 && of_dave.clone().all(|line| line["decision"] == "fail"));
     carol.pull_image("up/team/private", "v1", &private);
 }
 

@@ -354,6 +354,9 @@ impl Exchange {
             Error::Unavailable { source, .. } => {
                 self.decided("fail", "unavailable", &source.to_string(), None);
             }
+            Error::Limited { source, .. } => {
+                self.decided("fail", "upstream-limited", &source.to_string(), None);
+            }
             Error::Panicked => self.decided("fail", "panic", "the request's code panicked", None),
             Error::Registry(error) => match &**error {
                 RegistryError::Denied(denial) => self.denied(denial),
