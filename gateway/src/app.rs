@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::generation::Generation;
 use crate::{
     auth::verified::VerifiedCredentials,
+    callers::memory::Memory,
     clock::SystemClock,
     config::{self, BlobStorage, Config, MetadataStorage},
     events::Events,
@@ -60,6 +61,8 @@ pub(crate) struct Lasting {
     registry: Registry,
     /// The authorizers that judge plugins' reads: those of the serving generation.
     policy_current: Arc<ArcSwapOption<Policy>>,
+    metadata: Arc<CachedMetadata>,
+    callers: Memory,
     decisions: Arc<Decisions<AuthorizeAnswer>>,
     serves: Arc<Decisions<AdmitAnswer>>,
     verified: VerifiedCredentials,
@@ -246,6 +249,8 @@ impl Stores {
             host: self.plugin_host(&policy_current)?,
             registry: self.registry(config, &events),
             policy_current,
+            metadata: Arc::clone(&self.metadata),
+            callers: Memory::new()?,
             decisions: Arc::new(Decisions::new(100_000)),
             serves: Arc::new(Decisions::new(100_000)),
             verified: VerifiedCredentials::new()?,

@@ -7,7 +7,9 @@ pub(crate) mod verified;
 
 use std::sync::Arc;
 
-use gantry_model::{Client, Decision, DenialCode, OperationKind, Principal, Requester, Scope};
+use gantry_model::{
+    Client, Decision, Denial, DenialCode, OperationKind, Principal, Requester, Scope,
+};
 use gantry_plugin_host::{AuthenticateAnswer, AuthenticateRequest, Credential, Identity};
 
 use self::{
@@ -16,6 +18,7 @@ use self::{
 };
 use crate::{
     app::Generation,
+    callers::{ShownFor, Standing, UpstreamCaller},
     http::error::{ChallengeError, Error},
     policy::{Request, binding::Binding},
     telemetry,
@@ -39,6 +42,8 @@ pub struct Identified {
     pub at_most: Option<Arc<[Scope]>>,
     /// Whether a token of ours was shown: then a lack of scope is answered `insufficient_scope`.
     pub by_token: bool,
+    /// The upstream that vouches for the principal, when it is neither a plugin nor nobody.
+    pub upstream: Option<Arc<UpstreamCaller>>,
 }
 
 /// What a credential other than a token of ours proves.
@@ -48,16 +53,26 @@ impl From<Identity> for Identified {
             principal: Arc::new(identity.principal),
             at_most: identity.at_most.map(Arc::from),
             by_token: false,
+            upstream: None,
         }
     }
 }
 
 impl Identified {
+    /// Whose word about rights counts for the principal.
+    pub(crate) fn standing(&self) -> Standing<'_> {
+        match &self.upstream {
+            Some(caller) => caller.standing(),
+            None => Standing::Local,
+        }
+    }
+
     fn anonymous() -> Self {
         Self {
             principal: Arc::new(Principal::anonymous()),
             at_most: None,
             by_token: false,
+            upstream: None,
         }
     }
 }
@@ -113,7 +128,8 @@ fn bad_credential() -> Error {
     }
 }
 
-/// Finds the principal. No credential is anonymous; a credential that nobody claims is refused.
+/// Finds the principal. No credential is anonymous; a credential that nobody claims is refused, unless the upstream that it is shown for
+/// does. What an authenticator claims or rejects is shown to no upstream.
 ///
 /// # Errors
 /// [`Error::Unauthorized`] for a bad credential, [`Error::Unavailable`] when an authenticator failed.
@@ -121,6 +137,7 @@ pub async fn authenticate(
     generation: &Generation,
     client: &Arc<Client>,
     credential: Credential,
+    shown_for: ShownFor,
 ) -> Result<Identified, Error> {
     let authentication = &generation.authentication;
     if let Credential::Bearer(token) = &credential
@@ -143,7 +160,7 @@ pub async fn authenticate(
         None if matches!(credential, Credential::Bearer(_)) => {
             Err(invalid_token(TokenError::Unknown))
         }
-        None => Err(bad_credential()),
+        None => Box::pin(identify_upstream(generation, &credential, shown_for)).await,
     }
 }
 
@@ -161,6 +178,53 @@ async fn ask_chain(
     let ask = authentication.ask(&request);
     let verified = &authentication.verified;
     verified.get_or_ask(client, credential, ask).await
+}
+
+/// Asks the upstream that a credential was shown for: nobody here knows it.
+async fn identify_upstream(
+    generation: &Generation,
+    credential: &Credential,
+    shown_for: ShownFor,
+) -> Result<Identified, Error> {
+    let Credential::Basic { username, password } = credential else {
+        return Err(bad_credential());
+    };
+    let mirror = match shown_for {
+        ShownFor::Mirror(mirror) => mirror,
+        ShownFor::Nobody => return Err(bad_credential()),
+        ShownFor::Several => return Err(for_several()),
+    };
+    let callers = generation.policy.callers();
+    let Some((principal, caller)) = callers.identify(&mirror, username, password).await? else {
+        telemetry::audit_rejected(&upstream_name(&mirror), &unknown_upstream());
+        return Err(bad_credential());
+    };
+    Ok(Identified {
+        principal: Arc::new(principal),
+        at_most: None,
+        by_token: false,
+        upstream: Some(Arc::new(caller)),
+    })
+}
+
+/// What the audit calls an upstream beside plugins.
+fn upstream_name(mirror: &str) -> Arc<str> {
+    format!("upstream:{mirror}").into()
+}
+
+fn unknown_upstream() -> Denial {
+    let message = "the upstream does not know the credential";
+    Denial::new(DenialCode::Unauthorized, "upstream-rejected", message)
+}
+
+/// A password is shown to the one upstream it is for, and never tried out on several.
+fn for_several() -> Error {
+    Error::Unauthorized {
+        scopes: Vec::new(),
+        error: None,
+        message: "nobody here knows this user, and it could be any of several upstreams': log in at an address that is one mirror's"
+            .to_owned(),
+    }
 }
 
 fn invalid_token(error: TokenError) -> Error {
@@ -222,7 +286,10 @@ pub async fn issue_token(
         client: Arc::clone(&request.client),
         principal: Arc::clone(&identified.principal),
         arrival: None,
+        confirmed: None,
     };
+    // Of an upstream's caller: as long as its word is good.
+    let mut longest = identified.upstream.as_ref().map(|it| it.remember_for);
     let mut granted = Vec::new();
     let mut spelled = Vec::new();
     for (scope, repository) in request.scopes {
@@ -234,15 +301,23 @@ pub async fn issue_token(
             None if scope.kind == "repository" => continue,
             None => scope.clone(),
         };
-        for scope_granted in grantable(
+        let grants = grantable(
             generation,
             &requester,
             identified,
             canonical,
             repository.as_ref(),
         )
-        .await?
-        {
+        .await?;
+        for scope_granted in grants {
+            let confirmation = generation
+                .policy
+                .confirm_for_token(identified, scope_granted)
+                .await?;
+            let Some((scope_granted, good_for)) = confirmation else {
+                continue;
+            };
+            longest = longest.map(|longest| good_for.map_or(longest, |it| it.min(longest)));
             spelled.push(Scope {
                 name: scope.name.clone(),
                 ..scope_granted.clone()
@@ -253,7 +328,7 @@ pub async fn issue_token(
     generation
         .authentication
         .tokens
-        .issue(identified, &granted, spelled, &request.service)
+        .issue(identified, &granted, spelled, &request.service, longest)
 }
 
 /// What the authorizers, and the credential, allow of one scope.

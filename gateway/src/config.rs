@@ -187,6 +187,8 @@ pub struct Mirror {
     pub names: MirrorNames,
     /// How its upstream is reached: where, as whom, through what.
     pub upstream: ClientSettings,
+    /// Who decides what those who ask may have.
+    pub callers: Callers,
     /// Whether it answers names that nothing else covers; at most one does.
     pub default: bool,
     /// What stays in its cache.
@@ -199,6 +201,18 @@ pub struct Mirror {
     pub tag_rules: Vec<TagRule>,
     /// How long "not found" is believed.
     pub not_found_for: Duration,
+}
+
+/// Who decides what those who ask a mirror may have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Callers {
+    /// The authorizer plugins.
+    ByPlugins,
+    /// The plugins, and its upstream about each caller.
+    ByUpstream {
+        /// How long the upstream's yes is believed; at least 60 s.
+        remember_for: Duration,
+    },
 }
 
 /// A plugin, what it sees and what it may do. `Debug` leaves its configuration out: secrets' files are part of it.

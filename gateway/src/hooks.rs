@@ -374,7 +374,7 @@ impl StoredContent {
         match policy.may_read(requester, repository).await {
             Ok(true) => Ok(name),
             Ok(false) => Err(ReadError::NotGranted),
-            Err(error) => Err(ReadError::Unavailable(error.to_string())),
+            Err(error) => Err(ReadError::Unavailable(error.chain())),
         }
     }
 }

@@ -77,12 +77,18 @@ async fn operate(
         Routed::Operation(operation) => operation,
         Routed::Options(allow) => return Ok(Done::Options(allow)),
     };
+    let shown_for = generation
+        .policy
+        .callers()
+        .of_operation(&operation, address);
     exchange.asks(&operation);
     let body = domain_body(&operation, body, &generation.edge);
     let credential = credential::parse(&parts.headers)?;
     let client = Arc::clone(exchange.client());
     // Each step is pinned where it is made: wrapped by value, its whole room would be copied once for every wrapper.
-    let authenticate = pin!(auth::authenticate(generation, &client, credential));
+    let authenticate = pin!(auth::authenticate(
+        generation, &client, credential, shown_for
+    ));
     let identified = exchange
         .deadline(authenticate)
         .instrument(tracing::debug_span!("authenticate"))

@@ -10,6 +10,7 @@ pub mod app;
 pub mod auth;
 pub mod author;
 pub mod builtin;
+pub mod callers;
 pub mod clock;
 pub mod config;
 pub mod events;

@@ -1,14 +1,16 @@
 //! (Principal, Operation) → decision → permit. Authorizer plugins in order: any deny wins, all abstain = denied.
 //!
 //! Owns the chain and what a refusal means to the client. Knows nothing of the wire: `http` renders. The gateway has no rule of its
-//! own beyond the ping: everything else is a plugin's word, cut to what the credential allows.
+//! own beyond the ping: everything else is a plugin's word, cut to what the credential allows and, in `confirm`, to what the upstream of
+//! a caller-authorized mirror does.
 
 pub mod binding;
+mod confirm;
 pub(crate) mod decisions;
 pub(crate) mod shadow;
 pub(crate) mod unenforced;
 
-use std::sync::Arc;
+use std::{slice::from_ref, sync::Arc};
 
 use gantry_model::{
     AttributeValue, Decision, Denial, DenialCode, Grant, Operation, OperationKind, Permit, Reason,
@@ -25,6 +27,7 @@ use self::{
 use crate::{
     app::Generation,
     auth::Identified,
+    callers::Callers,
     config::Mode,
     http::error::{ChallengeError, Error},
 };
@@ -38,6 +41,8 @@ pub struct Policy {
     beside: Vec<Arc<Binding>>,
     decisions: Arc<Decisions<AuthorizeAnswer>>,
     shadows: Shadows,
+    /// Whose upstreams have a say.
+    callers: Arc<Callers>,
 }
 
 tokio::task_local! {
@@ -67,6 +72,7 @@ impl Policy {
         authorizers: Vec<Arc<Binding>>,
         decisions: Arc<Decisions<AuthorizeAnswer>>,
         shadows: Shadows,
+        callers: Arc<Callers>,
     ) -> Self {
         let (beside, chain) = authorizers
             .into_iter()
@@ -76,6 +82,7 @@ impl Policy {
             beside,
             decisions,
             shadows,
+            callers,
         }
     }
 
@@ -120,12 +127,8 @@ impl Policy {
     /// refused: they would ask authorizers again.
     ///
     /// # Errors
-    /// As [`Policy::decide`].
-    pub async fn may_read(
-        &self,
-        requester: &Requester,
-        repository: &str,
-    ) -> Result<bool, CallError> {
+    /// As [`authorize`].
+    pub async fn may_read(&self, requester: &Requester, repository: &str) -> Result<bool, Error> {
         if AUTHORIZING.try_with(|()| ()).is_ok() {
             return Ok(false);
         }
@@ -141,10 +144,12 @@ impl Policy {
             reference: None,
             repository: None,
         };
-        Ok(match self.decide(&request).await? {
-            Decision::Allow(grant) => Scope::all_covered(&[scope], &grant.granted),
-            Decision::Deny(_) | Decision::Abstain => false,
-        })
+        match self.decide(&request).await? {
+            Decision::Allow(grant) if Scope::all_covered(from_ref(&scope), &grant.granted) => {
+                self.is_confirmed(requester, scope).await
+            }
+            Decision::Allow(_) | Decision::Deny(_) | Decision::Abstain => Ok(false),
+        }
     }
 }
 
@@ -373,6 +378,11 @@ pub async fn authorize(
     if let Some(limits) = &identified.at_most {
         grant.granted = Scope::intersect(&grant.granted, limits);
     }
+    let policy = &generation.policy;
+    let requester = match policy.callers.are_concerned_by(identified) {
+        true => Box::pin(policy.confirm(identified, &operation, requester, &mut grant)).await?,
+        false => requester,
+    };
     // The operation is gone into the permit; only somebody anonymous is told what to ask for.
     let spelled = match identified.principal.is_anonymous() {
         true => spelled_scopes(&operation),

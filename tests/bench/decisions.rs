@@ -60,6 +60,7 @@ fn requester() -> Requester {
         }),
         principal: Arc::new(principal),
         arrival: None,
+        confirmed: None,
     }
 }
 

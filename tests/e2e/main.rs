@@ -11,6 +11,7 @@ mod adopted;
 mod author;
 mod bad_requests;
 mod cache;
+mod callers;
 mod canary;
 mod client_files;
 mod clients;

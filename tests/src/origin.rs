@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 
 use crate::{
+    doors::{Door, Doors},
     image::Image,
     tools::{free_port, require, wait_until},
     wire::Wire,
@@ -62,6 +63,8 @@ struct State {
     sent: Mutex<HashMap<String, usize>>,
     faults: Mutex<HashMap<String, Fault>>,
     released: watch::Sender<bool>,
+    /// Set once it wants tokens.
+    doors: OnceLock<Arc<Doors>>,
     /// Requests that met [`Fault::Flap`].
     flaps: AtomicUsize,
 }
@@ -111,6 +114,7 @@ impl Origin {
                 sent: Mutex::default(),
                 faults: Mutex::default(),
                 released: watch::Sender::new(false),
+                doors: OnceLock::new(),
                 flaps: AtomicUsize::new(0),
             }),
             runtime: None,
@@ -120,6 +124,12 @@ impl Origin {
         });
         origin.start_again();
         origin
+    }
+
+    /// From now on everything wants a token. Nobody has an account yet, and nothing is public.
+    #[must_use]
+    pub fn guard(&self) -> &Doors {
+        self.state.doors.get_or_init(Arc::default)
     }
 
     /// A `mirrors:` entry that names this upstream, under the prefix `name`.
@@ -292,6 +302,9 @@ async fn forward(
     if let Some(answer) = answer_of(&state, fault.as_ref(), request.headers()).await {
         return Ok(answer);
     }
+    if let Some(answer) = answer_of_doors(&state, &path, request.headers()) {
+        return Ok(answer);
+    }
     let mut headers = request.headers().clone();
     headers.remove(header::HOST);
     let (method, body) = (request.method().clone(), request.into_body());
@@ -360,6 +373,29 @@ async fn answer_of(
             None
         }
         Fault::TruncateAt(_) | Fault::FlipLast | Fault::HoldAt(_) => None,
+    }
+}
+
+/// What is answered before anything is forwarded.
+fn answer_of_doors(state: &State, path: &str, headers: &http::HeaderMap) -> Option<Response<Body>> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let authorization = text(header::AUTHORIZATION);
+    match state.doors.get()?.answer(path, authorization) {
+        Door::Open => None,
+        Door::Unknown => Some(plain(401, &[])),
+        Door::Token(token) => {
+            let body = Full::new(Bytes::from(format!(r#"{{"token":"{token}"}}"#)));
+            let body = BodyExt::boxed_unsync(body.map_err(|never| match never {}));
+            Some(Response::new(body))
+        }
+        Door::Challenge(scope) => {
+            let host = text(header::HOST).unwrap_or_default();
+            let mut bearer = format!("Bearer realm=\"http://{host}/token\",service=\"doors\"");
+            if !scope.is_empty() {
+                bearer.push_str(&format!(",scope=\"{scope}\""));
+            }
+            Some(plain(401, &[(header::WWW_AUTHENTICATE, bearer)]))
+        }
     }
 }
 

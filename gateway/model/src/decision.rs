@@ -103,6 +103,15 @@ pub enum Decision {
     Abstain,
 }
 
+/// What an upstream said of somebody who showed it a credential of its own. Its word is about its own mirror and nothing else.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Confirmed {
+    /// The mirror whose upstream it is.
+    pub mirror: Arc<str>,
+    /// Canonical names of the repositories that may be pulled, as far as it was asked.
+    pub repositories: Vec<String>,
+}
+
 /// Who asks, from where, under which request id.
 #[derive(Clone, Debug)]
 pub struct Requester {
@@ -114,6 +123,8 @@ pub struct Requester {
     pub principal: Arc<Principal>,
     /// How the request arrived; `None` for work that no request asked for.
     pub arrival: Option<Arc<Arrival>>,
+    /// What an upstream confirmed, when it is one that vouches for the identity.
+    pub confirmed: Option<Arc<Confirmed>>,
 }
 
 /// Proof that an operation was allowed. Consumed by the registry's one entry.
@@ -165,6 +176,7 @@ impl Permit {
             client,
             principal: Arc::new(Principal::system()),
             arrival: None,
+            confirmed: None,
         };
         Self {
             operation,

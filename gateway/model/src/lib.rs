@@ -24,7 +24,7 @@ pub mod scope;
 pub mod upload;
 
 pub use admission::{AdmissionRequest, Admitted, Change, Refusal, TagState};
-pub use decision::{Decision, Denial, DenialCode, Grant, Permit, Reason, Requester};
+pub use decision::{Confirmed, Decision, Denial, DenialCode, Grant, Permit, Reason, Requester};
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest};
 pub use event::{Arrival, Delivery, Event, EventKind};

@@ -215,6 +215,15 @@ impl Namespaces {
         )
     }
 
+    /// The mirror that every name at this listener or host belongs to.
+    #[must_use]
+    pub fn mirror_at(&self, address: Address<'_>) -> Option<&MirrorNames> {
+        match address.mirror {
+            Some(bound) => self.mirrors.iter().find(|it| &*it.mirror == bound),
+            None => self.by_host(address.host),
+        }
+    }
+
     fn by_host(&self, host: Option<&str>) -> Option<&MirrorNames> {
         let host = host?.to_ascii_lowercase();
         let bare = host

@@ -2,20 +2,17 @@
 //!
 //! Owns paging: one entry more than the page is asked for, to know whether there are more.
 
-use gantry_model::{Page, Repository, Source, Tag};
+use gantry_model::{Page, Repository, RepositoryName, Source, Tag};
 
 use crate::{error::Error, outcome::Outcome, registry::Call};
 
 impl Call {
-    /// Repositories, hosted and mirrored, by their canonical names.
+    /// Repositories, hosted and mirrored, by their canonical names; without those of mirrors that are not listed.
     pub(crate) async fn list_catalog(&self, page: Page) -> Result<Outcome, Error> {
         let limit = self.page_size(&page);
         let mut repositories = match limit {
             0 => Vec::new(),
-            _ => {
-                let page = one_more(limit, page);
-                self.shared.ports.metadata.repositories(&page).await?
-            }
+            _ => self.listed_repositories(limit, page).await?,
         };
         let more = repositories.len() > limit;
         repositories.truncate(limit);
@@ -23,6 +20,27 @@ impl Call {
             repositories,
             next: more.then_some(limit),
         })
+    }
+
+    async fn listed_repositories(
+        &self,
+        limit: usize,
+        page: Page,
+    ) -> Result<Vec<RepositoryName>, Error> {
+        let ports = &self.shared.ports;
+        let is_hidden = |name: &RepositoryName| ports.mirrors.values().any(|it| it.hides(name));
+        let mut page = one_more(limit, page);
+        let mut listed = Vec::new();
+        // What is left out must not end the list early.
+        loop {
+            let found = ports.metadata.repositories(&page).await?;
+            let is_last = page.limit.is_some_and(|asked| found.len() < asked);
+            page.after = found.last().map(ToString::to_string);
+            listed.extend(found.into_iter().filter(|name| !is_hidden(name)));
+            if is_last || listed.len() > limit {
+                return Ok(listed);
+            }
+        }
     }
 
     /// Tags of a repository.

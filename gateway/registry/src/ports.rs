@@ -74,11 +74,24 @@ pub struct MirrorSettings {
     pub prefetch: bool,
     /// How long the upstream's own 404 is remembered.
     pub not_found_for: Duration,
+    /// Whether the list of all repositories holds this mirror's: not where each reader's right is its upstream's to say.
+    pub is_listed: bool,
+    /// Whether a manifest that names a blob proves that its repository has it. Not where an upstream decides who may read what is here:
+    /// a digest is no secret, and anybody's manifest may name a blob that nobody uploads with it.
+    pub names_prove: bool,
     /// Where its answers are counted.
     pub counts: Arc<CacheCounts>,
 }
 
 impl MirrorSettings {
+    /// Whether the repository is one of this mirror's that the list of all repositories leaves out.
+    pub(crate) fn hides(&self, name: &RepositoryName) -> bool {
+        let is_pushed = |pattern: &Glob| pattern.matches(name.as_str());
+        !self.is_listed
+            && name.strip_prefix(&self.prefix).is_some()
+            && !self.keep.pushed.iter().any(is_pushed)
+    }
+
     /// What is believed of a tag of the upstream's repository `remote`.
     #[must_use]
     pub fn freshness(&self, remote: &RepositoryName, tag: &Tag) -> &Freshness {

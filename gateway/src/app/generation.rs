@@ -8,12 +8,14 @@ use anyhow::Context as _;
 use gantry_model::Namespaces;
 use gantry_plugin_host::Hook;
 use gantry_registry::{MirrorSettings, Registry, Settings};
+use gantry_storage::CachedMetadata;
 use gantry_upstream::RegistryClient;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::{EdgeSettings, Lasting};
 use crate::{
     auth::{Authentication, token::Tokens},
+    callers::{AskedMirror, Callers},
     config::{self, Config},
     events::{Events, Receiver},
     hooks::{AdmissionChain, EventHook},
@@ -90,10 +92,12 @@ impl Generation {
                 .cloned()
                 .collect::<Vec<_>>()
         };
+        let clients = clients(config, before)?;
         let policy = Policy::new(
             taking_part(Hook::Authorize),
             Arc::clone(&lasting.decisions),
             lasting.shadows.clone(),
+            Arc::new(callers(lasting, config, &clients)),
         );
         let tokens = Tokens::open(
             &config.tokens.keys,
@@ -108,7 +112,6 @@ impl Generation {
             lasting.shadows.clone(),
         );
         let receivers = taking_part(Hook::Observe).into_iter();
-        let clients = clients(config, before)?;
         let registry = lasting.registry.reconfigured(
             Arc::new(admission),
             mirrors(config, &clients, &lasting.telemetry),
@@ -167,11 +170,35 @@ impl Generation {
     }
 }
 
+/// The mirrors whose upstreams have a say about those who ask.
+fn callers(lasting: &Lasting, config: &Config, clients: &Clients) -> Callers {
+    let asked = |mirror: &config::Mirror| {
+        let config::Callers::ByUpstream { remember_for } = mirror.callers else {
+            return None;
+        };
+        let client = Arc::clone(clients.get(&mirror.name)?);
+        let rights = MeasuredUpstream::new(&lasting.telemetry, &mirror.name, client);
+        Some(AskedMirror {
+            name: Arc::clone(&mirror.name),
+            upstream: mirror.upstream.url.to_string(),
+            remember_for,
+            rights: Arc::new(rights),
+        })
+    };
+    Callers::new(
+        config.mirrors.iter().filter_map(asked).collect(),
+        config.namespaces(),
+        Arc::<CachedMetadata>::clone(&lasting.metadata),
+        lasting.callers.clone(),
+    )
+}
+
 fn mirrors(
     config: &Config,
     clients: &Clients,
     telemetry: &Telemetry,
 ) -> HashMap<Arc<str>, MirrorSettings> {
+    let is_open = |mirror: &config::Mirror| mirror.callers == config::Callers::ByPlugins;
     let settings = |mirror: &config::Mirror| {
         let client = clients.get(&mirror.name)?;
         let settings = MirrorSettings {
@@ -187,6 +214,8 @@ fn mirrors(
             freshness: mirror.freshness,
             rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,
+            is_listed: is_open(mirror),
+            names_prove: config.mirrors.iter().all(is_open),
         };
         Some((Arc::clone(&mirror.name), settings))
     };

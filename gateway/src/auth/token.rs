@@ -30,7 +30,7 @@ use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use super::{Identified, IssuedToken};
-use crate::{clock::SystemClock, http::error::Error};
+use crate::{callers::UpstreamCaller, clock::SystemClock, http::error::Error};
 
 /// Clock skew between a token's issuer and a replica that verifies it, as Distribution allows.
 const LEEWAY_SECONDS: u64 = 60;
@@ -68,8 +68,8 @@ pub struct Tokens {
 #[derive(Clone, Debug)]
 struct GoodToken {
     identified: Identified,
-    /// Seconds since 1970; from then on, and the leeway, it is good no more.
-    expires: u64,
+    /// Seconds since 1970, leeway included: from then on it is good no more.
+    ends: u64,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -105,6 +105,9 @@ struct Inside {
     at_most: Vec<Scope>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity_ends_at_ms: Option<u64>,
+    /// The mirror whose upstream vouches for the identity, and confirmed what `at_most` holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    upstream: Option<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -159,7 +162,8 @@ impl Tokens {
         &self.published
     }
 
-    /// Signs a token for `identified` that allows `at_most` (canonical names), shown to the client as `access`.
+    /// Signs a token for `identified` that allows `at_most` (canonical names), shown to the client as `access`. It lives for `longest` at
+    /// most, but no client is given less than a minute.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when it cannot be signed.
@@ -169,10 +173,12 @@ impl Tokens {
         at_most: &[Scope],
         access: Vec<Scope>,
         service: &str,
+        longest: Option<Duration>,
     ) -> Result<IssuedToken, Error> {
         let principal = &identified.principal;
         let now = SystemClock.now_ms() / 1000;
-        let mut expires_in = self.lifetime.as_secs();
+        let lifetime = longest.map_or(self.lifetime, |longest| longest.min(self.lifetime));
+        let mut expires_in = lifetime.as_secs().max(60);
         if let Some(end) = principal.expires_at_ms {
             expires_in = expires_in.min((end / 1000).saturating_sub(now)).max(60);
         }
@@ -187,7 +193,7 @@ impl Tokens {
             exp: now + expires_in,
             jti: URL_SAFE_NO_PAD.encode(jti),
             access: access.clone(),
-            gantry: Inside::of(principal, at_most),
+            gantry: Inside::of(identified, at_most),
         };
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.signing.0.clone());
@@ -210,7 +216,7 @@ impl Tokens {
             .ok()?;
         let now = SystemClock.now_ms() / 1000;
         if let Some(good) = self.good.get(&digest)
-            && now < good.expires.saturating_add(LEEWAY_SECONDS)
+            && now < good.ends
         {
             return Some(Ok(good.identified));
         }
@@ -234,10 +240,9 @@ impl Tokens {
         validation.set_required_spec_claims(&["iss", "sub", "aud", "exp", "nbf"]);
         use jsonwebtoken::errors::ErrorKind;
         Some(match decode::<Claims>(token, key, &validation) {
-            Ok(data) => Ok(GoodToken {
-                expires: data.claims.exp,
-                identified: data.claims.identified(),
-            }),
+            // An upstream's word is good for its time, and not for anybody's skew beyond it: who issued it is this very gateway.
+            Ok(data) if data.claims.has_ended_upstream() => Err(TokenError::Expired),
+            Ok(data) => Ok(data.claims.good()),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -252,7 +257,9 @@ impl Tokens {
 }
 
 impl Inside {
-    fn of(principal: &Principal, at_most: &[Scope]) -> Self {
+    fn of(identified: &Identified, at_most: &[Scope]) -> Self {
+        let principal = &identified.principal;
+        let upstream = identified.upstream.as_ref();
         let attribute = |value: &AttributeValue| match value {
             AttributeValue::Flag(flag) => Attribute::Flag(*flag),
             AttributeValue::Number(number) => Attribute::Number(*number),
@@ -270,11 +277,31 @@ impl Inside {
                 .collect(),
             at_most: at_most.to_vec(),
             identity_ends_at_ms: principal.expires_at_ms,
+            upstream: upstream.map(|caller| caller.confirmed.mirror.to_string()),
         }
     }
 }
 
 impl Claims {
+    fn has_ended_upstream(&self) -> bool {
+        self.gantry.upstream.is_some() && self.ends() <= SystemClock.now_ms() / 1000
+    }
+
+    fn ends(&self) -> u64 {
+        let leeway = match self.gantry.upstream {
+            Some(_) => 0,
+            None => LEEWAY_SECONDS,
+        };
+        self.exp.saturating_add(leeway)
+    }
+
+    fn good(self) -> GoodToken {
+        GoodToken {
+            ends: self.ends(),
+            identified: self.identified(),
+        }
+    }
+
     fn identified(self) -> Identified {
         let attribute = |value| match value {
             Attribute::Flag(flag) => AttributeValue::Flag(flag),
@@ -295,8 +322,11 @@ impl Claims {
                 .collect(),
             expires_at_ms: self.gantry.identity_ends_at_ms,
         };
+        let upstream = self.gantry.upstream.as_deref();
+        let upstream = upstream.map(|it| UpstreamCaller::by_token(it, &self.gantry.at_most));
         Identified {
             principal: Arc::new(principal),
+            upstream: upstream.map(Arc::new),
             at_most: Some(self.gantry.at_most.into()),
             by_token: true,
         }
@@ -383,4 +413,108 @@ fn read_key(path: &Path) -> anyhow::Result<Key> {
         kid,
         encoding,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PULL: &str = "repository:up/team/app:pull";
+
+    fn tokens(folder: &Path) -> Tokens {
+        Tokens::open(folder, "gantry", Duration::from_secs(300)).unwrap()
+    }
+
+    fn caller(mirror: Option<&str>) -> Identified {
+        let at_most: Vec<Scope> = vec![PULL.parse().unwrap()];
+        Identified {
+            principal: Arc::new(Principal {
+                kind: "user".to_owned(),
+                ..Principal::anonymous()
+            }),
+            upstream: mirror.map(|mirror| Arc::new(UpstreamCaller::by_token(mirror, &at_most))),
+            at_most: None,
+            by_token: false,
+        }
+    }
+
+    fn issue(tokens: &Tokens, identified: &Identified, longest: Option<u64>) -> IssuedToken {
+        let at_most = [PULL.parse().unwrap()];
+        let longest = longest.map(Duration::from_secs);
+        let issued = tokens.issue(identified, &at_most, Vec::new(), "test", longest);
+        issued.ok().unwrap()
+    }
+
+    #[test]
+    fn a_token_lives_no_longer_than_the_word_it_rests_on_and_never_less_than_a_minute() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        for (longest, expect) in [(None, 300), (Some(900), 300), (Some(90), 90), (Some(5), 60)] {
+            let issued = issue(&tokens, &caller(Some("up")), longest);
+            assert_eq!(issued.expires_in, expect, "{longest:?}");
+        }
+    }
+
+    #[test]
+    fn an_upstreams_token_says_whose_word_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        for mirror in [Some("up"), None] {
+            let issued = issue(&tokens, &caller(mirror), None);
+            let identified = tokens.verify(&issued.token).unwrap().unwrap();
+            let upstream = identified
+                .upstream
+                .map(|caller| Arc::clone(&caller.confirmed));
+            assert_eq!(upstream.as_ref().map(|it| &*it.mirror), mirror);
+            if let Some(confirmed) = upstream {
+                assert_eq!(confirmed.repositories, ["up/team/app"]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_good_token_is_remembered_until_its_end_and_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        let now = SystemClock.now_ms() / 1000;
+        for (ends, expect) in [(now + 30, true), (now, false)] {
+            let digest = digest::digest(&digest::SHA256, b"not a token")
+                .as_ref()
+                .try_into()
+                .unwrap();
+            let identified = caller(None);
+            tokens.good.insert(digest, GoodToken { identified, ends });
+            assert_eq!(tokens.verify("not a token").is_some(), expect);
+        }
+        let issued = issue(&tokens, &caller(None), None);
+        let first = tokens.verify(&issued.token).unwrap().unwrap();
+        let again = tokens.verify(&issued.token).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&first.principal, &again.principal));
+    }
+
+    #[test]
+    fn a_token_that_rests_on_an_upstreams_word_has_no_leeway() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        let (kid, key) = &tokens.signing;
+        let now = SystemClock.now_ms() / 1000;
+        for (mirror, expect) in [(None, None), (Some("up"), Some(TokenError::Expired))] {
+            let claims = Claims {
+                iss: "gantry".to_owned(),
+                sub: "user:alice".to_owned(),
+                aud: "test".to_owned(),
+                iat: now - 70,
+                nbf: now - 70,
+                exp: now - 10,
+                jti: String::new(),
+                access: Vec::new(),
+                gantry: Inside::of(&caller(mirror), &[]),
+            };
+            let mut header = Header::new(Algorithm::ES256);
+            header.kid = Some(kid.clone());
+            let token = encode(&header, &claims, key).unwrap();
+            let verdict = tokens.verify(&token).unwrap();
+            assert_eq!(verdict.err(), expect, "{mirror:?}");
+        }
+    }
 }

@@ -270,6 +270,7 @@ fn requester(id: Option<String>, client: &ClientForm, principal: PrincipalForm) 
         client: client.client(),
         principal: Arc::new(principal.0),
         arrival: None,
+        confirmed: None,
     }
 }
 

@@ -16,7 +16,8 @@ use super::text::{
 };
 
 pub(crate) use upstream::{
-    CredentialsFile, ProxyEntry, ProxyFile, UpstreamLimitsFile, UpstreamTlsFile,
+    AuthorizedByText, CallersFile, CredentialsFile, ProxyEntry, ProxyFile, UpstreamLimitsFile,
+    UpstreamTlsFile,
 };
 
 /// The configuration of Gantry. Relative paths start at the folder of this file. Every scalar can be set by an environment
@@ -227,6 +228,8 @@ pub(crate) struct MirrorFile {
     pub(crate) credentials: Option<CredentialsFile>,
     /// Token endpoints outside the upstream's own domain that it may name, such as `https://ghcr.io` for lscr.io. Default: none.
     pub(crate) token_realms: Option<Vec<UrlText>>,
+    /// Who decides what those who ask may have. Default: the plugins alone.
+    pub(crate) callers: Option<CallersFile>,
     /// What TLS to the upstream rests on.
     pub(crate) tls: Option<UpstreamTlsFile>,
     /// The proxy to go through: a URL, `environment` for `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or all of it. Default: none.

@@ -3,6 +3,7 @@
 //! Owns the sections that are small; `resolve/mirrors.rs`, `resolve/upstream.rs` and `resolve/plugins.rs` own those that are not. A section with a
 //! mistake still yields a value, so that the others are checked too; the value is thrown away with the report.
 
+mod callers;
 mod listen;
 mod mirrors;
 mod plugins;

@@ -32,7 +32,9 @@ use super::{
 };
 use crate::{
     app::{App, Generation},
-    auth, policy,
+    auth,
+    callers::ShownFor,
+    policy,
     reload::Reloader,
     server::{Handler, Peer, RequestBody},
     telemetry::METRICS_CONTENT_TYPE,
@@ -213,7 +215,11 @@ async fn permit(
     let client = Arc::clone(exchange.client());
     let identified = exchange
         .deadline(Box::pin(auth::authenticate(
-            generation, &client, credential,
+            generation,
+            &client,
+            credential,
+            // Only who is known here has a say here.
+            ShownFor::Nobody,
         )))
         .await?;
     exchange.identified(&identified.principal);

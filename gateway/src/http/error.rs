@@ -62,6 +62,14 @@ pub enum Error {
         /// For the log.
         source: BoxError,
     },
+    /// 429: an upstream that has a say limits how often it is asked.
+    #[error("the upstream asks to come back later")]
+    Limited {
+        /// When to try again.
+        retry_after: Duration,
+        /// For the log.
+        source: BoxError,
+    },
     /// 500: the request's own code panicked. The panic's text is in the log.
     #[error("internal error")]
     Panicked,
@@ -148,7 +156,7 @@ impl Error {
     }
 
     /// The whole chain of sources as text, for the log.
-    fn chain(&self) -> String {
+    pub(crate) fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
@@ -169,6 +177,10 @@ impl Error {
             }
             Self::Denied(denial) => denied(denial),
             Self::Unavailable { retry_after, .. } => unavailable(*retry_after),
+            Self::Limited { retry_after, .. } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                Answer::new(status, "TOOMANYREQUESTS", self.to_string()).after(Some(*retry_after))
+            }
             Self::Panicked => internal(),
             Self::Registry(error) => registry(error),
         }

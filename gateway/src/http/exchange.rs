@@ -232,6 +232,7 @@ impl Exchange {
             request_id: Arc::clone(&self.frame.request_id),
             client: Arc::clone(&self.client),
             principal,
+            confirmed: None,
         }
     }
 
@@ -351,6 +352,10 @@ impl Exchange {
             }
             Error::Panicked => {
                 let reason = Reason::new("panic", "the request's code panicked");
+                self.decided("fail", reason, None);
+            }
+            Error::Limited { source, .. } => {
+                let reason = Reason::new("upstream-limited", source.to_string());
                 self.decided("fail", reason, None);
             }
             Error::Registry(error) => match &**error {

@@ -42,24 +42,26 @@ pub async fn answer(
 ) -> Result<respond::Reply, Error> {
     let form = Form::read(parts, body).await?;
     let credential = form.credential(parts)?;
-    let client = Arc::clone(exchange.client());
-    let identified = exchange
-        .deadline(Box::pin(auth::authenticate(
-            generation, &client, credential,
-        )))
-        .await?;
-    exchange.identified(&identified.principal);
     let address = Address {
         mirror: exchange.mirror(),
         host: exchange.origin().host.as_deref(),
         path_prefix: None,
         namespace: form.query.single("ns")?,
     };
+    let scopes = resolve(generation, address, form.scopes());
+    let shown_for = generation.policy.callers().of_scopes(&scopes, address);
+    let client = Arc::clone(exchange.client());
+    let identified = exchange
+        .deadline(Box::pin(auth::authenticate(
+            generation, &client, credential, shown_for,
+        )))
+        .await?;
+    exchange.identified(&identified.principal);
     let request = TokenRequest {
         request_id: Arc::clone(exchange.request_id()),
         client,
         identified,
-        scopes: resolve(generation, address, form.scopes()),
+        scopes,
         service: exchange.frame().challenge.service.clone(),
     };
     let token = exchange

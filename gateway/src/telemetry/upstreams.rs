@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use gantry_model::{Digest, Page, Reference, RepositoryName};
 use gantry_registry::CacheCounts;
 use gantry_upstream::{
-    BlobStream, FetchedManifest, Kind, ManifestHead, RegistryClient, TagPage, Upstream,
-    UpstreamError,
+    BlobStream, CallerRights, Credentials, FetchedManifest, Kind, ManifestHead, RegistryClient,
+    TagPage, Upstream, UpstreamError,
 };
 use prometheus_client::{
     collector::Collector,
@@ -221,6 +221,23 @@ impl Upstream for MeasuredUpstream {
     ) -> Result<FetchedManifest, UpstreamError> {
         let call = self.client.referrers(repository, digest);
         self.measured("referrers", call).await
+    }
+}
+
+#[async_trait]
+impl CallerRights for MeasuredUpstream {
+    async fn knows(&self, caller: &Credentials) -> Result<bool, UpstreamError> {
+        self.measured("caller", self.client.knows(caller)).await
+    }
+
+    async fn may_pull(
+        &self,
+        caller: Option<&Credentials>,
+        repository: &RepositoryName,
+        known: Option<&Reference>,
+    ) -> Result<bool, UpstreamError> {
+        let call = self.client.may_pull(caller, repository, known);
+        self.measured("right", call).await
     }
 }
 

@@ -26,6 +26,7 @@ fn with_files(folder: &Path) {
     .unwrap();
     fs::write(folder.join("htpasswd"), "").unwrap();
     fs::write(folder.join("deny_image.wasm"), "").unwrap();
+    fs::write(folder.join("ghcr.token"), "token").unwrap();
     fs::create_dir(folder.join("data")).unwrap();
     fs::write(folder.join("data/htpasswd"), "").unwrap();
 }

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use gantry::config::{
-    AuditTo, BlobStorage, Config, Environment, LogFormat, MetadataStorage, Mode, OnError,
+    AuditTo, BlobStorage, Callers, Config, Environment, LogFormat, MetadataStorage, Mode, OnError,
     PluginFrom, TlsVersion,
 };
 use gantry_model::{Change, Source, namespace::Address};
@@ -202,6 +202,29 @@ fn what_a_mirror_keeps_is_everything_unless_the_file_says_so() {
     assert_eq!(keep.keep_for, Some(Duration::from_secs(30 * 86_400)));
     assert_eq!(keep.max_bytes, Some(2 << 30));
     assert!(keep.pinned[0].matches("library/alpine:3"));
+}
+
+#[test]
+fn the_plugins_decide_about_callers_unless_the_upstream_is_to() {
+    let of = |written: &str| {
+        let mirrors = format!("mirrors:\n  a: {{ url: \"https://a.io\"{written} }}\n{PLUGINS}");
+        parse(&mirrors).unwrap().mirrors[0].callers
+    };
+    let upstream = |seconds| Callers::ByUpstream {
+        remember_for: Duration::from_secs(seconds),
+    };
+    for (written, expect) in [
+        ("", Callers::ByPlugins),
+        (", callers: {}", Callers::ByPlugins),
+        (", callers: { authorized_by: plugins }", Callers::ByPlugins),
+        (", callers: { authorized_by: upstream }", upstream(60)),
+        (
+            ", callers: { authorized_by: upstream, remember_for: 10m }",
+            upstream(600),
+        ),
+    ] {
+        assert_eq!(of(written), expect, "{written}");
+    }
 }
 
 #[test]
@@ -504,14 +527,19 @@ fn a_client_certificate_that_is_not_its_keys_is_refused_by_the_check() {
         other.signing_key.serialize_pem(),
     )
     .unwrap();
-    let load = |key: &str| {
+    let load_with = |key: &str, more: &str| {
         let text = format!(
-            "mirrors: {{ a: {{ url: \"https://a.io\", tls: {{ ca: c.pem, certificate: c.pem, key: {key}, minimum: \"1.3\" }} }} }}{PLUGINS}"
+            "mirrors: {{ a: {{ url: \"https://a.io\", tls: {{ ca: c.pem, certificate: c.pem, key: {key}, minimum: \"1.3\" }}{more} }} }}{PLUGINS}"
         );
         parse_in(folder.path(), &text, &Environment::new())
     };
+    let load = |key: &str| load_with(key, "");
     let tls = load("k.pem").unwrap().mirrors.remove(0).upstream.tls;
     assert!(tls.roots.is_some() && tls.identity.is_some() && tls.only_1_3);
     let report = load("o.pem").unwrap_err().to_string();
     assert!(report.contains("not each other's"), "{report}");
+    // It would speak for every caller.
+    let callers = load_with("k.pem", ", callers: { authorized_by: upstream }");
+    let report = callers.unwrap_err().to_string();
+    assert!(report.contains("mirrors.a.tls.certificate"), "{report}");
 }

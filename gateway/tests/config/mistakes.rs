@@ -86,6 +86,13 @@ const MISTAKES: &[Mistake] = &[
     ("mirrors:\n  a: { url: \"https://a.io\", credentials: { username: u, password: { file: gone } } }", 2, "mirrors.a.credentials.password.file", "it does not exist", "looked for /nonexistent/gone"),
     ("mirrors:\n  a: { url: \"https://a.io\", credentials: { username: u, password: { env: GONE } } }", 2, "mirrors.a.credentials.password.env", "variable is not set", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", credentials: { username: u, password: { file: f, env: E } } }", 2, "mirrors.a.credentials.password", "exactly one of `file`, `env`", ""),
+    // --- whom its upstream decides about ---
+    ("mirrors:\n  a: { url: \"https://a.io\", callers: { authorized_by: upstrem } }", 2, "mirrors.a.callers.authorized_by", "", "did you mean `upstream`?"),
+    ("mirrors:\n  a: { url: \"https://a.io\", callers: { remember_for: 60s } }", 2, "mirrors.a.callers.remember_for", "only with `authorized_by: upstream`", ""),
+    ("mirrors:\n  a: { url: \"https://a.io\", callers: { authorized_by: upstream, remember_for: 59s } }", 2, "mirrors.a.callers.remember_for", "between 1m and", ""),
+    ("mirrors:\n  a: { url: \"https://a.io\", callers: { authorized_by: upstream, forget: 59s } }", 2, "mirrors.a.callers.forget", "unknown key", ""),
+    ("mirrors:\n  a: { url: \"https://a.io\", callers: { authorized_by: upstream } }\nhosted: { or_upstream: [\"a/x/**\"] }", 3, "hosted.or_upstream[0]", "lies below mirror `a`", "`names`"),
+    ("mirrors:\n  a: { url: \"https://a.io\", prefix: corp }\n  b: { url: \"https://b.io\", prefix: corp/x, callers: { authorized_by: upstream } }", 3, "mirrors.b.prefix", "lies below the other", ""),
     // --- how an upstream is reached ---
     ("mirrors:\n  a: { url: \"https://a.io\", credentials: { password: { env: P } } }", 2, "mirrors.a.credentials.username", "missing key `username`", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", credentials: {} }", 2, "mirrors.a.credentials", "exactly one of `username` with `password`, `identity_token`, `helper` and `exec`", ""),

@@ -31,7 +31,7 @@ pub use crate::endpoint::EndpointStats;
 /// What a caller is told to wait when the queue is full.
 const SATURATED_PAUSE: Duration = Duration::from_secs(1);
 /// Everything this registry stores. `*/*` is left out: it makes registries of old convert to schema 1.
-const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
+pub(crate) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
@@ -99,6 +99,16 @@ impl RegistryClient {
         }
     }
 
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Where the settings' URL leads, and no alternative.
+    pub(crate) fn home_endpoint(&self, call: &Call) -> Result<&Endpoint, UpstreamError> {
+        let home = self.endpoints.first();
+        home.ok_or_else(|| call.fail(Kind::Unavailable, "there is no base URL"))
+    }
+
     fn ask<'a>(
         &self,
         verb: &'static str,
@@ -109,16 +119,16 @@ impl RegistryClient {
         Ask {
             call: Call::new(&self.name, verb),
             method,
-            repository,
-            path,
+            about: Some((repository, path)),
             query: Vec::new(),
             accept: None,
             offset: 0,
+            session: None,
         }
     }
 
     /// Waits for its turn, for so long as is allowed.
-    async fn permit(&self, call: &Call) -> Result<OwnedSemaphorePermit, UpstreamError> {
+    pub(crate) async fn permit(&self, call: &Call) -> Result<OwnedSemaphorePermit, UpstreamError> {
         let began = Instant::now();
         let saturated = |pause: Duration| {
             call.fail(

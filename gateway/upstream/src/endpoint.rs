@@ -8,41 +8,46 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use gantry_model::RepositoryName;
 use http::{HeaderMap, Method, StatusCode, header};
-use moka::sync::Cache;
 use reqwest::{RequestBuilder, Response};
 use tokio::time::Instant;
 use url::Url;
 
 use crate::{
-    account::Account,
     answer,
     body::{Body, Pace},
     breaker::Breaker,
     challenge::Challenge,
-    credential::{Credential, CredentialSource, Origin},
+    credential::{Credential, CredentialSource, Credentials, Origin},
     error::{Call, Cause, Kind, UpstreamError},
     rate::{self, Budget, Quota},
     realm::{Realm, RealmError},
     redirect::{self, RedirectError},
+    session::{Proof, Scheme, Session},
     settings::{BuildError, ClientSettings},
-    token::{MAX_TOKEN_BODY_BYTES, Token, TokenKey, Tokens},
+    token::{MAX_TOKEN_BODY_BYTES, Token, TokenKey},
     transport::{Transport, drain},
 };
 
 /// Without a token, with a kept one that turns out stale, with a fresh one.
 const MAX_ROUNDS: usize = 3;
-/// Repositories whose way of authentication is remembered.
-const MAX_REMEMBERED: u64 = 10_000;
+
 /// What is asked of a registry, whichever base URL it has.
 pub(crate) struct Ask<'a> {
     pub(crate) call: Call,
     pub(crate) method: Method,
-    pub(crate) repository: &'a RepositoryName,
-    /// Path segments after the repository's name.
-    pub(crate) path: [&'a str; 2],
+    /// A repository, and the path segments after its name; `None` = the registry itself, `/v2/`.
+    pub(crate) about: Option<(&'a RepositoryName, [&'a str; 2])>,
     pub(crate) query: Vec<(&'static str, String)>,
     pub(crate) accept: Option<&'static str>,
     pub(crate) offset: u64,
+    /// As whom; `None` = as ourselves.
+    pub(crate) session: Option<&'a Session>,
+}
+
+impl Ask<'_> {
+    fn repository(&self) -> Option<&RepositoryName> {
+        self.about.map(|(repository, _path)| repository)
+    }
 }
 
 /// One base URL.
@@ -51,27 +56,11 @@ pub(crate) struct Endpoint {
     /// What its registry calls the repositories before their names; empty or ending in a slash.
     prefix: String,
     transport: Transport,
-    account: Account,
+    ours: Session,
     realms: Vec<Origin>,
-    tokens: Tokens,
-    remembered: Cache<RepositoryName, Scheme>,
     breaker: Breaker,
     budget: Budget,
     pace: Pace,
-}
-
-/// How a repository wants to be asked.
-#[derive(Clone)]
-enum Scheme {
-    Basic,
-    Bearer(Arc<TokenKey>),
-}
-
-/// What a request proves its sender with.
-enum Proof {
-    None,
-    Basic(Credential),
-    Bearer(Arc<TokenKey>, Token),
 }
 
 /// How one base URL fares.
@@ -91,6 +80,8 @@ pub struct EndpointStats {
 struct Answer {
     response: Response,
     is_foreign: bool,
+    /// Whether the upstream asked for a proof and got one.
+    is_proven: bool,
 }
 
 impl Endpoint {
@@ -105,10 +96,8 @@ impl Endpoint {
             base,
             prefix,
             transport: Transport::new(origin.clone(), is_home, settings)?,
-            account: Account::new(origin, source),
+            ours: Session::ours(origin, source),
             realms: realms.ok_or(BuildError::Url)?,
-            tokens: Tokens::new(),
-            remembered: Cache::new(MAX_REMEMBERED),
             breaker: Breaker::default(),
             budget: Budget::default(),
             pace: Pace {
@@ -120,7 +109,16 @@ impl Endpoint {
 
     /// Uses other credentials from now on.
     pub(crate) fn replace_credentials(&self, source: Option<CredentialSource>) {
-        self.account.replace(source);
+        self.ours.account.replace(source);
+    }
+
+    /// A session of somebody else, for one question.
+    pub(crate) fn caller_session(&self, caller: Option<&Credentials>) -> Session {
+        Session::of_caller(self.transport.origin().clone(), caller)
+    }
+
+    fn session<'a>(&'a self, ask: &Ask<'a>) -> &'a Session {
+        ask.session.unwrap_or(&self.ours)
     }
 
     /// Whether it is the origin of that URL.
@@ -164,7 +162,10 @@ impl Endpoint {
         })
     }
 
-    fn hear(&self, call: &Call, response: &Response, is_foreign: bool) {
+    fn hear(&self, ask: &Ask<'_>, call: &Call, response: &Response, is_foreign: bool) {
+        if !self.session(ask).shares_our_limits() {
+            return;
+        }
         let word = answer::word(response.status(), response.headers(), is_foreign);
         self.budget.hear(call.verb(), word, Instant::now());
     }
@@ -175,16 +176,29 @@ impl Endpoint {
         ask: &Ask<'_>,
         wanted: &[StatusCode],
     ) -> Result<Response, UpstreamError> {
-        let Answer {
-            response,
-            is_foreign,
-        } = self.ask(ask).await?;
-        self.hear(&ask.call, &response, is_foreign);
+        self.wanted(ask, wanted).await.map(|answer| answer.response)
+    }
+
+    /// Whether `ask` is answered with that status after a proof was asked for and given. The body is of no interest.
+    pub(crate) async fn accepts(
+        &self,
+        ask: &Ask<'_>,
+        wanted: StatusCode,
+    ) -> Result<bool, UpstreamError> {
+        let answer = self.wanted(ask, &[wanted]).await?;
+        drain(answer.response).await;
+        Ok(answer.is_proven)
+    }
+
+    async fn wanted(&self, ask: &Ask<'_>, wanted: &[StatusCode]) -> Result<Answer, UpstreamError> {
+        let answer = self.ask(ask).await?;
+        let (response, is_foreign) = (&answer.response, answer.is_foreign);
+        self.hear(ask, &ask.call, response, is_foreign);
         if wanted.contains(&response.status()) {
-            return Ok(response);
+            return Ok(answer);
         }
         let error = answer::failure(&ask.call, response.status(), response.headers(), is_foreign);
-        drain(response).await;
+        drain(answer.response).await;
         Err(error)
     }
 
@@ -197,6 +211,7 @@ impl Endpoint {
 
     async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let began = Instant::now();
+        let session = self.session(ask);
         let mut proof = self.remembered_proof(ask).await?;
         let mut rounds = 1..=MAX_ROUNDS;
         let mut is_renewed = false;
@@ -213,7 +228,7 @@ impl Endpoint {
                 Proof::Basic(_) if is_renewed => true,
                 Proof::Basic(refused) => {
                     is_renewed = true;
-                    !self.account.renew(&ask.call, refused).await?
+                    !session.account.renew(&ask.call, refused).await?
                 }
                 Proof::Bearer(_, token) => token.issued() >= began,
             };
@@ -221,7 +236,7 @@ impl Endpoint {
                 return Ok(answer);
             }
             if let Proof::Bearer(key, token) = &proof {
-                self.tokens.discard(key, token).await;
+                session.tokens.discard(key, token).await;
             }
             let scheme = self.choose(ask, answer.response.headers())?;
             drain(answer.response).await;
@@ -230,7 +245,8 @@ impl Endpoint {
     }
 
     async fn remembered_proof(&self, ask: &Ask<'_>) -> Result<Proof, UpstreamError> {
-        match self.remembered.get(ask.repository) {
+        let remembered = &self.session(ask).remembered;
+        match ask.repository().and_then(|name| remembered.get(name)) {
             None => Ok(Proof::None),
             Some(scheme) => self.prove(ask, scheme).await,
         }
@@ -251,15 +267,15 @@ impl Endpoint {
             return Ok(Scheme::Bearer(Arc::new(TokenKey {
                 realm,
                 service: challenge.parameter("service").map(str::to_owned),
-                scope: scope(&self.prefix, ask.repository, challenge),
-                generation: self.account.generation(),
+                scope: scope(&self.prefix, ask.repository(), challenge),
+                generation: self.session(ask).account.generation(),
             })));
         }
         match challenges
             .iter()
             .any(|challenge| challenge.scheme == "basic")
         {
-            true if self.account.is_known() => Ok(Scheme::Basic),
+            true if self.session(ask).account.is_known() => Ok(Scheme::Basic),
             true => Err(refused(
                 "it wants a user and there are no credentials for it",
             )),
@@ -269,27 +285,31 @@ impl Endpoint {
 
     /// Gets what the scheme wants, and remembers the scheme while that works.
     async fn prove(&self, ask: &Ask<'_>, scheme: Scheme) -> Result<Proof, UpstreamError> {
-        let repository = ask.repository.clone();
+        let session = self.session(ask);
+        let remember = |scheme| {
+            if let Some(repository) = ask.repository() {
+                session.remembered.insert(repository.clone(), scheme);
+            }
+        };
         let Scheme::Bearer(key) = scheme else {
-            let proof = self.basic(&ask.call).await?;
-            self.remembered.insert(repository, scheme);
+            let proof = basic(session, &ask.call).await?;
+            remember(scheme);
             return Ok(proof);
         };
         let key = Arc::new(TokenKey {
-            generation: self.account.generation(),
+            generation: session.account.generation(),
             ..(*key).clone()
         });
-        let fetch = self.fetch_token(&ask.call, &key);
-        match self.tokens.get(&key, fetch).await {
+        let fetch = self.fetch_token(ask, &key);
+        match session.tokens.get(&key, fetch).await {
             Ok(token) => {
-                self.remembered
-                    .insert(repository, Scheme::Bearer(Arc::clone(&key)));
+                remember(Scheme::Bearer(Arc::clone(&key)));
                 Ok(Proof::Bearer(key, token))
             }
             Err(error) => {
                 // A limit says nothing about the realm; forgetting it would cost a challenge for every call until then.
-                if error.kind != Kind::RateLimited {
-                    self.remembered.invalidate(ask.repository);
+                if let Some(name) = ask.repository().filter(|_| error.kind != Kind::RateLimited) {
+                    session.remembered.invalidate(name);
                 }
                 let cause = match error.cause {
                     Cause::Answer => Cause::Token,
@@ -304,35 +324,33 @@ impl Endpoint {
         }
     }
 
-    async fn basic(&self, call: &Call) -> Result<Proof, UpstreamError> {
-        match self.account.current(call).await? {
-            Some(credential) if !credential.is_identity_token() => Ok(Proof::Basic(credential)),
-            Some(_) => Err(call.fail(
-                Kind::Refused,
-                "401, it wants a user and there is only an identity token",
-            )),
-            None => Ok(Proof::None),
-        }
-    }
-
-    async fn fetch_token(&self, call: &Call, key: &TokenKey) -> Result<Token, UpstreamError> {
-        let call = call.instead("GET token");
+    async fn fetch_token(&self, ask: &Ask<'_>, key: &TokenKey) -> Result<Token, UpstreamError> {
+        let session = self.session(ask);
+        let call = ask.call.instead(match session.is_ours {
+            true => "GET token",
+            false => "GET token for a caller",
+        });
         self.check_pause(&call)?;
         let issued = Instant::now();
-        let credential = self.account.current(&call).await?;
-        let mut response = self.ask_for_token(&call, key, credential.as_ref()).await?;
+        let credential = session.account.current(&call).await?;
+        let token = TokenAsk {
+            call: &call,
+            key,
+            is_ours: session.is_ours,
+        };
+        let mut response = self.ask_for_token(&token, credential.as_ref()).await?;
         let is_refusal = matches!(
             response.status(),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
         );
         if let Some(refused) = credential.filter(|_| is_refusal)
-            && self.account.renew(&call, &refused).await?
+            && session.account.renew(&call, &refused).await?
         {
             drain(response).await;
-            let other = self.account.current(&call).await?;
-            response = self.ask_for_token(&call, key, other.as_ref()).await?;
+            let other = session.account.current(&call).await?;
+            response = self.ask_for_token(&token, other.as_ref()).await?;
         }
-        self.hear(&call, &response, false);
+        self.hear(ask, &call, &response, false);
         if response.status() != StatusCode::OK {
             let error = answer::failure(&call, response.status(), response.headers(), false);
             drain(response).await;
@@ -354,21 +372,22 @@ impl Endpoint {
 
     async fn ask_for_token(
         &self,
-        call: &Call,
-        key: &TokenKey,
+        ask: &TokenAsk<'_>,
         credential: Option<&Credential>,
     ) -> Result<Response, UpstreamError> {
+        let TokenAsk { call, key, is_ours } = *ask;
         let mut url = key.realm.url().clone();
         let service = key.service.iter().map(|service| ("service", &**service));
-        let asked = service.chain([("scope", &*key.scope)]);
+        let scope = Some(("scope", &*key.scope)).filter(|(_, scope)| !scope.is_empty());
+        let asked = service.chain(scope);
         let form = credential.and_then(|credential| credential.refresh_form(&key.realm));
         let request = if let Some(form) = form {
             let form: Vec<(&str, &str)> = asked.chain(form).collect();
-            let request = self.transport.request(call, Method::POST, &url)?;
+            let request = self.transport.request(call, Method::POST, &url, is_ours)?;
             request.form(&form)
         } else {
             url.query_pairs_mut().extend_pairs(asked);
-            let request = self.transport.request(call, Method::GET, &url)?;
+            let request = self.transport.request(call, Method::GET, &url, is_ours)?;
             match credential {
                 Some(credential) => credential.attach_to_realm(request, &key.realm),
                 None => request,
@@ -383,10 +402,10 @@ impl Endpoint {
     async fn send(&self, ask: &Ask<'_>, proof: &Proof) -> Result<Answer, UpstreamError> {
         let mut url = self.url(ask);
         let mut is_foreign = false;
+        let is_ours = self.session(ask).is_ours;
         for _ in 0..=redirect::MAX_REDIRECTS {
-            let mut request = self
-                .transport
-                .request(&ask.call, ask.method.clone(), &url)?;
+            let method = ask.method.clone();
+            let mut request = self.transport.request(&ask.call, method, &url, is_ours)?;
             if let Some(accept) = ask.accept {
                 request = request.header(header::ACCEPT, accept);
             }
@@ -401,6 +420,7 @@ impl Endpoint {
                 return Ok(Answer {
                     response,
                     is_foreign,
+                    is_proven: !matches!(proof, Proof::None),
                 });
             }
             let target = redirect::target(&url, response.headers(), self.transport.bounds());
@@ -429,12 +449,14 @@ impl Endpoint {
         let mut url = self.base.clone();
         // Only a URL that cannot be a base has no segments; an http URL always can.
         if let Ok(mut segments) = url.path_segments_mut() {
-            segments
-                .pop_if_empty()
-                .push("v2")
-                .extend(self.prefix.split_terminator('/'))
-                .extend(ask.repository.as_str().split('/'))
-                .extend(ask.path);
+            segments.pop_if_empty().push("v2");
+            match ask.about {
+                Some((repository, path)) => segments
+                    .extend(self.prefix.split_terminator('/'))
+                    .extend(repository.as_str().split('/'))
+                    .extend(path),
+                None => segments.push(""),
+            };
         }
         if !ask.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&ask.query);
@@ -443,9 +465,31 @@ impl Endpoint {
     }
 }
 
+/// A question to a token endpoint.
+struct TokenAsk<'a> {
+    call: &'a Call,
+    key: &'a TokenKey,
+    is_ours: bool,
+}
+
+async fn basic(session: &Session, call: &Call) -> Result<Proof, UpstreamError> {
+    match session.account.current(call).await? {
+        Some(credential) if !credential.is_identity_token() => Ok(Proof::Basic(credential)),
+        Some(_) => Err(call.fail(
+            Kind::Refused,
+            "401, it wants a user and there is only an identity token",
+        )),
+        None => Ok(Proof::None),
+    }
+}
+
 /// The scope to ask for: pulling the repository, by the name its registry knows it under. A gateway below a path prefix calls it
 /// by its own longer name, which is taken over from the challenge; nothing else in a challenge's scope is.
-fn scope(prefix: &str, repository: &RepositoryName, challenge: &Challenge) -> String {
+fn scope(prefix: &str, repository: Option<&RepositoryName>, challenge: &Challenge) -> String {
+    // Nothing but an identity is asked.
+    let Some(repository) = repository else {
+        return String::new();
+    };
     let own = format!("repository:{prefix}{repository}:pull");
     let Some(asked) = challenge.parameter("scope") else {
         return own;

@@ -4,7 +4,7 @@
 //! `client` speaks the distribution API over one or several base URLs, `endpoint` sends a request to one of them, `answer` and `body`
 //! read what comes back, `transport` holds the connections, `breaker` spares an upstream that fails and `rate` one that limits.
 //! `challenge`, `token`, `realm`, `credential`, `account` and `helper` are authentication; `redirect` and `address` say where an
-//! upstream may send us. Knows nothing of storage, freshness or policy.
+//! upstream may send us. `session` is as whom it is asked, `rights` asks it as somebody else. Knows nothing of storage, freshness or policy.
 //! Invariant: a credential leaves only for the origin it is bound to, or a realm that origin is allowed to name.
 
 pub mod client;
@@ -22,6 +22,8 @@ mod helper;
 mod rate;
 mod realm;
 mod redirect;
+mod rights;
+mod session;
 mod settings;
 mod token;
 mod transport;
@@ -154,4 +156,26 @@ pub trait Upstream: Debug + Send + Sync {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<FetchedManifest, UpstreamError>;
+}
+
+/// What an upstream lets others do. A trait of its own: a cache fills itself without it.
+#[async_trait]
+pub trait CallerRights: Debug + Send + Sync {
+    /// Whether the credential is one of the upstream's. `false` also where the upstream asked for no proof: then it vouches for nobody.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when the upstream did not say.
+    async fn knows(&self, caller: &Credentials) -> Result<bool, UpstreamError>;
+
+    /// Whether the caller may pull from the repository; `None` = somebody who shows nothing. `known` is a manifest that it had lately,
+    /// which is cheaper to ask for than a list.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when the upstream did not say.
+    async fn may_pull(
+        &self,
+        caller: Option<&Credentials>,
+        repository: &RepositoryName,
+        known: Option<&Reference>,
+    ) -> Result<bool, UpstreamError>;
 }

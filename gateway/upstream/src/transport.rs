@@ -76,19 +76,21 @@ impl Transport {
         &self.bounds
     }
 
-    /// The one place where a request is begun: an address out of bounds does not get past it.
+    /// The one place where a request is begun: an address out of bounds does not get past it. One that is not `ours`, as a caller's
+    /// question about its own rights, never shows our client certificate.
     pub(crate) fn request(
         &self,
         call: &Call,
         method: Method,
         url: &Url,
+        is_ours: bool,
     ) -> Result<RequestBuilder, UpstreamError> {
         let blocked = |error| {
             call.fail_with(Kind::Refused, error, error)
                 .because(Cause::Blocked)
         };
         self.bounds.check(url).map_err(blocked)?;
-        let is_home = Origin::of(url).as_ref() == Some(&self.origin);
+        let is_home = is_ours && Origin::of(url).as_ref() == Some(&self.origin);
         let client = if is_home { &self.home } else { &self.away };
         Ok(client.request(method, url.clone()))
     }

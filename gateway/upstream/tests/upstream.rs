@@ -14,6 +14,7 @@ mod upstream {
     mod matrix;
     mod proxies;
     mod redirects;
+    mod rights;
     mod secrets;
     mod server;
     mod tls;

@@ -19,6 +19,7 @@ fn requester() -> Requester {
         client: Arc::new(client),
         principal: Arc::new(Principal::anonymous()),
         arrival: None,
+        confirmed: None,
     }
 }
 

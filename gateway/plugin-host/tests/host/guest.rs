@@ -123,6 +123,7 @@ pub(crate) fn requester() -> Requester {
     Requester {
         request_id: "request-1".into(),
         arrival: None,
+        confirmed: None,
         client: client(),
         principal: Arc::new(Principal {
             id: "user:alice".to_owned(),

@@ -1,7 +1,8 @@
 //! Blobs of mirrored repositories: what is here, who may have it, and when to start a fill.
 //!
 //! Owns the rule that content which is here for one repository is not thereby readable in another: the other must name it in a
-//! manifest of its own, or its upstream must say that it has it (CVE-2024-39897 is what happens otherwise).
+//! manifest of its own, or its upstream must say that it has it (CVE-2024-39897 is what happens otherwise). Where upstreams decide who may
+//! read, only the latter counts.
 
 use std::sync::Arc;
 
@@ -102,7 +103,7 @@ impl Engine {
         if self.metadata.blob(name, digest).await?.is_some() {
             return Ok(Some(blob));
         }
-        if !self.is_named(origin, digest).await? {
+        if !origin.settings.names_prove || !self.is_named(origin, digest).await? {
             let upstream = &origin.settings.upstream;
             let _size = upstream.stat_blob(&origin.remote, digest).await?;
         }

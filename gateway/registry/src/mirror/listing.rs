@@ -224,5 +224,6 @@ pub(super) fn system() -> Requester {
         }),
         principal: Arc::new(Principal::system()),
         arrival: None,
+        confirmed: None,
     }
 }

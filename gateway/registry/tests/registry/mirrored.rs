@@ -192,6 +192,8 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
         rules: Vec::new(),
         prefetch: false,
         not_found_for: Duration::from_secs(10),
+        is_listed: true,
+        names_prove: true,
     };
     let mut world = World::build(admission, Settings::default());
     world.ports.mirrors.insert("hub".into(), mirror);

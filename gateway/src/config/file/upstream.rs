@@ -36,6 +36,30 @@ pub(crate) struct CredentialsFile {
     pub(crate) refresh: Option<DurationText>,
 }
 
+/// Who decides what those who ask may have of a mirror.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Callers")]
+pub(crate) struct CallersFile {
+    /// Whose word is needed before anything of a repository is served. Default: plugins.
+    pub(crate) authorized_by: Option<AuthorizedByText>,
+    /// How long the upstream's yes is believed, and the longest life of a token that rests on it; with `authorized_by: upstream`.
+    /// Default: 60s.
+    pub(crate) remember_for: Option<DurationText>,
+}
+
+/// Whose word is needed.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum AuthorizedByText {
+    /// The authorizer plugins'.
+    Plugins,
+    /// Theirs, and the upstream's about the caller: who shows nothing, or a user of this gateway, gets what is public there; who
+    /// shows a credential of the upstream's gets what that may pull.
+    Upstream,
+}
+
 /// What TLS to an upstream rests on. The files are PEM.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -61,6 +61,7 @@ impl Context<'_> {
         }
         imply_hosts(&mut mirrors, &implied);
         self.hosted(hosted, &mut mirrors);
+        self.callers_names(&mirrors, hosted);
         mirrors
     }
 
@@ -116,6 +117,7 @@ impl Context<'_> {
         Some(Mirror {
             name: Arc::clone(&names.mirror),
             names,
+            callers: self.callers(name, file.callers.take(), &upstream),
             upstream,
             default: file.default.unwrap_or(false),
             keep: self.keep(name, file.keep.take().unwrap_or_default()),
@@ -401,7 +403,7 @@ pub(super) fn authority(url: &Url) -> String {
 }
 
 /// Whether every name the pattern matches lies below the prefix, or is the prefix itself.
-fn covers(prefix: &RepositoryName, pattern: &Glob) -> bool {
+pub(super) fn covers(prefix: &RepositoryName, pattern: &Glob) -> bool {
     let pattern = pattern.as_str();
     let special = |letter: char| matches!(letter, '*' | '?' | '[' | '{' | '\\' | '!');
     let literal = pattern

@@ -658,6 +658,15 @@ fn failures() -> Vec<(Error, u16, &'static str, &'static str)> {
             "UNAVAILABLE",
             "1",
         ),
+        (
+            Error::Limited {
+                retry_after: Duration::from_secs(7),
+                source: source(),
+            },
+            429,
+            "TOOMANYREQUESTS",
+            "7",
+        ),
         (Error::Panicked, 500, "UNKNOWN", ""),
         (
             registry(RegistryError::BlobUnknown { digest: digest() }),

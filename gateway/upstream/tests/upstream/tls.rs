@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use gantry_upstream::{Cause, ClientSettings, Kind, RegistryClient, Tls, Upstream as _};
+use gantry_upstream::{
+    CallerRights as _, Cause, ClientSettings, Kind, RegistryClient, Tls, Upstream as _,
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -136,6 +138,22 @@ async fn a_client_certificate_opens_a_server_that_insists_on_one() {
     let client = RegistryClient::new(settings).unwrap();
     client.manifest(&alpine(), &latest()).await.unwrap();
     assert!(server.seen()[0].is_certified);
+}
+
+#[tokio::test]
+async fn a_client_certificate_does_not_speak_for_callers() {
+    let ours = client_certificate();
+    let (acceptor, root) = mutual(false, &ours);
+    let server = Server::start_tls(acceptor, |_| manifest()).await;
+    let mut settings = with_credentials(&server.url);
+    settings.tls.roots = Some(root);
+    settings.tls.identity = identity(&ours);
+    let client = RegistryClient::new(settings).unwrap();
+    client.may_pull(None, &alpine(), None).await.unwrap();
+    client.knows(&acme()).await.unwrap();
+    client.manifest(&alpine(), &latest()).await.unwrap();
+    let shown: Vec<bool> = server.seen().iter().map(|seen| seen.is_certified).collect();
+    assert_eq!(shown, [false, false, true]);
 }
 
 #[tokio::test]

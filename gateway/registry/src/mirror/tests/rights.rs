@@ -63,6 +63,21 @@ async fn content_that_a_manifest_there_names_is_linked_without_a_question() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_upstreams_decide_who_may_read_a_manifest_proves_nothing_by_naming_a_blob() {
+    let (mut world, bytes, digest) = filled().await;
+    world.distrust_names();
+    world.manifest(OTHER, "latest", &image(&[(&digest, bytes.len())]));
+    world.pull(OTHER, "latest").await.unwrap();
+    world.upstream.calls();
+    let error = world.read(OTHER, &digest).await.unwrap_err();
+    assert!(matches!(error, Error::BlobUnknown { .. }), "{error:?}");
+    world.blob(OTHER, &bytes);
+    assert_eq!(world.read(OTHER, &digest).await.unwrap(), bytes);
+    let asked = Call::Stat(digest);
+    assert_eq!(world.upstream.calls(), [asked.clone(), asked]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_layer_that_lies_elsewhere_proves_nothing() {
     let (world, bytes, digest) = filled().await;
     let mut foreign = layer(&digest, bytes.len());

@@ -151,6 +151,8 @@ impl World {
             rules: Vec::new(),
             prefetch: false,
             not_found_for: NOT_FOUND_FOR,
+            is_listed: true,
+            names_prove: true,
         };
         let ports = Ports {
             blobs,
@@ -189,6 +191,14 @@ impl World {
                 tags: Vec::clone(&tags),
                 freshness,
             });
+        }
+        self.restart();
+    }
+
+    /// Restarts where no manifest proves by naming a blob that its repository has it.
+    pub(super) fn distrust_names(&mut self) {
+        for mirror in self.ports.mirrors.values_mut() {
+            mirror.names_prove = false;
         }
         self.restart();
     }

@@ -358,6 +358,7 @@ pub(crate) fn requester(id: &str) -> Requester {
         client: Arc::new(machine),
         principal: Arc::new(principal),
         arrival: None,
+        confirmed: None,
     }
 }
 
