@@ -274,6 +274,22 @@ impl Mirrors {
         blob.map_err(|failure| failure.into_blob_error(digest))
     }
 
+    /// Waits until the fill that runs for the blob, if one does, is over: its last bytes leave before it is published.
+    ///
+    /// # Errors
+    /// Why the fill failed, or its content was not kept.
+    pub(crate) async fn kept(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(), Error> {
+        match self.engine.filling(repository, digest) {
+            Some(fill) => fill.finished().await,
+            None => Ok(()),
+        }
+        .map_err(|failure| failure.into_blob_error(digest))
+    }
+
     /// A page of the upstream's tags, in its order, and whether there are more; of the tags known here when it cannot answer.
     ///
     /// # Errors

@@ -12,4 +12,5 @@ mod panicking;
 mod pass;
 mod rights;
 mod upstream;
+mod verified;
 mod world;

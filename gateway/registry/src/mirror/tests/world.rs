@@ -253,10 +253,18 @@ impl World {
         self.mirrors.blob(&repository, digest, &system()).await
     }
 
-    /// Reads a whole blob.
+    /// Reads a whole blob, and waits until what is to be done with it is done.
     pub(super) async fn read(&self, name: &str, digest: &Digest) -> Result<Vec<u8>, Error> {
         let (bytes, end) = drain(self.open(name, digest).await?).await;
+        // Whether it is kept is no reader's concern.
+        self.kept(name, digest).await.ok();
         end.map(|()| bytes)
+    }
+
+    /// Waits until the blob's fill is over.
+    pub(super) async fn kept(&self, name: &str, digest: &Digest) -> Result<(), Error> {
+        let name = repository(name).name;
+        self.mirrors.kept(&name, digest).await
     }
 
     /// How long the blob in the store is, whoever may read it.
