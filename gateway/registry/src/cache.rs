@@ -38,6 +38,11 @@ impl Registry {
         self.shared.mirrors.kept(repository, blob).await
     }
 
+    /// Waits until every mirrored blob that somebody may have whole by now is published. For the end of the process.
+    pub async fn settled(&self) {
+        self.shared.mirrors.settled().await;
+    }
+
     /// Mirrored repositories that hold something and whose canonical name matches, by name: those after `after`, at most `limit`.
     ///
     /// # Errors

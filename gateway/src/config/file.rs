@@ -16,7 +16,7 @@ use super::text::{
 };
 
 pub(crate) use upstream::{
-    CredentialsFile, ProxyEntry, ProxyFile, UpstreamLimitsFile, UpstreamTlsFile,
+    CredentialsFile, ParallelFile, ProxyEntry, ProxyFile, UpstreamLimitsFile, UpstreamTlsFile,
 };
 
 /// The configuration of Gantry. Relative paths start at the folder of this file. Every scalar can be set by an environment
@@ -241,6 +241,8 @@ pub(crate) struct MirrorFile {
     pub(crate) keep: Option<KeepFile>,
     /// Whether the layers of a manifest are fetched as soon as it is pulled for the first time, before a client asks for them. Default: false.
     pub(crate) prefetch: Option<bool>,
+    /// Whether a large blob is fetched in several requests at once, for upstreams that throttle each connection. Default: in one.
+    pub(crate) parallel: Option<ParallelFile>,
 }
 
 impl MirrorFile {

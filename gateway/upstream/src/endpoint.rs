@@ -43,6 +43,19 @@ pub(crate) struct Ask<'a> {
     pub(crate) query: Vec<(&'static str, String)>,
     pub(crate) accept: Option<&'static str>,
     pub(crate) offset: u64,
+    /// The last byte that is wanted; `None` for all of them.
+    pub(crate) last: Option<u64>,
+}
+
+impl Ask<'_> {
+    /// What the `Range` header says; nothing when everything is wanted.
+    pub(crate) fn range(&self) -> Option<String> {
+        match (self.offset, self.last) {
+            (first, Some(last)) => Some(format!("bytes={first}-{last}")),
+            (0, None) => None,
+            (first, None) => Some(format!("bytes={first}-")),
+        }
+    }
 }
 
 /// One base URL.
@@ -390,8 +403,8 @@ impl Endpoint {
             if let Some(accept) = ask.accept {
                 request = request.header(header::ACCEPT, accept);
             }
-            if ask.offset > 0 {
-                request = request.header(header::RANGE, format!("bytes={}-", ask.offset));
+            if let Some(range) = ask.range() {
+                request = request.header(header::RANGE, range);
             }
             if !is_foreign {
                 request = self.attach(request, proof);

@@ -11,7 +11,7 @@ use bytes::{Buf as _, Bytes};
 use futures_util::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use gantry_model::{Digest, RepositoryName, UploadId};
 use gantry_storage::{BlobWriter, blob::PublishError};
-use gantry_upstream::{BlobStream, UpstreamError};
+use gantry_upstream::{BlobStream, Kind, Part, UpstreamError};
 
 use super::{
     CacheContent, CacheOutcome, Engine, Origin,
@@ -21,18 +21,18 @@ use super::{
     pass::Begun,
     sink::Sink,
 };
-use crate::staging::new_upload_id;
+use crate::{ports::Parallel, staging::new_upload_id};
 
 /// Written bytes become readable in batches, because each batch may be a system call.
 const BATCH_BYTES: usize = 256 << 10;
 
 /// Resumptions of one fetch in a row.
-const MAX_RESUMPTIONS: u32 = 3;
+pub(super) const MAX_RESUMPTIONS: u32 = 3;
 
 /// Progress after which earlier breaks are forgiven: large layers on a poor line still arrive.
-const FORGIVEN_AFTER_BYTES: u64 = 4 << 20;
+pub(super) const FORGIVEN_AFTER_BYTES: u64 = 4 << 20;
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 
 /// What a body may have at most when neither the upstream nor a manifest says its length, so that an endless one ends.
 const MAX_UNANNOUNCED_BYTES: u64 = 16 << 30;
@@ -152,7 +152,7 @@ impl Fetch {
             .acquire()
             .await
             .map_err(Failure::internal)?;
-        let body = self.request(0).await?;
+        let body = self.first().await?;
         let length = self.length(body.size).await?;
         if self.engine.store_was_full() {
             return self.pass(Begun::of(body), length).await;
@@ -179,6 +179,42 @@ impl Fetch {
             return Err(failure);
         }
         self.pass(begun, length).await
+    }
+
+    /// The upstream's first answer: all of the blob, or its first part where it is fetched in parts.
+    async fn first(&self) -> Result<BlobStream, Failure> {
+        let Some(parallel) = self.parallel().await? else {
+            return self.request(0).await;
+        };
+        let first = Part {
+            first: 0,
+            last: parallel.part_bytes - 1,
+            waits: true,
+        };
+        match self.part(first).await {
+            // Neither a part nor all of it: an upstream that gets ranges wrong.
+            Err(Failure::Upstream(error)) if error.kind == Kind::Invalid => self.request(0).await,
+            answer => answer,
+        }
+    }
+
+    /// How the blob is fetched in parts; `None` when it is not: the mirror does not do that, nobody says how long it is, or it is too
+    /// small, or there is no space for it lately, and then its bytes pass through one by one.
+    async fn parallel(&self) -> Result<Option<Parallel>, Failure> {
+        let Some(parallel) = self.origin.settings.parallel else {
+            return Ok(None);
+        };
+        let agreed = self.engine.sizes(&self.origin, &self.digest).await?.agreed;
+        let is_large =
+            agreed.is_some_and(|size| size >= parallel.from_bytes.max(parallel.part_bytes));
+        Ok(Some(parallel).filter(|_| is_large && !self.engine.store_was_full()))
+    }
+
+    /// Some of the blob's bytes.
+    pub(super) async fn part(&self, part: Part) -> Result<BlobStream, Failure> {
+        let upstream = &self.origin.settings.upstream;
+        let (remote, digest) = (&self.origin.remote, &self.digest);
+        Ok(upstream.blob_part(remote, digest, part).await?)
     }
 
     async fn request(&self, offset: u64) -> Result<BlobStream, Failure> {
@@ -212,7 +248,7 @@ impl Fetch {
         begun: &mut Begun,
     ) -> Result<(), Failure> {
         let algorithm = self.digest.algorithm();
-        begun.body = Some(first);
+        let part = begun.keep(first);
         let writer = self.engine.blobs.create(upload, algorithm).await?;
         let tail = writer.tail();
         let content = Content::Stored(Arc::clone(&tail));
@@ -220,7 +256,10 @@ impl Fetch {
         let first = begun.body.take();
         begun.head = Some(tail);
         let mut receiving = Receiving::new(self, Sink::Staging(writer), length);
-        receiving.receive(first).await?;
+        match part.zip(self.origin.settings.parallel) {
+            Some((part, parallel)) => receiving.receive_parts(part, parallel).await?,
+            None => receiving.receive(first).await?,
+        }
         let Sink::Staging(writer) = receiving.into_sink() else {
             return Err(Failure::internal("a fill changed its sink"));
         };
@@ -273,6 +312,15 @@ impl<'a> Receiving<'a> {
 
     pub(super) fn into_sink(self) -> Sink {
         self.sink
+    }
+
+    pub(super) fn fetch(&self) -> &'a Fetch {
+        self.fetch
+    }
+
+    /// Bytes taken so far.
+    pub(super) fn written(&self) -> u64 {
+        self.sink.written()
     }
 
     /// Receives the rest of the body, over as many connections as it takes; the first may be there already.
@@ -379,7 +427,8 @@ impl<'a> Receiving<'a> {
         Ok(bytes.next().await)
     }
 
-    async fn append(&mut self, mut chunk: Bytes) -> Result<(), Failure> {
+    /// Takes the next bytes of the blob.
+    pub(super) async fn append(&mut self, mut chunk: Bytes) -> Result<(), Failure> {
         let most = self.length.expected.unwrap_or(self.length.max);
         if self.sink.written() + chunk.len() as u64 > most {
             return Err(Failure::invalid(format!(
@@ -397,7 +446,8 @@ impl<'a> Receiving<'a> {
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), Failure> {
+    /// Makes readable what was taken.
+    pub(super) async fn flush(&mut self) -> Result<(), Failure> {
         if self.unflushed > 0 {
             self.sink.flush().await?;
             self.unflushed = 0;

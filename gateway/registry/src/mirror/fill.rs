@@ -244,6 +244,11 @@ impl Fill {
         }
     }
 
+    /// Whether readers may have all of it.
+    pub(super) fn is_verified(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Verified)
+    }
+
     /// The length, when it is known by now.
     pub(super) fn known_size(&self) -> Option<u64> {
         self.state.borrow().size
@@ -259,11 +264,9 @@ impl Fill {
             .clone();
         match state.phase {
             Phase::Failed(failure) => Err(failure),
-            Phase::Waiting
-            | Phase::Running
-            | Phase::Verified
-            | Phase::Done
-            | Phase::Unkept(_) => Ok(state),
+            Phase::Waiting | Phase::Running | Phase::Verified | Phase::Done | Phase::Unkept(_) => {
+                Ok(state)
+            }
         }
     }
 }

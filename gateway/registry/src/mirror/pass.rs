@@ -80,20 +80,26 @@ pub(super) struct Begun {
 impl Begun {
     /// Nothing but the upstream's answer.
     pub(super) fn of(body: BlobStream) -> Self {
-        Self {
-            body: Some(body),
-            ..Self::default()
+        let mut begun = Self::default();
+        drop(begun.keep(body));
+        begun
+    }
+
+    /// Keeps an answer that goes on to the blob's end; gives one back that is a part of it.
+    pub(super) fn keep(&mut self, body: BlobStream) -> Option<BlobStream> {
+        match body.last {
+            Some(_) => Some(body),
+            None => {
+                self.body = Some(body);
+                None
+            }
         }
     }
 }
 
 impl Fetch {
     /// Passes the blob to the readers that are there. Returns when each has it whole, or was too slow for the others.
-    pub(super) async fn pass(
-        &self,
-        begun: Begun,
-        length: Length,
-    ) -> Result<CacheOutcome, Failure> {
+    pub(super) async fn pass(&self, begun: Begun, length: Length) -> Result<CacheOutcome, Failure> {
         self.retire();
         let head_bytes = begun.head.as_ref().map_or(0, |head| head.size());
         let window = Arc::new(Window::new(self.fill.readers(), head_bytes));

@@ -9,6 +9,7 @@ mod keep;
 mod listing;
 mod operator;
 mod panicking;
+mod parts;
 mod pass;
 mod rights;
 mod upstream;

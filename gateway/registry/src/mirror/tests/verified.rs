@@ -89,8 +89,11 @@ async fn who_asks_between_the_last_byte_and_the_publication_joins_the_fill() {
     );
     let mut finished = Box::pin(second.finished());
     assert!((&mut finished).now_or_never().is_none());
+    let mut settled = Box::pin(world.mirrors.settled());
+    assert!((&mut settled).now_or_never().is_none());
     publication.add_permits(1);
     finished.await.unwrap();
+    settled.await;
     assert_eq!(world.upstream.calls(), []);
     assert_eq!(world.read(NAME, &digest).await.unwrap(), bytes);
     assert_eq!(world.upstream.calls(), []);
@@ -120,7 +123,10 @@ async fn a_publication_that_fails_takes_nothing_from_readers_and_leaves_nothing(
         assert_eq!(collect(&late, 0, None).await, bytes, "{kind:?}");
         assert_eq!(world.stored(&digest).await, None);
         assert_eq!(world.staged().await, 0);
-        assert_eq!((ended(&world, counted), ended(&world, CacheOutcome::Filled)), (1, 0));
+        assert_eq!(
+            (ended(&world, counted), ended(&world, CacheOutcome::Filled)),
+            (1, 0)
+        );
         world.clock.advance(std::time::Duration::from_secs(1));
         assert_eq!(world.upstream.calls(), [Call::Blob(digest.clone(), 0)]);
         assert_eq!(world.read(NAME, &digest).await.unwrap(), bytes);
@@ -149,7 +155,10 @@ fn a_process_that_dies_before_the_publication_leaves_nothing_whole() {
     let publication = dying.block_on(async {
         let faults = Faults::none();
         let store = FsBlobStore::open(folder.path()).unwrap();
-        let world = World::on(Arc::new(FaultyBlobStore::new(Arc::new(store), faults.clone())));
+        let world = World::on(Arc::new(FaultyBlobStore::new(
+            Arc::new(store),
+            faults.clone(),
+        )));
         let digest = world.blob(NAME, &bytes);
         let publication: Arc<Semaphore> = faults.hold(Step::Publish, 1);
         let blob = world.open(NAME, &digest).await.unwrap();

@@ -29,7 +29,10 @@ use crate::{
     leases::Leases,
     mirror::{Fill, MirroredBlob, MirroredContent, MirroredManifest, Mirrors, listing::system},
     outcome::Arrived,
-    ports::{Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Ports, Settings, TagRule},
+    ports::{
+        Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Parallel, Ports, Settings,
+        TagRule,
+    },
 };
 
 /// When the tests begin, in milliseconds since 1970.
@@ -150,6 +153,7 @@ impl World {
             freshness: FRESHNESS,
             rules: Vec::new(),
             prefetch: false,
+            parallel: None,
             not_found_for: NOT_FOUND_FOR,
         };
         let ports = Ports {
@@ -189,6 +193,14 @@ impl World {
                 tags: Vec::clone(&tags),
                 freshness,
             });
+        }
+        self.restart();
+    }
+
+    /// Restarts with large blobs fetched in parts.
+    pub(super) fn parallel(&mut self, parallel: Parallel) {
+        for mirror in self.ports.mirrors.values_mut() {
+            mirror.parallel = Some(parallel);
         }
         self.restart();
     }
