@@ -26,7 +26,7 @@ use std::{
 
 use gantry_model::{Change, Namespaces, glob::Glob, namespace::MirrorNames};
 use gantry_plugin_host::{Grants, Limits as PluginLimits};
-use gantry_registry::{Freshness, Keep, TagRule};
+use gantry_registry::{Freshness, Keep, Parallel, TagRule};
 use gantry_upstream::ClientSettings;
 use url::Url;
 
@@ -195,6 +195,8 @@ pub struct Mirror {
     pub keep: Keep,
     /// Whether a manifest's layers are fetched when it is.
     pub prefetch: bool,
+    /// Whether its large blobs are fetched in several requests at once.
+    pub parallel: Option<Parallel>,
     /// What is believed of its tags.
     pub freshness: Freshness,
     /// What is believed of some of them.

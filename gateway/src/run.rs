@@ -128,7 +128,20 @@ async fn serve(
         tracing::info!(address = %listen.address, tls, mirror, "listening");
     }
     let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
-    server::serve(app, listeners, &edge, &telemetry, watched.clone()).await;
+    server::serve(
+        Arc::clone(&app),
+        listeners,
+        &edge,
+        &telemetry,
+        watched.clone(),
+    )
+    .await;
+    // A blob leaves before it is published, and the client that has it may be the last one.
+    let settled = async { app.current().registry.settled().await };
+    tokio::select! {
+        _late = tokio::time::timeout(LAST_WRITES, settled) => {}
+        () = server::reached(watched.clone(), Stage::Abort) => {}
+    }
     telling.stop().await;
     beside.iter().for_each(tokio::task::JoinHandle::abort);
     tracing::info!("drained");

@@ -89,6 +89,7 @@ fn an_operator_sees_pins_and_evicts_and_a_pin_survives_a_restart() {
     for _pull in 0..2 {
         wire.pull_image("up/a/kept", "v1", &kept);
         wire.pull_image("up/a/gone", "v1", &gone);
+        gateway.settled();
     }
     let listed = asked(&gateway, &["ls", "up/a/*"]);
     let named = |document: &Value| -> Vec<String> {

@@ -383,3 +383,30 @@ fn an_unlisted_namespace_is_not_dialled() {
         0
     );
 }
+
+#[test]
+fn a_large_layer_comes_in_several_requests_and_a_small_one_in_one() {
+    const MEBIBYTE: usize = 1 << 20;
+    let origin = Origin::start();
+    let layers = vec![
+        Content::random(37 * MEBIBYTE),
+        Content::random(15 * MEBIBYTE),
+    ];
+    let image = Image::of_layers(layers);
+    origin.push("a/b", "v1", &image);
+    let parallel = ", parallel: { ranges: 4, from: 16MiB }";
+    let mirror = origin.mirror_entry("up", parallel);
+    let gateway = Gateway::start(&usual_config(&mirror, ""));
+    let wire = Wire::anonymous(gateway.port);
+    wire.pull_image("up/a/b", "v1", &image);
+    let counts = image.layers.iter().map(|layer| {
+        let (requests, sent) = (
+            origin.count("GET", &layer.digest),
+            origin.sent(&layer.digest),
+        );
+        assert_eq!(sent, layer.bytes.len());
+        requests
+    });
+    // Of 8 MiB each.
+    assert_eq!(counts.collect::<Vec<_>>(), [5, 1]);
+}

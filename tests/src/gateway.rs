@@ -331,6 +331,16 @@ impl Gateway {
             .unwrap_or(0.0)
     }
 
+    /// Waits until no fill runs: a blob's last bytes leave before it is published.
+    ///
+    /// # Panics
+    /// When one runs for too long.
+    pub fn settled(&self) {
+        wait_until("the fills", Duration::from_secs(30), || {
+            self.metrics().contains("\ngantry_fills_running 0\n")
+        });
+    }
+
     /// The admin listener's metrics.
     #[must_use]
     pub fn metrics(&self) -> String {

@@ -30,6 +30,19 @@ impl Registry {
         Ok(metadata.blob(repository, blob).await?.is_some())
     }
 
+    /// Waits until a mirrored blob that was read a moment ago is published: its last bytes leave before that.
+    ///
+    /// # Errors
+    /// Why it is not kept.
+    pub async fn kept(&self, repository: &RepositoryName, blob: &Digest) -> Result<(), Error> {
+        self.shared.mirrors.kept(repository, blob).await
+    }
+
+    /// Waits until every mirrored blob that somebody may have whole by now is published. For the end of the process.
+    pub async fn settled(&self) {
+        self.shared.mirrors.settled().await;
+    }
+
     /// Mirrored repositories that hold something and whose canonical name matches, by name: those after `after`, at most `limit`.
     ///
     /// # Errors

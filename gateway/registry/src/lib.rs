@@ -40,7 +40,7 @@ pub use outcome::{
     Arrived, BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
 };
 pub use ports::{
-    Admission, Clock, EventSink, Freshness, Keep, MirrorSettings, Moves, NoEvents, Ports, Settings,
-    TagRule,
+    Admission, Clock, EventSink, Freshness, Keep, MirrorSettings, Moves, NoEvents, Parallel, Ports,
+    Settings, TagRule,
 };
 pub use registry::{Registry, RegistryStats};

@@ -2,7 +2,8 @@
 //!
 //! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served, `age` whether it may
 //! name what is new; `blob` says who may have
-//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it, `sink` where that puts the bytes; `pass` is a fill without space to
+//! which blob, `fill` is a fill as readers see it and `fetch` the task behind it, `parts` a fetch in several requests, `sink` where
+//! the bytes go; `pass` is a fill without space to
 //! keep it, `window` its memory; `listing` is tags and referrers; `keep` is what stays,
 //! `operator` what somebody orders and `selection` how that is written, `sweep` frees what nobody has, `prefetch` begins fills early; `flight` runs one
 //! piece of work for many callers; `failure` is why there is no answer. Knows nothing of HTTP or permits.
@@ -20,6 +21,7 @@ mod keep;
 mod listing;
 mod manifest;
 mod operator;
+mod parts;
 mod pass;
 mod prefetch;
 mod selection;
@@ -141,6 +143,12 @@ impl Mirrors {
     /// Fills under way.
     pub(crate) fn fill_count(&self) -> usize {
         lock(&self.engine.running.fills).len()
+    }
+
+    /// Parts of blobs that may be in memory before their turn.
+    #[cfg(test)]
+    pub(crate) fn parts_ahead(&self) -> usize {
+        parts::MAX_AHEAD - self.engine.running.ahead.available_permits()
     }
 
     /// The manifest, from here when it may be, else from the upstream; stored before it is returned.
@@ -274,6 +282,31 @@ impl Mirrors {
         blob.map_err(|failure| failure.into_blob_error(digest))
     }
 
+    /// Waits until the fill that runs for the blob, if one does, is over: its last bytes leave before it is published.
+    ///
+    /// # Errors
+    /// Why the fill failed, or its content was not kept.
+    pub(crate) async fn kept(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(), Error> {
+        match self.engine.filling(repository, digest) {
+            Some(fill) => fill.finished().await,
+            None => Ok(()),
+        }
+        .map_err(|failure| failure.into_blob_error(digest))
+    }
+
+    /// Waits until all that readers may have whole by now is published, or is known not to be.
+    pub(crate) async fn settled(&self) {
+        let fills: Vec<Fill> = lock(&self.engine.running.fills).values().cloned().collect();
+        for fill in fills.into_iter().filter(Fill::is_verified) {
+            // The fill has logged it.
+            fill.finished().await.ok();
+        }
+    }
+
     /// A page of the upstream's tags, in its order, and whether there are more; of the tags known here when it cannot answer.
     ///
     /// # Errors
@@ -321,6 +354,8 @@ struct Running {
     /// Protects: which blobs are being filled, by repository and digest. Held for a look-up, never over an await.
     fills: Mutex<HashMap<(RepositoryName, Digest), Fill>>,
     fill_slots: Semaphore,
+    /// Room for parts of blobs that come before their turn.
+    ahead: Semaphore,
     prefetches: prefetch::Prefetches,
     stats: Flights<(RepositoryName, Digest), Option<u64>>,
     manifests: Flights<(RepositoryName, Reference), MirroredManifest>,
@@ -338,6 +373,7 @@ impl Running {
         Self {
             fills: Mutex::default(),
             fill_slots: Semaphore::new(settings.max_fills.clamp(1, Semaphore::MAX_PERMITS)),
+            ahead: Semaphore::new(parts::MAX_AHEAD),
             prefetches: prefetch::Prefetches::new(settings.max_fills),
             stats: Flights::default(),
             manifests: Flights::default(),

@@ -72,6 +72,8 @@ pub struct MirrorSettings {
     pub rules: Vec<TagRule>,
     /// Whether the fills of a manifest's blobs begin when it comes, before a client asks for them.
     pub prefetch: bool,
+    /// Whether large blobs are fetched in several requests at once; `None` = each in one.
+    pub parallel: Option<Parallel>,
     /// How long the upstream's own 404 is remembered.
     pub not_found_for: Duration,
     /// Whether the list of all repositories holds this mirror's: not where each reader's right is its upstream's to say.
@@ -102,6 +104,17 @@ impl MirrorSettings {
             .find(|rule| rule.tags.iter().any(|glob| glob.matches(&name)));
         rule.map_or(&self.freshness, |rule| &rule.freshness)
     }
+}
+
+/// How a large blob is fetched in several requests at once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Parallel {
+    /// Requests at once, at most.
+    pub ranges: usize,
+    /// How long a blob must be, by the manifests that name it.
+    pub from_bytes: u64,
+    /// What one request asks for. So much may be in memory for each request but one; not 0.
+    pub part_bytes: u64,
 }
 
 /// What stays in a mirror's cache.

@@ -211,6 +211,7 @@ fn mirrors(
             prefix: mirror.names.prefix.clone(),
             keep: mirror.keep.clone(),
             prefetch: mirror.prefetch,
+            parallel: mirror.parallel,
             freshness: mirror.freshness,
             rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,

@@ -16,8 +16,8 @@ use super::text::{
 };
 
 pub(crate) use upstream::{
-    AuthorizedByText, CallersFile, CredentialsFile, ProxyEntry, ProxyFile, UpstreamLimitsFile,
-    UpstreamTlsFile,
+    AuthorizedByText, CallersFile, CredentialsFile, ParallelFile, ProxyEntry, ProxyFile,
+    UpstreamLimitsFile, UpstreamTlsFile,
 };
 
 /// The configuration of Gantry. Relative paths start at the folder of this file. Every scalar can be set by an environment
@@ -244,6 +244,8 @@ pub(crate) struct MirrorFile {
     pub(crate) keep: Option<KeepFile>,
     /// Whether the layers of a manifest are fetched as soon as it is pulled for the first time, before a client asks for them. Default: false.
     pub(crate) prefetch: Option<bool>,
+    /// Whether a large blob is fetched in several requests at once, for upstreams that throttle each connection. Default: in one.
+    pub(crate) parallel: Option<ParallelFile>,
 }
 
 impl MirrorFile {

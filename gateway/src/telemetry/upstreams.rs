@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use gantry_model::{Digest, Page, Reference, RepositoryName};
 use gantry_registry::CacheCounts;
 use gantry_upstream::{
-    BlobStream, CallerRights, Credentials, FetchedManifest, Kind, ManifestHead, RegistryClient,
-    TagPage, Upstream, UpstreamError,
+    BlobStream, CallerRights, Credentials, FetchedManifest, Kind, ManifestHead, Part,
+    RegistryClient, TagPage, Upstream, UpstreamError,
 };
 use prometheus_client::{
     collector::Collector,
@@ -202,6 +202,16 @@ impl Upstream for MeasuredUpstream {
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
         let call = self.client.blob(repository, digest, offset);
+        self.measured("blob", call).await
+    }
+
+    async fn blob_part(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        part: Part,
+    ) -> Result<BlobStream, UpstreamError> {
+        let call = self.client.blob_part(repository, digest, part);
         self.measured("blob", call).await
     }
 

@@ -1,4 +1,4 @@
-//! Stores that fail on purpose: the N-th call of an operation, before or after the store behind has done it.
+//! Stores that fail on purpose, or take their time: the N-th call of an operation, before or after the store behind has done it.
 //!
 //! What a failing call leaves behind follows the ports: a writer that failed takes nothing more, a commit that failed frees its staging bytes.
 
@@ -6,6 +6,8 @@ use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
 };
+
+use tokio::sync::Semaphore;
 
 use crate::{
     blocking::lock,
@@ -106,6 +108,8 @@ struct Plan {
     /// Calls so far.
     counts: HashMap<Call, u64>,
     faults: Vec<Fault>,
+    /// Which call, counted from the first ever, waits for a permit of what.
+    holds: Vec<(Call, u64, Arc<Semaphore>)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +144,16 @@ impl Faults {
         self.plan(call, nth, kind, Moment::After);
     }
 
+    /// The `nth` call from now begins when the returned gate is given a permit.
+    #[must_use]
+    pub fn hold(&self, call: Call, nth: u64) -> Arc<Semaphore> {
+        let at = self.count(call) + nth;
+        let gate = Arc::new(Semaphore::new(0));
+        let held = (call, at, Arc::clone(&gate));
+        lock(&self.plan).holds.push(held);
+        gate
+    }
+
     /// How often an operation was called.
     #[must_use]
     pub fn count(&self, call: Call) -> u64 {
@@ -162,26 +176,33 @@ impl Faults {
         });
     }
 
-    /// Counts a call; the fault it meets.
-    fn meet(&self, call: Call) -> Option<Fault> {
+    /// Counts a call; the fault it meets, and what it waits for.
+    fn meet(&self, call: Call) -> (Option<Fault>, Option<Arc<Semaphore>>) {
         let mut plan = lock(&self.plan);
         let count = plan.counts.entry(call).or_default();
         *count += 1;
         let count = *count;
-        let index = plan
-            .faults
-            .iter()
-            .position(|fault| fault.call == call && fault.at == count)?;
-        Some(plan.faults.swap_remove(index))
+        let mut faults = plan.faults.iter();
+        let fault = faults.position(|fault| fault.call == call && fault.at == count);
+        let mut holds = plan.holds.iter();
+        let hold = holds.position(|(held, at, _)| *held == call && *at == count);
+        (
+            fault.map(|index| plan.faults.swap_remove(index)),
+            hold.map(|index| plan.holds.swap_remove(index).2),
+        )
     }
 
-    /// Does the work, unless a fault prevents it.
+    /// Does the work when it may begin, unless a fault prevents it.
     async fn around<T, E: From<StorageError>>(
         &self,
         call: Call,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        let fault = self.meet(call);
+        let (fault, gate) = self.meet(call);
+        if let Some(gate) = gate {
+            // Nobody closes it.
+            drop(gate.acquire().await);
+        }
         if let Some(fault) = fault
             && fault.moment == Moment::Before
         {

@@ -228,6 +228,24 @@ fn the_plugins_decide_about_callers_unless_the_upstream_is_to() {
 }
 
 #[test]
+fn blobs_come_in_one_request_unless_the_file_says_so() {
+    let text = r#"mirrors:
+  a: https://a.io
+  b: { url: "https://b.io", parallel: {} }
+  c: { url: "https://c.io", parallel: { ranges: 8, from: 32MiB } }
+"#;
+    let config = parse(&format!("{text}{PLUGINS}")).unwrap();
+    let read = |index: usize| {
+        let parallel = config.mirrors[index].parallel;
+        parallel.map(|parallel| (parallel.ranges, parallel.from_bytes))
+    };
+    assert_eq!(
+        [read(0), read(1), read(2)],
+        [None, Some((4, 64 << 20)), Some((8, 32 << 20))]
+    );
+}
+
+#[test]
 fn durations_sizes_and_rates_have_units() {
     let text = "mirrors: { a: { url: \"https://a.io\", tags: { fresh_for: 1h30m, stale_if_error: 7d, not_found_for: 250ms } } }
 limits: { manifest: 64KiB, blob: 2GB, minimum_rate: 4KiB/s }";

@@ -77,6 +77,8 @@ const MISTAKES: &[Mistake] = &[
     ("mirrors:\n  a: { url: \"https://a.io\", keep: { for: 10s } }", 2, "mirrors.a.keep.for", "between 1m and", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", keep: { at_most: 1KiB } }", 2, "mirrors.a.keep.at_most", "at least 1MiB", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", prefetch: maybe }", 2, "mirrors.a.prefetch", "", ""),
+    ("mirrors:\n  a: { url: \"https://a.io\", parallel: { from: 8MiB } }", 2, "mirrors.a.parallel.from", "at least 16MiB", ""),
+    ("mirrors:\n  a: { url: \"https://a.io\", parallel: { ranges: 1 } }", 2, "mirrors.a.parallel.ranges", "at least 2", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", keep: { atmost: 1GiB } }", 2, "mirrors.a.keep.atmost", "unknown key", "at_most"),
     ("mirrors:\n  a: { url: \"https://a.io\", tags: { fresh_for: 600 } }", 2, "mirrors.a.tags.fresh_for", "a text is expected here, not a number", "write a unit"),
     ("mirrors:\n  a: { url: \"https://a.io\", tags: { min_age: 7 days } }", 2, "mirrors.a.tags.min_age", "not a duration", "10m"),

@@ -113,18 +113,25 @@ pub(crate) fn check_encoding(call: &Call, headers: &HeaderMap) -> Result<(), Ups
     }
 }
 
-/// The whole length that a `Content-Range` starting at `first` and reaching the end tells; `None` for any other.
-pub(crate) fn range_size(headers: &HeaderMap, first: u64) -> Option<u64> {
+/// `ETag`, as it is.
+pub(crate) fn etag(headers: &HeaderMap) -> Option<String> {
+    text(headers, &header::ETAG).map(str::to_owned)
+}
+
+/// The whole length that a `Content-Range` tells which starts at `first` and ends at `last`, or else at the blob's end; `None` for
+/// any other.
+pub(crate) fn range_size(headers: &HeaderMap, first: u64, last: Option<u64>) -> Option<u64> {
     let range = text(headers, &header::CONTENT_RANGE)?.strip_prefix("bytes ")?;
     let (range, size) = range.split_once('/')?;
     let (start, end) = range.split_once('-')?;
     let (start, end): (u64, u64) = (start.trim().parse().ok()?, end.trim().parse().ok()?);
     // RFC 9110 section 14.4: `*` when the server does not know; the end it names is then taken as the last byte.
     let size = match size.trim() {
-        "*" => end.checked_add(1)?,
+        "*" if last.is_none() => end.checked_add(1)?,
         size => size.parse().ok()?,
     };
-    (start == first && start <= end && size.checked_sub(1) == Some(end)).then_some(size)
+    let ends = last.or_else(|| size.checked_sub(1)) == Some(end) && end < size;
+    (start == first && start <= end && ends).then_some(size)
 }
 
 /// Whether a `Link` header says that there is a next page (RFC 8288).
@@ -230,7 +237,7 @@ mod tests {
     fn a_content_range_must_reach_from_the_offset_to_the_end() {
         let check = |range: &str, first: u64, expect: Option<u64>| {
             assert_eq!(
-                range_size(&headers(&[("content-range", range)]), first),
+                range_size(&headers(&[("content-range", range)]), first, None),
                 expect,
                 "{range}"
             );
@@ -245,6 +252,21 @@ mod tests {
         check("bytes */10", 5, None);
         check("items 5-9/10", 5, None);
         check("", 5, None);
+    }
+
+    #[test]
+    fn a_content_range_of_a_part_is_that_part_of_a_known_length() {
+        let check = |range: &str, expect: Option<u64>| {
+            let headers = headers(&[("content-range", range)]);
+            assert_eq!(range_size(&headers, 5, Some(9)), expect, "{range}");
+        };
+        check("bytes 5-9/100", Some(100));
+        check("bytes 5-9/10", Some(10));
+        check("bytes 5-9/9", None);
+        check("bytes 5-9/*", None);
+        check("bytes 5-8/100", None);
+        check("bytes 5-99/100", None);
+        check("bytes 4-9/100", None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    BlobStream, FetchedManifest, ManifestHead, TagPage, Upstream, answer,
+    BlobStream, FetchedManifest, ManifestHead, Part, TagPage, Upstream, answer,
     body::Body,
     credential::CredentialSource,
     endpoint::{Ask, Endpoint},
@@ -124,11 +124,20 @@ impl RegistryClient {
             accept: None,
             offset: 0,
             session: None,
+            last: None,
         }
     }
 
     /// Waits for its turn, for so long as is allowed.
     pub(crate) async fn permit(&self, call: &Call) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        self.permit_within(call, self.queue_timeout).await
+    }
+
+    async fn permit_within(
+        &self,
+        call: &Call,
+        patience: Duration,
+    ) -> Result<OwnedSemaphorePermit, UpstreamError> {
         let began = Instant::now();
         let saturated = |pause: Duration| {
             call.fail(
@@ -140,11 +149,11 @@ impl RegistryClient {
         };
         let turn = Arc::clone(&self.permits).acquire_owned();
         // The semaphore is never closed, so that only the time can run out.
-        let Ok(Ok(permit)) = timeout(self.queue_timeout, turn).await else {
+        let Ok(Ok(permit)) = timeout(patience, turn).await else {
             return Err(saturated(SATURATED_PAUSE));
         };
         if let Some(pacer) = &self.pacer {
-            let patience = self.queue_timeout.saturating_sub(began.elapsed());
+            let patience = patience.saturating_sub(began.elapsed());
             let wait = pacer.take(Instant::now(), patience).map_err(saturated)?;
             sleep(wait).await;
         }
@@ -192,6 +201,23 @@ impl RegistryClient {
             })
         })
         .await
+    }
+
+    /// A blob, or the part of it that is asked for; it holds `permit` to its end.
+    async fn open_blob(
+        &self,
+        ask: &Ask<'_>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<BlobStream, UpstreamError> {
+        let opened = self.first_of(&ask.call, |endpoint| Box::pin(open_blob(endpoint, ask)));
+        let opened = opened.await?;
+        Ok(BlobStream {
+            size: opened.size,
+            offset: opened.offset,
+            last: opened.last,
+            etag: opened.etag,
+            bytes: opened.body.into_stream(permit),
+        })
     }
 
     async fn fetched_manifest(&self, ask: &Ask<'_>) -> Result<FetchedManifest, UpstreamError> {
@@ -273,15 +299,28 @@ impl Upstream for RegistryClient {
             offset,
             ..self.ask("GET blob", Method::GET, repository, path)
         };
-        let ask = &ask;
         let permit = self.permit(&ask.call).await?;
-        let opened = self.first_of(&ask.call, |endpoint| Box::pin(open_blob(endpoint, ask)));
-        let (size, offset, body) = opened.await?;
-        Ok(BlobStream {
-            size,
-            offset,
-            bytes: body.into_stream(permit),
-        })
+        self.open_blob(&ask, permit).await
+    }
+
+    async fn blob_part(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        part: Part,
+    ) -> Result<BlobStream, UpstreamError> {
+        let path = ["blobs", digest.as_str()];
+        let ask = Ask {
+            offset: part.first,
+            last: Some(part.last),
+            ..self.ask("GET blob", Method::GET, repository, path)
+        };
+        let patience = match part.waits {
+            true => self.queue_timeout,
+            false => Duration::ZERO,
+        };
+        let permit = self.permit_within(&ask.call, patience).await?;
+        self.open_blob(&ask, permit).await
     }
 
     async fn tags(
@@ -329,32 +368,52 @@ struct TagList {
     tags: Option<Vec<String>>,
 }
 
-/// Opens a blob: its whole size, where the body begins, and the body.
-async fn open_blob(
-    endpoint: &Endpoint,
-    ask: &Ask<'_>,
-) -> Result<(Option<u64>, u64, Body), UpstreamError> {
-    let wanted = match ask.offset {
-        0 => &[StatusCode::OK][..],
-        _ => &[StatusCode::OK, StatusCode::PARTIAL_CONTENT][..],
+/// A blob's body, and what its head said of it.
+struct Opened {
+    /// The whole blob's.
+    size: Option<u64>,
+    offset: u64,
+    last: Option<u64>,
+    etag: Option<String>,
+    body: Body,
+}
+
+async fn open_blob(endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Opened, UpstreamError> {
+    let wanted = match ask.range() {
+        None => &[StatusCode::OK][..],
+        Some(_) => &[StatusCode::OK, StatusCode::PARTIAL_CONTENT][..],
     };
     let response = endpoint.fetch(ask, wanted).await?;
-    answer::check_encoding(&ask.call, response.headers())?;
-    let length = answer::content_length(response.headers());
+    let headers = response.headers();
+    answer::check_encoding(&ask.call, headers)?;
+    let etag = answer::etag(headers);
+    let length = answer::content_length(headers);
     if response.status() == StatusCode::OK {
-        return Ok((length, 0, endpoint.body(&ask.call, response, length)));
+        return Ok(Opened {
+            size: length,
+            offset: 0,
+            last: None,
+            etag,
+            body: endpoint.body(&ask.call, response, length),
+        });
     }
-    let size = answer::range_size(response.headers(), ask.offset).ok_or_else(|| {
+    let size = answer::range_size(headers, ask.offset, ask.last).ok_or_else(|| {
         let answer = "206 with another range than was asked for";
         ask.call.fail(Kind::Invalid, answer)
     })?;
-    let rest = size.saturating_sub(ask.offset);
+    let end = ask.last.map_or(size, |last| last.saturating_add(1));
+    let rest = end.saturating_sub(ask.offset);
     if length.is_some_and(|length| length != rest) {
         let answer = "206 with a Content-Length that is not its range's";
         return Err(ask.call.fail(Kind::Invalid, answer));
     }
-    let body = endpoint.body(&ask.call, response, Some(rest));
-    Ok((Some(size), ask.offset, body))
+    Ok(Opened {
+        size: Some(size),
+        offset: ask.offset,
+        last: ask.last,
+        etag,
+        body: endpoint.body(&ask.call, response, Some(rest)),
+    })
 }
 
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) query: Vec<(&'static str, String)>,
     pub(crate) accept: Option<&'static str>,
     pub(crate) offset: u64,
+    /// The last byte that is wanted; `None` for all of them.
+    pub(crate) last: Option<u64>,
     /// As whom; `None` = as ourselves.
     pub(crate) session: Option<&'a Session>,
 }
@@ -47,6 +49,15 @@ pub(crate) struct Ask<'a> {
 impl Ask<'_> {
     fn repository(&self) -> Option<&RepositoryName> {
         self.about.map(|(repository, _path)| repository)
+    }
+
+    /// What the `Range` header says; nothing when everything is wanted.
+    pub(crate) fn range(&self) -> Option<String> {
+        match (self.offset, self.last) {
+            (first, Some(last)) => Some(format!("bytes={first}-{last}")),
+            (0, None) => None,
+            (first, None) => Some(format!("bytes={first}-")),
+        }
     }
 }
 
@@ -409,8 +420,8 @@ impl Endpoint {
             if let Some(accept) = ask.accept {
                 request = request.header(header::ACCEPT, accept);
             }
-            if ask.offset > 0 {
-                request = request.header(header::RANGE, format!("bytes={}-", ask.offset));
+            if let Some(range) = ask.range() {
+                request = request.header(header::RANGE, range);
             }
             if !is_foreign {
                 request = self.attach(request, proof);

@@ -70,6 +70,10 @@ pub struct BlobStream {
     pub size: Option<u64>,
     /// Where the first byte lies: the offset asked for, or 0 when the upstream ignores ranges.
     pub offset: u64,
+    /// Where the last byte lies, when a part was asked for and is sent; `None` when the bytes go on to the blob's end.
+    pub last: Option<u64>,
+    /// What the upstream calls this state of the content, when it says (`ETag`).
+    pub etag: Option<String>,
     /// The bytes. An error ends it; so does an upstream slower than the configured minimum rate.
     pub bytes: BoxStream<'static, Result<Bytes, UpstreamError>>,
 }
@@ -80,8 +84,20 @@ impl Debug for BlobStream {
             .debug_struct("BlobStream")
             .field("size", &self.size)
             .field("offset", &self.offset)
+            .field("last", &self.last)
             .finish_non_exhaustive()
     }
+}
+
+/// A part of a blob that is asked for by itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Part {
+    /// Its first byte.
+    pub first: u64,
+    /// Its last byte.
+    pub last: u64,
+    /// Whether it waits for its turn, as every other request does. If not, it is [`Cause::Saturated`] when there is none at once.
+    pub waits: bool,
 }
 
 /// A page of an upstream's tags.
@@ -135,6 +151,17 @@ pub trait Upstream: Debug + Send + Sync {
         repository: &RepositoryName,
         digest: &Digest,
         offset: u64,
+    ) -> Result<BlobStream, UpstreamError>;
+
+    /// Some of the blob's bytes, or all of them from an upstream that ignores ranges.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; [`Kind::Invalid`] for another part than was asked for.
+    async fn blob_part(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        part: Part,
     ) -> Result<BlobStream, UpstreamError>;
 
     /// A page of tags.

@@ -12,6 +12,7 @@ mod upstream {
     mod failures;
     mod limits;
     mod matrix;
+    mod parts;
     mod proxies;
     mod redirects;
     mod rights;

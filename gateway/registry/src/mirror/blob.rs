@@ -53,11 +53,12 @@ impl Engine {
         origin: &Origin,
         digest: &Digest,
     ) -> Result<Option<u64>, Failure> {
-        if let Some(blob) = self.linked(origin, digest).await? {
-            return Ok(Some(blob.size()));
-        }
+        // In this order: a fill leaves the table after it is linked, and a client may ask when it has the last byte.
         if let Some(size) = self.filling_size(origin, digest) {
             return Ok(Some(size));
+        }
+        if let Some(blob) = self.linked(origin, digest).await? {
+            return Ok(Some(blob.size()));
         }
         if self.is_named(origin, digest).await? {
             let agreed = self.sizes(origin, digest).await?.agreed;

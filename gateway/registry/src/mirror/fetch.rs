@@ -1,14 +1,17 @@
 //! The detached task behind a fill: one fetch of one blob into a staging file, resumed after a break, verified, published, linked.
 //!
 //! Owns the order of these steps and what is undone when one fails. Knows nothing of readers but [`Progress`].
-//! Invariant: whatever happens, the fill leaves the table of running fills before its readers see the end.
+//! Readers get the last bytes when the digest is verified, and do not wait for the fsync and the commit after that.
+//! Invariant: whatever happens, the fill stays in the table of running fills until its content is published or will not be, so
+//! whoever comes after a reader that has it all joins, or finds it, or begins anew; and it has left the table when it is over.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::{FutureExt as _, StreamExt as _, stream::BoxStream};
-use gantry_model::{Digest, UploadId};
-use gantry_upstream::{BlobStream, UpstreamError};
+use gantry_model::{Digest, RepositoryName, UploadId};
+use gantry_storage::{BlobWriter, blob::PublishError};
+use gantry_upstream::{BlobStream, Kind, Part, UpstreamError};
 
 use super::{
     CacheContent, CacheOutcome, Engine, Origin,
@@ -18,18 +21,18 @@ use super::{
     pass::Begun,
     sink::Sink,
 };
-use crate::staging::new_upload_id;
+use crate::{ports::Parallel, staging::new_upload_id};
 
 /// Written bytes become readable in batches, because each batch may be a system call.
 const BATCH_BYTES: usize = 256 << 10;
 
 /// Resumptions of one fetch in a row.
-const MAX_RESUMPTIONS: u32 = 3;
+pub(super) const MAX_RESUMPTIONS: u32 = 3;
 
 /// Progress after which earlier breaks are forgiven: large layers on a poor line still arrive.
-const FORGIVEN_AFTER_BYTES: u64 = 4 << 20;
+pub(super) const FORGIVEN_AFTER_BYTES: u64 = 4 << 20;
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 
 /// What a body may have at most when neither the upstream nor a manifest says its length, so that an endless one ends.
 const MAX_UNANNOUNCED_BYTES: u64 = 16 << 30;
@@ -68,8 +71,13 @@ impl Engine {
 
     /// The length of a blob that is being filled for this repository, when its upstream has said it.
     pub(super) fn filling_size(&self, origin: &Origin, digest: &Digest) -> Option<u64> {
-        let key = (origin.name().clone(), digest.clone());
-        lock(&self.running.fills).get(&key)?.known_size()
+        self.filling(origin.name(), digest)?.known_size()
+    }
+
+    /// The fill that runs for a repository.
+    pub(super) fn filling(&self, name: &RepositoryName, digest: &Digest) -> Option<Fill> {
+        let key = (name.clone(), digest.clone());
+        lock(&self.running.fills).get(&key).cloned()
     }
 
     /// Frees a staging file. A failure leaves it to the sweep: the caller has its own answer to give.
@@ -93,13 +101,6 @@ pub(super) struct Fetch {
     pub(super) fill: Fill,
 }
 
-/// A blob that is verified and readable.
-pub(super) struct Done {
-    pub(super) content: Content,
-    pub(super) size: u64,
-    pub(super) outcome: CacheOutcome,
-}
-
 /// What is known of the length before the bytes are here.
 #[derive(Clone, Copy)]
 pub(super) struct Length {
@@ -113,32 +114,36 @@ impl Fetch {
     async fn run(self) {
         let result = contained(self.fill()).await;
         self.retire();
+        let is_verified = self.progress.is_verified();
         let outcome = match &result {
-            Ok(done) => done.outcome,
+            Ok(outcome) => *outcome,
             Err(Failure::NotFound) => CacheOutcome::NotFound,
+            Err(Failure::Full(_)) if is_verified => CacheOutcome::Passed,
             Err(_) => CacheOutcome::Failed,
         };
-        // What passes through is counted when it is whole; this comes after the last reader.
-        if outcome != CacheOutcome::Passed {
+        // What passes through memory is counted when it is whole; this comes after the last reader.
+        if result.is_err() || outcome != CacheOutcome::Passed {
             self.origin.count(CacheContent::Blob, outcome);
         }
         match result {
-            Ok(done) => self.progress.published(done.content, done.size),
+            Ok(_) => self.progress.done(),
             Err(failure) => {
-                tracing::warn!(error = &failure as &dyn std::error::Error, "a fill failed");
+                let error = &failure as &dyn std::error::Error;
+                match is_verified {
+                    true => tracing::warn!(error, "a fetched blob could not be kept"),
+                    false => tracing::warn!(error, "a fill failed"),
+                }
                 self.progress.failed(failure);
             }
         }
     }
 
-    async fn fill(&self) -> Result<Done, Failure> {
+    async fn fill(&self) -> Result<CacheOutcome, Failure> {
         let _lease = self.engine.leases.take(&self.digest).await;
         if let Some(content) = self.engine.held(&self.origin, &self.digest).await? {
-            return Ok(Done {
-                size: content.size(),
-                content: Content::Stored(content),
-                outcome: CacheOutcome::Filled,
-            });
+            let size = content.size();
+            self.progress.verified(Content::Stored(content), size);
+            return Ok(CacheOutcome::Filled);
         }
         let _slot = self
             .engine
@@ -147,7 +152,7 @@ impl Fetch {
             .acquire()
             .await
             .map_err(Failure::internal)?;
-        let body = self.request(0).await?;
+        let body = self.first().await?;
         let length = self.length(body.size).await?;
         if self.engine.store_was_full() {
             return self.pass(Begun::of(body), length).await;
@@ -156,24 +161,60 @@ impl Fetch {
     }
 
     /// Fetches into a staging file; passes through what there is no space for.
-    async fn keep(&self, length: Length, body: BlobStream) -> Result<Done, Failure> {
+    async fn keep(&self, length: Length, body: BlobStream) -> Result<CacheOutcome, Failure> {
         let upload = new_upload_id().map_err(Failure::internal)?;
         let mut begun = Begun::default();
         let result = contained(self.download(upload, length, body, &mut begun)).await;
-        match result {
-            Ok(done) => {
-                self.engine.store_has_space();
-                Ok(done)
-            }
-            Err(failure) => {
-                self.engine.discard(upload).await;
-                if !matches!(failure, Failure::Full(_)) {
-                    return Err(failure);
-                }
-                self.engine.store_is_full(&failure);
-                self.pass(begun, length).await
-            }
+        let Err(failure) = result else {
+            self.engine.store_has_space();
+            return Ok(CacheOutcome::Filled);
+        };
+        self.engine.discard(upload).await;
+        if !matches!(failure, Failure::Full(_)) {
+            return Err(failure);
         }
+        self.engine.store_is_full(&failure);
+        // Readers that may have all of it have it in the open staging file.
+        if self.progress.is_verified() {
+            return Err(failure);
+        }
+        self.pass(begun, length).await
+    }
+
+    /// The upstream's first answer: all of the blob, or its first part where it is fetched in parts.
+    async fn first(&self) -> Result<BlobStream, Failure> {
+        let Some(parallel) = self.parallel().await? else {
+            return self.request(0).await;
+        };
+        let first = Part {
+            first: 0,
+            last: parallel.part_bytes - 1,
+            waits: true,
+        };
+        match self.part(first).await {
+            // Neither a part nor all of it: an upstream that gets ranges wrong.
+            Err(Failure::Upstream(error)) if error.kind == Kind::Invalid => self.request(0).await,
+            answer => answer,
+        }
+    }
+
+    /// How the blob is fetched in parts; `None` when it is not: the mirror does not do that, nobody says how long it is, or it is too
+    /// small, or there is no space for it lately, and then its bytes pass through one by one.
+    async fn parallel(&self) -> Result<Option<Parallel>, Failure> {
+        let Some(parallel) = self.origin.settings.parallel else {
+            return Ok(None);
+        };
+        let agreed = self.engine.sizes(&self.origin, &self.digest).await?.agreed;
+        let is_large =
+            agreed.is_some_and(|size| size >= parallel.from_bytes.max(parallel.part_bytes));
+        Ok(Some(parallel).filter(|_| is_large && !self.engine.store_was_full()))
+    }
+
+    /// Some of the blob's bytes.
+    pub(super) async fn part(&self, part: Part) -> Result<BlobStream, Failure> {
+        let upstream = &self.origin.settings.upstream;
+        let (remote, digest) = (&self.origin.remote, &self.digest);
+        Ok(upstream.blob_part(remote, digest, part).await?)
     }
 
     async fn request(&self, offset: u64) -> Result<BlobStream, Failure> {
@@ -205,9 +246,9 @@ impl Fetch {
         length: Length,
         first: BlobStream,
         begun: &mut Begun,
-    ) -> Result<Done, Failure> {
+    ) -> Result<(), Failure> {
         let algorithm = self.digest.algorithm();
-        begun.body = Some(first);
+        let part = begun.keep(first);
         let writer = self.engine.blobs.create(upload, algorithm).await?;
         let tail = writer.tail();
         let content = Content::Stored(Arc::clone(&tail));
@@ -215,18 +256,28 @@ impl Fetch {
         let first = begun.body.take();
         begun.head = Some(tail);
         let mut receiving = Receiving::new(self, Sink::Staging(writer), length);
-        receiving.receive(first).await?;
+        match part.zip(self.origin.settings.parallel) {
+            Some((part, parallel)) => receiving.receive_parts(part, parallel).await?,
+            None => receiving.receive(first).await?,
+        }
         let Sink::Staging(writer) = receiving.into_sink() else {
             return Err(Failure::internal("a fill changed its sink"));
         };
-        begun.whole = Some(writer.written());
+        self.verify(writer.as_ref())?;
+        self.progress.verified(content, writer.written());
         let size = writer.commit(&self.digest).await?;
         self.link(size).await;
-        Ok(Done {
-            content,
-            size,
-            outcome: CacheOutcome::Filled,
-        })
+        Ok(())
+    }
+
+    /// Whether everything that was written, and flushed, is the blob. The writer's commit holds it against the digest once more.
+    fn verify(&self, writer: &dyn BlobWriter) -> Result<(), Failure> {
+        let found = writer.digest();
+        if found == self.digest {
+            Ok(())
+        } else {
+            Err(PublishError::Mismatch { found }.into())
+        }
     }
 
     /// The content is verified, so a failure here costs the next caller a look at the manifests, not this one its bytes.
@@ -261,6 +312,15 @@ impl<'a> Receiving<'a> {
 
     pub(super) fn into_sink(self) -> Sink {
         self.sink
+    }
+
+    pub(super) fn fetch(&self) -> &'a Fetch {
+        self.fetch
+    }
+
+    /// Bytes taken so far.
+    pub(super) fn written(&self) -> u64 {
+        self.sink.written()
     }
 
     /// Receives the rest of the body, over as many connections as it takes; the first may be there already.
@@ -367,7 +427,8 @@ impl<'a> Receiving<'a> {
         Ok(bytes.next().await)
     }
 
-    async fn append(&mut self, mut chunk: Bytes) -> Result<(), Failure> {
+    /// Takes the next bytes of the blob.
+    pub(super) async fn append(&mut self, mut chunk: Bytes) -> Result<(), Failure> {
         let most = self.length.expected.unwrap_or(self.length.max);
         if self.sink.written() + chunk.len() as u64 > most {
             return Err(Failure::invalid(format!(
@@ -385,7 +446,8 @@ impl<'a> Receiving<'a> {
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), Failure> {
+    /// Makes readable what was taken.
+    pub(super) async fn flush(&mut self) -> Result<(), Failure> {
         if self.unflushed > 0 {
             self.sink.flush().await?;
             self.unflushed = 0;

@@ -1,7 +1,8 @@
 //! A fill as its readers see it: they join while it runs, read the staging file at their own pace, and share its end.
 //!
 //! Owns how far a reader may read, and from where. Knows nothing of upstreams.
-//! Invariant: before the digest is verified no reader gets the last byte of the blob, so a corrupt upstream never makes a body whole.
+//! Invariants: before the digest is verified no reader gets the last byte of the blob, so a corrupt upstream never makes a body whole;
+//! after that every reader may have all of it, whatever becomes of the publication.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,8 +30,12 @@ enum Phase {
     Waiting,
     /// Bytes arrive.
     Running,
-    /// Verified and published.
-    Published,
+    /// All of it is here and verified; the store does not have it yet.
+    Verified,
+    /// Verified, and what is to be done with it is done: published, or passed through where there was no space to keep it.
+    Done,
+    /// Verified, but the store did not take it: readers have the open staging file, whoever comes later fetches anew.
+    Unkept(Failure),
     /// Over without content.
     Failed(Failure),
 }
@@ -60,8 +65,14 @@ struct State {
 }
 
 impl State {
+    /// Whether nothing more will become readable.
+    fn is_settled(&self) -> bool {
+        !matches!(self.phase, Phase::Waiting | Phase::Running)
+    }
+
+    /// Whether the task behind it is done.
     fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Published | Phase::Failed(_))
+        self.is_settled() && !matches!(self.phase, Phase::Verified)
     }
 }
 
@@ -111,20 +122,34 @@ impl Progress {
         });
     }
 
-    /// The content is verified, whole and readable from `content`.
-    pub(super) fn published(&self, content: Content, size: u64) {
+    /// All `size` bytes are verified and readable from `content`. Nothing that fails later takes them from a reader.
+    pub(super) fn verified(&self, content: Content, size: u64) {
         self.0.send_modify(|state| {
-            state.phase = Phase::Published;
+            state.phase = Phase::Verified;
             state.size = Some(size);
             state.content = Some(content);
             state.readable = size;
         });
     }
 
-    /// There will be no content.
+    /// Whether [`Progress::verified`] was called.
+    pub(super) fn is_verified(&self) -> bool {
+        matches!(self.0.borrow().phase, Phase::Verified)
+    }
+
+    /// What was verified is where it should be.
+    pub(super) fn done(&self) {
+        self.0.send_modify(|state| state.phase = Phase::Done);
+    }
+
+    /// There will be no content; or it is verified and cannot be kept.
     pub(super) fn failed(&self, failure: Failure) {
-        self.0
-            .send_modify(|state| state.phase = Phase::Failed(failure));
+        self.0.send_modify(|state| {
+            state.phase = match state.phase {
+                Phase::Verified => Phase::Unkept(failure),
+                _ => Phase::Failed(failure),
+            };
+        });
     }
 }
 
@@ -182,7 +207,7 @@ impl Fill {
         .boxed()
     }
 
-    /// The whole blob's length: as soon as the upstream says, or else when the fill is over.
+    /// The whole blob's length: as soon as the upstream says, or else when all of it is verified.
     ///
     /// # Errors
     /// Why the fill failed.
@@ -194,7 +219,7 @@ impl Fill {
     }
 
     /// Waits until the first bytes may leave, so that an early failure is still an answer and not an aborted connection. True when
-    /// the blob is published.
+    /// the store has the blob by now.
     pub(super) async fn ready(&self) -> Result<bool, Failure> {
         let opened = self
             .wait_for(|state| !matches!(state.phase, Phase::Waiting))
@@ -203,13 +228,25 @@ impl Fill {
         let state = tokio::time::timeout(FIRST_BYTE_PATIENCE, first_byte)
             .await
             .unwrap_or(Ok(opened))?;
-        Ok(matches!(state.phase, Phase::Published))
+        Ok(matches!(state.phase, Phase::Done))
     }
 
-    /// Waits until it is over, as somebody who will not read: nothing is kept for him.
+    /// Waits until it is over, its publication too, as somebody who will not read: nothing is kept for him.
+    ///
+    /// # Errors
+    /// Why there is no content, or why it is not kept.
     pub(super) async fn finished(mut self) -> Result<(), Failure> {
         self._place = None;
-        self.wait_for(|_state| false).await.map(drop)
+        let over = self.state.wait_for(State::is_over).await;
+        match &over.map_err(|_task_gone| lost())?.phase {
+            Phase::Failed(failure) | Phase::Unkept(failure) => Err(failure.clone()),
+            Phase::Waiting | Phase::Running | Phase::Verified | Phase::Done => Ok(()),
+        }
+    }
+
+    /// Whether readers may have all of it.
+    pub(super) fn is_verified(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Verified)
     }
 
     /// The length, when it is known by now.
@@ -221,13 +258,15 @@ impl Fill {
     async fn wait_for(&self, condition: impl Fn(&State) -> bool) -> Result<State, Failure> {
         let mut states = self.state.clone();
         let state = states
-            .wait_for(|state| condition(state) || state.is_over())
+            .wait_for(|state| condition(state) || state.is_settled())
             .await
             .map_err(|_task_gone| lost())?
             .clone();
         match state.phase {
             Phase::Failed(failure) => Err(failure),
-            Phase::Waiting | Phase::Running | Phase::Published => Ok(state),
+            Phase::Waiting | Phase::Running | Phase::Verified | Phase::Done | Phase::Unkept(_) => {
+                Ok(state)
+            }
         }
     }
 }

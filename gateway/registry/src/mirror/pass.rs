@@ -16,7 +16,7 @@ use gantry_upstream::BlobStream;
 use super::{
     CacheContent, CacheOutcome, Engine,
     failure::Failure,
-    fetch::{Done, Fetch, Length, Receiving},
+    fetch::{Fetch, Length, Receiving},
     fill::Content,
     flight::lock,
     sink::{Passing, Sink},
@@ -75,25 +75,32 @@ pub(super) struct Begun {
     pub(super) head: Option<Arc<dyn Blob>>,
     /// An answer of the upstream that begins at byte 0, when nothing of it was taken.
     pub(super) body: Option<BlobStream>,
-    /// The blob's length, when all of it is in the staging file.
-    pub(super) whole: Option<u64>,
 }
 
 impl Begun {
     /// Nothing but the upstream's answer.
     pub(super) fn of(body: BlobStream) -> Self {
-        Self {
-            body: Some(body),
-            ..Self::default()
+        let mut begun = Self::default();
+        drop(begun.keep(body));
+        begun
+    }
+
+    /// Keeps an answer that goes on to the blob's end; gives one back that is a part of it.
+    pub(super) fn keep(&mut self, body: BlobStream) -> Option<BlobStream> {
+        match body.last {
+            Some(_) => Some(body),
+            None => {
+                self.body = Some(body);
+                None
+            }
         }
     }
 }
 
 impl Fetch {
     /// Passes the blob to the readers that are there. Returns when each has it whole, or was too slow for the others.
-    pub(super) async fn pass(&self, begun: Begun, mut length: Length) -> Result<Done, Failure> {
+    pub(super) async fn pass(&self, begun: Begun, length: Length) -> Result<CacheOutcome, Failure> {
         self.retire();
-        length.expected = begun.whole.or(length.expected);
         let head_bytes = begun.head.as_ref().map_or(0, |head| head.size());
         let window = Arc::new(Window::new(self.fill.readers(), head_bytes));
         let algorithm = self.digest.algorithm();
@@ -118,13 +125,9 @@ impl Fetch {
             return Err(Failure::invalid(format!("the content hashes to {found}")));
         }
         self.origin.count(CacheContent::Blob, CacheOutcome::Passed);
-        self.progress.published(content.clone(), size);
+        self.progress.verified(content, size);
         window.drain().await;
-        Ok(Done {
-            content,
-            size,
-            outcome: CacheOutcome::Passed,
-        })
+        Ok(CacheOutcome::Passed)
     }
 
     /// Takes this fill out of the table, so that whoever comes from now on starts another.

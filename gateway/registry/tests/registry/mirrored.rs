@@ -18,7 +18,7 @@ use gantry_registry::{
     ServedBlob, Settings,
 };
 use gantry_upstream::{
-    BlobStream, FetchedManifest, Kind, ManifestHead, TagPage, Upstream, UpstreamError,
+    BlobStream, FetchedManifest, Kind, ManifestHead, Part, TagPage, Upstream, UpstreamError,
 };
 
 use crate::harness::{
@@ -125,8 +125,19 @@ impl Upstream for Static {
         Ok(BlobStream {
             size: Some(bytes.len() as u64),
             offset,
+            last: None,
+            etag: None,
             bytes: stream::iter([Ok(rest)]).boxed(),
         })
+    }
+
+    async fn blob_part(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        _part: Part,
+    ) -> Result<BlobStream, UpstreamError> {
+        self.blob(repository, digest, 0).await
     }
 
     async fn tags(
@@ -191,6 +202,7 @@ fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
         },
         rules: Vec::new(),
         prefetch: false,
+        parallel: None,
         not_found_for: Duration::from_secs(10),
         is_listed: true,
         names_prove: true,

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{SecretFile, TlsMinimum};
+use super::{SecretFile, SizeEntry, TlsMinimum};
 use crate::config::text::{BindingName, DurationText, HostText, ProxyText, RateText, UrlText};
 
 /// An account at an upstream: `username` and `password`, or one of `identity_token`, `helper` and `exec`.
@@ -120,4 +120,16 @@ pub(crate) struct UpstreamLimitsFile {
     pub(crate) silence_timeout: Option<DurationText>,
     /// Bodies slower than this for half of `silence_timeout` are given up. Default: 1KiB/s.
     pub(crate) slowest_rate: Option<RateText>,
+}
+
+/// How a large blob is fetched in several requests at once. Each counts in `limits`, and is made only while there is a place for it there.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Parallel")]
+pub(crate) struct ParallelFile {
+    /// Requests at once for one blob, each for 8 MiB of it; for each but one so much may be in memory. Default: 4.
+    #[schemars(range(min = 2, max = 16))]
+    pub(crate) ranges: Option<u32>,
+    /// How large a blob must be, by its manifest; at least 16MiB. Default: 64MiB.
+    pub(crate) from: Option<SizeEntry>,
 }

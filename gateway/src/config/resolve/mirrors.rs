@@ -3,18 +3,21 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use gantry_model::{RepositoryName, glob::Glob, namespace::MirrorNames};
-use gantry_registry::{Freshness, Keep, Moves, TagRule};
+use gantry_registry::{Freshness, Keep, Moves, Parallel, TagRule};
 use url::Url;
 
 use super::{Context, upstream::Place};
 use crate::config::{
     Hosted, Listen, Mirror,
-    file::{KeepFile, MirrorEntry, MirrorFile, MovesText, TagRuleFile, TagsFile},
+    file::{KeepFile, MirrorEntry, MirrorFile, MovesText, ParallelFile, TagRuleFile, TagsFile},
     text::DurationText,
 };
 
 /// Docker Hub's registry, where `alpine` is `library/alpine`.
 const DOCKER_HUB: [&str; 3] = ["registry-1.docker.io", "index.docker.io", "docker.io"];
+
+/// What one of several requests for a blob asks for: enough that the next one is not asked for all the time, little enough to keep in memory.
+const PART_BYTES: u64 = 8 << 20;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -122,6 +125,7 @@ impl Context<'_> {
             default: file.default.unwrap_or(false),
             keep: self.keep(name, file.keep.take().unwrap_or_default()),
             prefetch: file.prefetch.unwrap_or(false),
+            parallel: file.parallel.take().map(|file| self.parallel(name, &file)),
             freshness,
             tag_rules,
             not_found_for,
@@ -146,6 +150,17 @@ impl Context<'_> {
             pinned: pinned.into_iter().map(|glob| glob.0).collect(),
             // Known when every mirror has been read.
             pushed: Vec::new(),
+        }
+    }
+
+    fn parallel(&mut self, mirror: &str, file: &ParallelFile) -> Parallel {
+        let keys = ["mirrors", mirror, "parallel", "from"];
+        // Below two parts there is nothing to do at once.
+        let from = self.size(&keys, file.from.as_ref(), 2 * PART_BYTES..=u64::MAX);
+        Parallel {
+            ranges: file.ranges.unwrap_or(4) as usize,
+            from_bytes: from.unwrap_or(64 << 20),
+            part_bytes: PART_BYTES,
         }
     }
 

@@ -292,7 +292,7 @@ impl Warming {
     /// Its length, and how much of it came from the upstream for this.
     async fn blob(&self, image: &Image<'_>, blob: &Descriptor) -> Result<(u64, u64), Stop> {
         let name = &image.repository.name;
-        // Asked before: a small blob is served when all of it is here, as one that was here already.
+        // Asked before: what another fill brought meanwhile is served as one that was here already.
         let was_here = self.generation.registry.holds(name, &blob.digest);
         let was_here = was_here.await.map_err(Error::from)?;
         let operation = Operation::PullBlob {
@@ -306,7 +306,12 @@ impl Warming {
         };
         let size = served.size.unwrap_or(blob.size);
         let fetched = match served.content {
-            BlobContent::Filling(stream) => self.receive(image, blob, stream).await?,
+            BlobContent::Filling(stream) => {
+                let received = self.receive(image, blob, stream).await?;
+                let kept = self.generation.registry.kept(name, &blob.digest);
+                kept.await.map_err(Error::from)?;
+                received
+            }
             BlobContent::Published(_) if !was_here => size,
             BlobContent::Published(_) | BlobContent::HeadersOnly => 0,
         };

@@ -44,6 +44,7 @@ async fn readers_at_every_pace_get_the_same_bytes() {
     for (reader, read) in join_all(quick).await.into_iter().enumerate() {
         assert!(read.unwrap() == bytes[reader * 1000..]);
     }
+    world.kept(NAME, &digest).await.unwrap();
     assert_eq!(world.stored(&digest).await, Some(BLOB_BYTES as u64));
     while let Some(more) = slow.next().await {
         slowly.extend_from_slice(&read(more.unwrap()).await);

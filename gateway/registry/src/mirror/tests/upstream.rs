@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use gantry_model::{Digest, MediaType, Page, Reference, RepositoryName, Tag};
 use gantry_upstream::{
-    BlobStream, FetchedManifest, Kind, ManifestHead, TagPage, Upstream, UpstreamError,
+    BlobStream, Cause, FetchedManifest, Kind, ManifestHead, Part, TagPage, Upstream, UpstreamError,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -25,6 +25,7 @@ pub(super) enum Call {
     Manifest(Reference),
     Stat(Digest),
     Blob(Digest, u64),
+    Part(Digest, u64, u64),
     Tags,
     Referrers,
 }
@@ -46,6 +47,12 @@ pub(super) struct BodyPlan {
     pub(super) excess: usize,
     /// Every chunk takes a permit.
     pub(super) gate: Option<Arc<Semaphore>>,
+    /// Every chunk takes so long.
+    pub(super) pace: Duration,
+    /// What this state of the content is called.
+    pub(super) etag: &'static str,
+    /// How the GET fails instead.
+    pub(super) refuses: Option<(Kind, Cause)>,
 }
 
 /// The length an upstream says.
@@ -65,6 +72,9 @@ impl Default for BodyPlan {
             flip: None,
             excess: 0,
             gate: None,
+            pace: Duration::ZERO,
+            etag: "one",
+            refuses: None,
         }
     }
 }
@@ -73,6 +83,13 @@ impl BodyPlan {
     pub(super) fn cut_at(offset: usize) -> Self {
         Self {
             cut: Some(offset),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn refusing(kind: Kind, cause: Cause) -> Self {
+        Self {
+            refuses: Some((kind, cause)),
             ..Self::default()
         }
     }
@@ -164,11 +181,51 @@ impl ScriptedUpstream {
     }
 }
 
+impl ScriptedUpstream {
+    /// The next answer of the plan, or one that goes well.
+    fn answer(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+        last: Option<u64>,
+    ) -> Result<BlobStream, UpstreamError> {
+        let (plan, blob) = {
+            let mut script = self.script();
+            let key = (repository.clone(), digest.clone());
+            let blob = script.blobs.get(&key).cloned();
+            let blob = blob.ok_or_else(|| failure(Kind::NotFound))?;
+            (script.bodies.pop_front().unwrap_or_default(), blob)
+        };
+        if let Some((kind, cause)) = plan.refuses {
+            return Err(UpstreamError {
+                cause,
+                ..failure(kind)
+            });
+        }
+        let size = plan.announces.map(|announced| match announced {
+            Announced::Truly => blob.len() as u64,
+            Announced::As(size) => size,
+        });
+        let (offset, last) = match plan.ranges {
+            true => (offset, last),
+            false => (0, None),
+        };
+        Ok(BlobStream {
+            size,
+            offset,
+            last,
+            etag: Some(plan.etag.to_owned()),
+            bytes: body(Arc::clone(&self.script), plan, &blob, offset, last),
+        })
+    }
+}
+
 /// A failure of a kind, as the client would report it.
 pub(super) fn failure(kind: Kind) -> UpstreamError {
     UpstreamError {
         kind,
-        cause: gantry_upstream::Cause::Answer,
+        cause: Cause::Answer,
         upstream: "hub".to_owned(),
         attempt: "scripted".to_owned(),
         retry_after: (kind == Kind::RateLimited).then_some(Duration::from_secs(30)),
@@ -234,23 +291,18 @@ impl Upstream for ScriptedUpstream {
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
         self.ask(Call::Blob(digest.clone(), offset)).await?;
-        let (plan, blob) = {
-            let mut script = self.script();
-            let key = (repository.clone(), digest.clone());
-            let blob = script.blobs.get(&key).cloned();
-            let blob = blob.ok_or_else(|| failure(Kind::NotFound))?;
-            (script.bodies.pop_front().unwrap_or_default(), blob)
-        };
-        let size = plan.announces.map(|announced| match announced {
-            Announced::Truly => blob.len() as u64,
-            Announced::As(size) => size,
-        });
-        let offset = if plan.ranges { offset } else { 0 };
-        Ok(BlobStream {
-            size,
-            offset,
-            bytes: body(Arc::clone(&self.script), plan, &blob, offset),
-        })
+        self.answer(repository, digest, offset, None)
+    }
+
+    async fn blob_part(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        part: Part,
+    ) -> Result<BlobStream, UpstreamError> {
+        let call = Call::Part(digest.clone(), part.first, part.last);
+        self.ask(call).await?;
+        self.answer(repository, digest, part.first, Some(part.last))
     }
 
     async fn tags(
@@ -297,13 +349,17 @@ fn body(
     plan: BodyPlan,
     blob: &Bytes,
     offset: u64,
+    last: Option<u64>,
 ) -> stream::BoxStream<'static, Result<Bytes, UpstreamError>> {
     let mut content = blob.to_vec();
     if let Some(flip) = plan.flip {
         content[flip] ^= 1;
     }
     content.resize(content.len() + plan.excess, b'!');
-    let end = plan.cut.unwrap_or(content.len());
+    let whole = last.map_or(content.len(), |last| {
+        usize::try_from(last).unwrap() + 1 + plan.excess
+    });
+    let end = plan.cut.unwrap_or(whole).min(whole);
     let breaks = plan.cut.is_some() && !plan.clean;
     let offset = usize::try_from(offset).unwrap();
     let chunks: Vec<Bytes> = content
@@ -315,8 +371,11 @@ fn body(
     let broken = breaks.then(|| Err(failure(Kind::Unavailable)));
     stream::iter(chunks.into_iter().map(Ok).chain(broken))
         .then(move |chunk| {
-            let (script, gate) = (Arc::clone(&script), plan.gate.clone());
+            let (script, gate, pace) = (Arc::clone(&script), plan.gate.clone(), plan.pace);
             async move {
+                if !pace.is_zero() {
+                    tokio::time::sleep(pace).await;
+                }
                 if let Some(gate) = gate {
                     gate.acquire().await.unwrap().forget();
                 }

@@ -29,7 +29,10 @@ use crate::{
     leases::Leases,
     mirror::{Fill, MirroredBlob, MirroredContent, MirroredManifest, Mirrors, listing::system},
     outcome::Arrived,
-    ports::{Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Ports, Settings, TagRule},
+    ports::{
+        Admission, Clock, Freshness, Keep, MirrorSettings, Moves, Parallel, Ports, Settings,
+        TagRule,
+    },
 };
 
 /// When the tests begin, in milliseconds since 1970.
@@ -150,6 +153,7 @@ impl World {
             freshness: FRESHNESS,
             rules: Vec::new(),
             prefetch: false,
+            parallel: None,
             not_found_for: NOT_FOUND_FOR,
             is_listed: true,
             names_prove: true,
@@ -199,6 +203,14 @@ impl World {
     pub(super) fn distrust_names(&mut self) {
         for mirror in self.ports.mirrors.values_mut() {
             mirror.names_prove = false;
+        }
+        self.restart();
+    }
+
+    /// Restarts with large blobs fetched in parts.
+    pub(super) fn parallel(&mut self, parallel: Parallel) {
+        for mirror in self.ports.mirrors.values_mut() {
+            mirror.parallel = Some(parallel);
         }
         self.restart();
     }
@@ -263,10 +275,18 @@ impl World {
         self.mirrors.blob(&repository, digest, &system()).await
     }
 
-    /// Reads a whole blob.
+    /// Reads a whole blob, and waits until what is to be done with it is done.
     pub(super) async fn read(&self, name: &str, digest: &Digest) -> Result<Vec<u8>, Error> {
         let (bytes, end) = drain(self.open(name, digest).await?).await;
+        // Whether it is kept is no reader's concern.
+        self.kept(name, digest).await.ok();
         end.map(|()| bytes)
+    }
+
+    /// Waits until the blob's fill is over.
+    pub(super) async fn kept(&self, name: &str, digest: &Digest) -> Result<(), Error> {
+        let name = repository(name).name;
+        self.mirrors.kept(&name, digest).await
     }
 
     /// How long the blob in the store is, whoever may read it.
