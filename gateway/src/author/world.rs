@@ -211,16 +211,28 @@ impl Content {
     }
 }
 
-/// Whether a manifest as a case writes it, with short digests, names the content.
-fn names(manifest: &Value, wanted: &DigestText) -> bool {
+/// Whether a manifest as a case writes it, with short digests, names the content: as its child, or else as its config or a layer that does not
+/// lie elsewhere.
+fn names(manifest: &Value, wanted: &DigestText, as_child: bool) -> bool {
     let document = match manifest {
         Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
         other => other.clone(),
     };
-    let lists = ["manifests", "layers"].map(|key| document.get(key).and_then(Value::as_array));
-    let named = lists.into_iter().flatten().flatten();
+    let list = |key| {
+        document
+            .get(key)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+    };
+    let named: Vec<&Value> = if as_child {
+        list("manifests").collect()
+    } else {
+        let own = list("layers").filter(|layer| layer.get("urls").is_none());
+        own.chain(document.get("config")).collect()
+    };
     named
-        .chain(document.get("config"))
+        .into_iter()
         .filter_map(|descriptor| descriptor.get("digest")?.as_str())
         .filter_map(|digest| DigestText::try_from(digest.to_owned()).ok())
         .any(|digest| digest.0 == wanted.0)
@@ -294,10 +306,11 @@ impl RegistryReads for Content {
             stored => stored?,
         };
         let digest = parsed(digest)?;
+        let is_manifest = stored.manifests.contains_key(&digest);
         let parents = stored
             .manifests
             .iter()
-            .filter(|(_, manifest)| names(manifest, &digest));
+            .filter(|(_, manifest)| names(manifest, &digest, is_manifest));
         Ok(parents.map(|(parent, _)| parent.0.clone()).collect())
     }
 
