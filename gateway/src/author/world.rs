@@ -228,7 +228,11 @@ fn names(manifest: &Value, wanted: &DigestText, as_child: bool) -> bool {
     let named: Vec<&Value> = if as_child {
         list("manifests").collect()
     } else {
-        let own = list("layers").filter(|layer| layer.get("urls").is_none());
+        let is_elsewhere = |layer: &&Value| {
+            let urls = layer.get("urls").and_then(Value::as_array);
+            urls.is_some_and(|urls| !urls.is_empty())
+        };
+        let own = list("layers").filter(|layer| !is_elsewhere(layer));
         own.chain(document.get("config")).collect()
     };
     named
@@ -547,5 +551,24 @@ mod tests {
             panic!("a header with a space in its name");
         };
         assert_eq!(why, "X Y is no header");
+    }
+
+    #[test]
+    fn a_manifest_names_what_is_its_own_and_no_more() {
+        let digest = |text: &str| DigestText::try_from(text.to_owned()).unwrap();
+        let image = json!({
+            "config": { "digest": "sha256:1" },
+            "layers": [
+                { "digest": "sha256:2", "urls": [] },
+                { "digest": "sha256:3", "urls": ["https://a.example/"] },
+            ],
+        });
+        let index = json!({ "manifests": [{ "digest": "sha256:2" }] });
+        for (blob, expect) in [("sha256:1", true), ("sha256:2", true), ("sha256:3", false)] {
+            assert_eq!(names(&image, &digest(blob), false), expect, "{blob}");
+            assert!(!names(&image, &digest(blob), true), "{blob}");
+        }
+        assert!(names(&index, &digest("sha256:2"), true));
+        assert!(!names(&index, &digest("sha256:2"), false));
     }
 }
