@@ -16,7 +16,9 @@ use gantry_plugin_host::{
     ports::{KeyValueEntry, PortError, PutTimes, ReadError, RegistryReads},
 };
 use gantry_registry::Admission;
-use gantry_storage::{BlobStore, KeyValueStore, MetadataStore, StorageError, kv::KvPut};
+use gantry_storage::{
+    BlobStore, KeyValueStore, MetadataStore, Named, StorageError, kv::KvPut, naming,
+};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -488,7 +490,12 @@ impl RegistryReads for StoredContent {
             .map_err(|_not_a_digest| ReadError::NotFound)?;
         let parents = self.metadata.parents(&name, &digest).await;
         let parents = parents.map_err(|error| unavailable(&error))?;
-        Ok(parents.into_iter().map(|(parent, _)| parent).collect())
+        let manifest = self.metadata.manifest(&name, &digest).await;
+        let named = match manifest.map_err(|error| unavailable(&error))? {
+            Some(_) => Named::Child,
+            None => Named::Blob,
+        };
+        Ok(naming(parents, named))
     }
 
     async fn blob_size(

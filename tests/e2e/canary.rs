@@ -14,10 +14,10 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tests::{
     Gateway, Image, Wire,
-    gateway::{program, usual_config},
+    gateway::{USER, program, usual_config},
     guests::component,
     image::MANIFEST,
-    tools::free_port,
+    tools::{free_port, wait_until},
     wire::{http_client, runtime},
 };
 
@@ -160,28 +160,96 @@ fn trace_bin() -> (u16, Arc<Mutex<Vec<u8>>>) {
     (port, kept)
 }
 
-fn config(upstream: u16, collector: u16) -> String {
-    let mirrors = format!(
-        "  up: {{ url: \"http://127.0.0.1:{upstream}\", credentials: {{ username: puller, password: {{ file: ./secret }} }} }}\n  closed: {{ url: \"http://127.0.0.1:1\", credentials: {{ username: puller, password: {{ file: ./secret }} }} }}\n"
-    );
-    let hostile = |name: &str, config: &str| {
+/// Takes events, and keeps their requests as they are.
+fn event_bin() -> (u16, Arc<Mutex<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let kept = Arc::<Mutex<String>>::default();
+    let bin = Arc::clone(&kept);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let (mut head, mut line) = (String::new(), String::new());
+            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+                head.push_str(&line);
+                line.clear();
+            }
+            // hyper writes names in small letters.
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "));
+            let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+            reader.read_exact(&mut body).unwrap();
+            let mut bin = bin.lock().unwrap();
+            *bin += &(head + &String::from_utf8(body).unwrap() + "\n");
+            let told = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            reader.get_mut().write_all(told).ok();
+        }
+    });
+    (port, kept)
+}
+
+/// A credential helper that answers as its argument says, and always says more than it should on its standard error.
+const HELPER: &str = r#"cat > /dev/null
+echo CANARY >&2
+case "$1" in
+    good) echo '{"Username":"puller","Secret":"CANARY"}' ;;
+    token) echo '{"Username":"<token>","Secret":"CANARY"}' ;;
+    fails) echo '{"Username":"puller","Secret":"CANARY"}'; exit 3 ;;
+    lies) echo 'no credentials: CANARY' ;;
+esac
+"#;
+
+/// The mirrors whose account a helper knows.
+const HELPED: [&str; 4] = ["good", "token", "fails", "lies"];
+
+/// Receivers of events that get the secret as a header and a key: one that hears, and one that is not there.
+fn receivers(port: u16) -> String {
+    let receiver = |name: &str, port: u16| {
         format!(
-            "  - name: {name}\n    from: ./hostile.wasm\n    repositories: [\"team/{name}/**\"]\n    grants: {{ kv: [granted], secrets: {{ token: {{ file: ./secret }} }} }}\n    config: {{ {config}, at: authorize, key: {{ file: ./secret }} }}\n"
+            "  - name: {name}\n    from: builtin:webhook\n    grants: {{ http: [\"http://127.0.0.1:{port}/\"], secrets: {{ token: {{ file: ./secret }} }} }}\n    config: {{ endpoints: [{{ url: \"http://127.0.0.1:{port}/\", headers: {{ Authorization: {{ secret: token }} }}, sign_with: token }}] }}\n"
         )
     };
-    let plugins = hostile("traps", "do: trap")
-        + &hostile("logs", "do: secret-log")
-        + &hostile("fails", "answer: fail")
-        + &hostile("loops", "do: loop");
-    usual_config(&mirrors, &plugins)
+    receiver("hears", port) + &receiver("is-deaf", 1)
+}
+
+/// Plugins that fail with the secret in their hands.
+const FAILING: [(&str, &str); 4] = [
+    ("traps", "do: trap"),
+    ("logs", "do: secret-log"),
+    ("fails", "answer: fail"),
+    ("loops", "do: loop"),
+];
+
+fn config(ports: [u16; 3], failing: &[(&str, &str)]) -> String {
+    let [upstream, collector, receiver] = ports;
+    let mut mirrors = format!(
+        "  up: {{ url: \"http://127.0.0.1:{upstream}\", credentials: {{ username: puller, password: {{ file: ./secret }} }} }}\n  closed: {{ url: \"http://127.0.0.1:1\", credentials: {{ username: puller, password: {{ file: ./secret }} }} }}\n"
+    );
+    for name in HELPED {
+        let exec = format!("[sh, ./helper.sh, {name}]");
+        mirrors += &format!(
+            "  {name}: {{ url: \"http://127.0.0.1:{upstream}\", credentials: {{ exec: {exec} }} }}\n"
+        );
+    }
+    let mut plugins = receivers(receiver);
+    for (name, config) in failing {
+        plugins += &format!(
+            "  - name: {name}\n    from: ./hostile.wasm\n    repositories: [\"team/{name}/**\"]\n    grants: {{ kv: [granted], secrets: {{ token: {{ file: ./secret }} }} }}\n    config: {{ {config}, at: authorize, key: {{ file: ./secret }} }}\n"
+        );
+    }
+    let may_ask =
+        "        - { who: [\"user:alice\"], may: [admin] }\n        - { who: [\"user:*\"]";
+    usual_config(&mirrors, &plugins).replace("        - { who: [\"user:*\"]", may_ask)
         + &format!(
-            "audit: {{ file: ./audit.jsonl }}\nlog: {{ level: trace }}\ntelemetry: {{ otlp: {{ endpoint: \"http://127.0.0.1:{collector}\" }} }}\n"
+            "events: {{ pulls: all }}\naudit: {{ file: ./audit.jsonl }}\nlog: {{ level: trace }}\ntelemetry: {{ otlp: {{ endpoint: \"http://127.0.0.1:{collector}\" }} }}\n"
         )
 }
 
 fn plant(folder: &Path) {
     fs::copy(component("hostile"), folder.join("hostile.wasm")).unwrap();
     fs::write(folder.join("secret"), CANARY).unwrap();
+    fs::write(folder.join("helper.sh"), HELPER.replace("CANARY", CANARY)).unwrap();
     let hash = bcrypt::hash(CANARY, 4).unwrap();
     let users = fs::read_to_string(folder.join("htpasswd")).unwrap();
     fs::write(folder.join("htpasswd"), format!("{users}carol:{hash}\n")).unwrap();
@@ -280,7 +348,9 @@ fn bad_credentials(port: u16) -> Vec<String> {
 fn known_by_the_secret(port: u16) -> Vec<String> {
     let carol = Wire::basic(port, ("carol", CANARY));
     let mut answers = vec![format!("{:?}", carol.get("/v2/").expect(200))];
-    carol.push_image("team/web", "v1", &Image::random(10));
+    let image = Image::random(10);
+    carol.push_image("team/web", "v1", &image);
+    carol.pull_image("team/web", "v1", &image);
     for name in ["traps", "logs", "fails", "loops"] {
         let answer = carol.get(&format!("/v2/team/{name}/web/manifests/v1"));
         answers.push(format!("{name}: {answer:?}"));
@@ -298,7 +368,9 @@ fn known_by_the_secret(port: u16) -> Vec<String> {
         "garbage",
         "down",
     ] {
-        for mirror in ["up", "closed"] {
+        let asks_for_credentials = ["basic", "bearer", "down-token"].contains(&kind);
+        let helped = HELPED.iter().filter(|_| asks_for_credentials);
+        for mirror in ["up", "closed"].iter().chain(helped) {
             let digest = format!("sha256:{}", "ab".repeat(32));
             let base = format!("/v2/{mirror}/{kind}/x");
             for path in [
@@ -329,10 +401,31 @@ fn known_by_the_secret(port: u16) -> Vec<String> {
     answers
 }
 
+/// The header that is the secret's own place has it, and nothing else of the deliveries.
+fn check_events(told: &str) {
+    let own = format!("authorization: {CANARY}");
+    let (meant, rest): (Vec<&str>, Vec<&str>) = told.lines().partition(|line| *line == own);
+    assert!(!meant.is_empty(), "{told}");
+    check("an event", &rest.join("\n"));
+}
+
+/// What the admin API shows, once nothing keeps the operator out: a plugin that fails is asked about what has no repository, too.
+fn told_to_the_operator(gateway: &mut Gateway, peaceful: &str) -> Vec<String> {
+    gateway.write_config(peaceful);
+    gateway.restart();
+    let alice = Wire::basic(gateway.admin_port, USER);
+    let paths = ["events", "plugins", "cache", "cache/stats", "cache/pins"];
+    let answers = paths.map(|path| alice.get(&format!("/admin/v1/{path}")).expect(200));
+    assert!(!answers[0].json()["events"].as_array().unwrap().is_empty());
+    answers.iter().map(|answer| format!("{answer:?}")).collect()
+}
+
 #[test]
 fn a_running_gateway_shows_no_secret_whatever_fails() {
     let (collector, traced) = trace_bin();
-    let mut gateway = Gateway::start_with(&config(loose_upstream(), collector), plant);
+    let (receiver, told) = event_bin();
+    let ports = [loose_upstream(), collector, receiver];
+    let mut gateway = Gateway::start_with(&config(ports, &FAILING), plant);
     let port = gateway.port;
     let mut answers = bad_credentials(port);
     answers.extend(known_by_the_secret(port));
@@ -349,6 +442,11 @@ fn a_running_gateway_shows_no_secret_whatever_fails() {
     ] {
         answers.push(raw(port, &request));
     }
+    wait_until("events of each kind", Duration::from_secs(60), || {
+        let told = told.lock().unwrap();
+        let kinds = ["manifest.pushed", "manifest.pulled"];
+        kinds.iter().all(|kind| told.contains(kind))
+    });
     let metrics = gateway.metrics();
     let admin = http_client().get(format!(
         "http://127.0.0.1:{}/readyz?{CANARY}",
@@ -357,6 +455,7 @@ fn a_running_gateway_shows_no_secret_whatever_fails() {
     let admin = admin.header("authorization", format!("Bearer {CANARY}"));
     let answer = runtime().block_on(async { admin.send().await });
     answers.push(format!("{:?}", answer.unwrap().status()));
+    answers.extend(told_to_the_operator(&mut gateway, &config(ports, &[])));
     gateway.terminate();
     gateway.wait();
     for answer in &answers {
@@ -370,6 +469,7 @@ fn a_running_gateway_shows_no_secret_whatever_fails() {
         "{audit}"
     );
     check("the audit", &audit);
+    check_events(&told.lock().unwrap());
     let traced = traced.lock().unwrap();
     assert!(!traced.is_empty(), "nothing was traced");
     check("a trace", &String::from_utf8_lossy(&traced));

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tests::{
     Gateway, Image, Wire,
     gateway::{USER, program, usual_config},
-    image::Content,
+    image::{Content, MANIFEST},
     tools::{free_port, run, wait_until},
     wire::{runtime, whole},
 };
@@ -379,6 +379,52 @@ fn ten_thousand_events_for_a_dead_receiver_fail_no_push_and_stay_within_their_bo
     assert!((1.0..=BOUND).contains(&waiting), "{waiting}");
     // Pulls make room for pushes, never the other way round.
     assert!(delivery(&gateway, "v1").is_some());
+}
+
+#[test]
+fn what_waited_for_a_receiver_is_told_in_order_once_it_is_back() {
+    const PUSHES: usize = 300;
+    const REPOSITORIES: usize = 3;
+    let port = free_port();
+    let gateway = Gateway::start(&telling(port));
+    let wire = Wire::basic(gateway.port, USER);
+    let image = Image::random(100);
+    for repository in 0..REPOSITORIES {
+        wire.push_image(&format!("team/{repository}"), "first", &image);
+    }
+    for number in 0..PUSHES {
+        let repository = format!("team/{}", number % REPOSITORIES);
+        let bytes = image.manifest.bytes.clone();
+        let pushed = wire.push_manifest(&repository, &number.to_string(), MANIFEST, bytes);
+        pushed.expect(201);
+    }
+    let receiver = Receiver::start(port);
+    let pushes = || {
+        let is_push = |event: &Value| event["action"] == "push";
+        let mut arrived = vec![Vec::new(); REPOSITORIES];
+        for event in receiver.events().iter().filter(|event| is_push(event)) {
+            let target = &event["target"];
+            let tag = target["tag"]
+                .as_str()
+                .and_then(|tag| tag.parse::<usize>().ok());
+            if let Some(number) = tag {
+                assert_eq!(
+                    target["repository"],
+                    format!("team/{}", number % REPOSITORIES)
+                );
+                arrived[number % REPOSITORIES].push(number);
+            }
+        }
+        arrived
+    };
+    wait_until("all of them", PATIENCE, || {
+        pushes().iter().map(Vec::len).sum::<usize>() >= PUSHES
+    });
+    for (repository, arrived) in pushes().into_iter().enumerate() {
+        let expect: Vec<usize> = (repository..PUSHES).step_by(REPOSITORIES).collect();
+        assert_eq!(arrived, expect, "team/{repository}");
+    }
+    assert_eq!(gateway.metric("gantry_events_evicted_total"), 0.0);
 }
 
 #[test]

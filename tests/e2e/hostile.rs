@@ -1,12 +1,25 @@
 //! Whatever a plugin does, its request gets the configured answer in time, others go on, and the metrics and the audit name it.
+//!
+//! | what it does | shown by |
+//! |---|---|
+//! | loops, traps, exits, overflows its stack, takes all memory, floods the host with handles or calls, returns too much or no text | `each_failure_of_an_authorizer_…`, with what the next instance finds; `each_failure_of_an_admission_…` |
+//! | grows its table | `a_table_that_grows_…` |
+//! | floods the log | `floods_are_cut_…` |
+//! | waits for a service that never answers | `a_service_that_never_answers_…` |
+//! | asks where it may not, by name, address, redirect | `a_request_to_where_a_plugin_may_not_…`; a name that changes between check and dial: `gateway/src/outbound/tests.rs` |
+//! | fills its bucket | `a_bucket_that_is_full_…` |
+//! | is left in the middle of a call | `a_call_whose_client_left_…` |
+//! | fails its self-test, imports what nobody offers, is over 32 MiB, a core module, truncated, empty, loops or refuses in `configure` | `a_component_that_cannot_work_…` |
+//! | holds many places | `one_plugin_holds_at_most_half_…`, `a_barrage_…` |
 
 use std::{
     fmt::Write as _,
     fs,
+    net::TcpListener,
     process::{Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -237,6 +250,89 @@ fn floods_are_cut_and_the_call_answers() {
         let grew = gateway.log().len() - before;
         assert!(grew < 64 << 10, "{what}: {grew} bytes of log");
     }
+}
+
+/// A service that takes connections and says nothing, and how many came.
+fn silent_service() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let came = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&came);
+    std::thread::spawn(move || {
+        // Held, so that they stay open.
+        let _held: Vec<_> = listener
+            .incoming()
+            .inspect(|_| {
+                count.fetch_add(1, Ordering::SeqCst);
+            })
+            .collect();
+    });
+    (port, came)
+}
+
+/// A binding that asks other services, with what it is granted.
+fn asking(name: &str, limits: &str, granted: &str, requests: &str) -> String {
+    let config = format!("do: http, at: authorize, answer: deny, requests: [{requests}]");
+    let plugin = plugin(name, &format!("team/{name}/**"), limits, &config);
+    plugin.replace("kv: [granted]", &format!("http: [\"{granted}\"]"))
+}
+
+#[test]
+fn a_service_that_never_answers_is_503_in_time_and_named() {
+    let (port, came) = silent_service();
+    let url = format!("http://127.0.0.1:{port}/");
+    let requests = format!("\"{url}\"");
+    let limits = "cpu: 100ms, deadline: 500ms";
+    let plugins = asking("waits", limits, &url, &requests)
+        + &plugin("next", "team/next/**", limits, "do: count, answer: deny");
+    let gateway = start(&plugins);
+    let wire = Wire::basic(gateway.port, USER);
+    for number in 1..=3 {
+        fails_as(&gateway, "waits", "authorize", "deadline", || {
+            wire.get("/v2/team/waits/web/manifests/v1")
+        });
+        assert_eq!(came.load(Ordering::SeqCst), number, "each call asked once");
+        let answer = wire.get(&format!("/v2/team/next/web/manifests/t{number}"));
+        let lines = lines_of(&gateway, &answer.expect(403));
+        assert_eq!(lines.last().unwrap()["reason.text"], "1");
+    }
+    wait_until("the calls to end", Duration::from_secs(10), || {
+        gateway.metric("gantry_plugin_instances") == 0.0
+    });
+}
+
+#[test]
+fn a_request_to_where_a_plugin_may_not_never_arrives_and_the_audit_has_its_answer() {
+    let (port, came) = silent_service();
+    let requests = [
+        format!("http://127.0.0.1:{port}/"),
+        format!("http://localhost:{port}/"),
+        "http://169.254.169.254/latest/meta-data/".to_owned(),
+        format!("http://[::ffff:127.0.0.1]:{port}/"),
+        format!("http://2130706433:{port}/"),
+        "file:///etc/passwd".to_owned(),
+    ];
+    let quoted: Vec<String> = requests.iter().map(|url| format!("\"{url}\"")).collect();
+    let limits = "cpu: 2s, deadline: 10s";
+    let plugins = asking(
+        "strays",
+        limits,
+        "https://api.example.com/",
+        &quoted.join(", "),
+    );
+    let gateway = start(&plugins);
+    let wire = Wire::basic(gateway.port, USER);
+    let answer = wire.get("/v2/team/strays/web/manifests/v1");
+    let lines = lines_of(&gateway, &answer.expect(403));
+    let line = lines.last().unwrap();
+    assert_eq!(line["plugin.name"], "strays", "{line}");
+    let told = line["reason.text"].as_str().unwrap();
+    let answers: Vec<&str> = told.split('|').collect();
+    assert_eq!(answers.len(), requests.len(), "{told}");
+    assert!(answers.iter().all(|it| it.starts_with("Error::")), "{told}");
+    let denied = "gantry_decisions_total{plugin=\"strays\",hook=\"authorize\",outcome=\"deny\",cached=\"false\"}";
+    assert!(gateway.metric(denied) >= 1.0, "{}", gateway.metrics());
+    assert_eq!(came.load(Ordering::SeqCst), 0);
 }
 
 #[test]

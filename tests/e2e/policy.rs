@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::{Value, json};
 use tests::{
     Gateway, Image, Origin, Wire,
     gateway::{USER, usual_config},
@@ -398,6 +399,153 @@ fn a_denied_blob_is_denied_while_it_is_being_filled_for_others() {
         origin.heal();
         assert_eq!(reader.join().unwrap().expect(200).body, layer.bytes);
     });
+}
+
+// --- what tells of a denied image, or vouches for it ---
+
+const ENDED: &str = "org.example.support";
+
+/// A gateway that denies images whose manifest says that their support ended, in both kinds of repositories.
+fn gated_by_annotation(origin: &Origin) -> Gateway {
+    let plugins = GATE
+        .replace(
+            "CONFIG",
+            r#"{ annotations: { "org.example.support": "ended*" } }"#,
+        )
+        .replace(r#""up/**""#, r#""up/**", "apps/**""#);
+    Gateway::start_with(
+        &usual_config(&origin.mirror_entry("up", ""), &plugins),
+        |folder| {
+            fs::copy(component("deny-image"), folder.join("deny_image.wasm")).unwrap();
+        },
+    )
+}
+
+/// Something that refers to `subject`, with what it says of itself.
+fn referrer(subject: &Image, artifact_type: &str, annotations: &Value) -> Image {
+    let mut image = Image::random(50);
+    let mut document: Value = serde_json::from_slice(&image.manifest.bytes).unwrap();
+    document["subject"] = subject.manifest.descriptor(MANIFEST);
+    document["artifactType"] = artifact_type.into();
+    document["annotations"] = annotations.clone();
+    image.manifest = Content::new(document.to_string());
+    image
+}
+
+/// The digests that a list of referrers names, and its whole text.
+fn listed(wire: &Wire, path: &str) -> (Vec<String>, String) {
+    let answer = wire.get(path).expect(200);
+    let index = answer.json();
+    let descriptors = index["manifests"].as_array().unwrap();
+    let digest = |descriptor: &Value| descriptor["digest"].as_str().unwrap().to_owned();
+    (descriptors.iter().map(digest).collect(), index.to_string())
+}
+
+#[test]
+fn a_list_of_referrers_does_not_tell_of_one_that_is_denied() {
+    let origin = Origin::start();
+    let gateway = gated_by_annotation(&origin);
+    let wire = Wire::basic(gateway.port, USER);
+    let subject = Image::random(100);
+    let good = referrer(&subject, "application/x.sbom", &json!({}));
+    let said = json!({ ENDED: "ended-2024", "secret": "what nobody may read" });
+    let bad = referrer(&subject, "application/x.sbom", &said);
+    let direct = origin.direct();
+    for (wire, repository) in [(&direct, "lib/image"), (&wire, "apps/image")] {
+        wire.push_image(repository, "latest", &subject);
+        for referrer in [&good, &bad] {
+            wire.push_image(repository, &referrer.manifest.digest, referrer);
+        }
+    }
+    // The origin has no referrers API, so its clients keep the list themselves.
+    let mut index: Value = serde_json::from_slice(&index_of(&[&good, &bad]).bytes).unwrap();
+    for descriptor in index["manifests"].as_array_mut().unwrap() {
+        descriptor["artifactType"] = "application/x.sbom".into();
+    }
+    index["manifests"][1]["annotations"] = said;
+    let tag = subject.manifest.digest.replace(':', "-");
+    direct
+        .push_manifest("lib/image", &tag, INDEX, index.to_string())
+        .expect(201);
+    for repository in ["up/lib/image", "apps/image"] {
+        let list = format!("/v2/{repository}/referrers/{}", subject.manifest.digest);
+        let types = ["", "?artifactType=application/x.sbom"];
+        for path in types.map(|filter| format!("{list}{filter}")) {
+            for _round in 0..2 {
+                let (digests, text) = listed(&wire, &path);
+                assert_eq!(
+                    digests,
+                    std::slice::from_ref(&good.manifest.digest),
+                    "{path}"
+                );
+                assert!(!text.contains("nobody may read"), "{path}: {text}");
+            }
+        }
+        denied(
+            &wire,
+            "GET",
+            &format!("/v2/{repository}/manifests/{}", bad.manifest.digest),
+            &bad,
+        );
+    }
+}
+
+/// An image manifest that names `layer` as one that lies elsewhere, and an index that lists it as if it were a manifest.
+fn vouchers(config: &Content, layer: &Content) -> [(&'static str, String); 2] {
+    let mut elsewhere = layer.descriptor("application/vnd.oci.image.layer.v1.tar");
+    elsewhere["urls"] = json!(["https://example.invalid/layer"]);
+    let image = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config.descriptor("application/vnd.oci.image.config.v1+json"),
+        "layers": [elsewhere],
+    });
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": INDEX,
+        "manifests": [layer.descriptor(MANIFEST)],
+    });
+    [(MANIFEST, image.to_string()), (INDEX, index.to_string())]
+}
+
+#[test]
+fn a_layer_of_a_denied_image_is_not_freed_by_who_names_it_without_having_it() {
+    let origin = Origin::start();
+    let gateway = gated_by_annotation(&origin);
+    let wire = Wire::basic(gateway.port, USER);
+    let layer = secret_image().layers.remove(0);
+    let bad = Image::annotated(vec![layer.clone()], &json!({ ENDED: "ended-2024" }));
+    let config = Content::new("{}");
+    for (to, repository) in [(&origin.direct(), "lib/image"), (&wire, "apps/image")] {
+        to.push_image(repository, "latest", &bad);
+        to.push_blob(repository, &config).expect(201);
+    }
+    for (number, (kind, document)) in vouchers(&config, &layer).into_iter().enumerate() {
+        let tag = format!("mine-{number}");
+        let pushed = wire.push_manifest("apps/image", &tag, kind, document.clone());
+        pushed.expect(201);
+        // Distribution wants the manifests of an index, so upstream there is only the image.
+        if kind == MANIFEST {
+            let pushed = origin
+                .direct()
+                .push_manifest("lib/image", &tag, kind, document);
+            pushed.expect(201);
+            wire.get(&format!("/v2/up/lib/image/manifests/{tag}"))
+                .expect(200);
+        }
+    }
+    for repository in ["up/lib/image", "apps/image"] {
+        denied(
+            &wire,
+            "GET",
+            &format!("/v2/{repository}/manifests/latest"),
+            &bad,
+        );
+        for method in ["GET", "HEAD"] {
+            let path = format!("/v2/{repository}/blobs/{}", layer.digest);
+            denied(&wire, method, &path, &bad);
+        }
+    }
 }
 
 // --- hold ---

@@ -45,4 +45,7 @@ fn a_fill_goes_on_over_a_reload_and_a_changed_secret_is_a_new_generation() {
         assert!(answer.has(200).body == layer.bytes);
     }
     assert_eq!(origin.count("GET", &layer.digest), 1);
+    wait_until("old generations to be freed", reload::PATIENCE, || {
+        gateway.metric("gantry_generations") == 1.0
+    });
 }

@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use tests::{
     Gateway, Image, Origin, Wire,
-    gateway::{USER, usual_config},
+    gateway::{OTHER, USER, usual_config},
     tools::{wait_until, workspace},
 };
 
@@ -245,6 +245,43 @@ fn the_audit_file_has_every_decision_whatever_the_log_shows() {
         !gateway.log().contains("audit"),
         "the log shows errors only"
     );
+}
+
+#[test]
+fn every_order_of_an_operator_is_an_audit_line_whatever_becomes_of_it() {
+    let config = crate::reload::config("") + "audit: { file: ./audit.jsonl }\n";
+    let gateway = Gateway::start(&config);
+    let alice = Wire::basic(gateway.admin_port, USER);
+    let bob = Wire::basic(gateway.admin_port, OTHER);
+    for (method, what) in [
+        ("POST", "events/replay"),
+        ("POST", "events/drop"),
+        ("POST", "cache/pins"),
+        ("DELETE", "cache/pins"),
+        ("POST", "cache/evict"),
+        ("POST", "cache/warm"),
+        ("POST", "reload"),
+    ] {
+        let path = format!("/admin/v1/{what}");
+        for (wire, who, decision) in [(&alice, "user:alice", "allow"), (&bob, "user:bob", "deny")] {
+            let answer = wire.send(method, &path, &[], "{}");
+            assert_ne!(answer.status, 404, "{path}: {answer:?}");
+            assert_eq!(
+                answer.status == 403,
+                decision == "deny",
+                "{path}: {answer:?}"
+            );
+            let request = answer.header("x-request-id");
+            let lines = gateway.audit();
+            let mut lines = lines.iter();
+            let line = lines.find(|line| line["request.id"] == request.as_str());
+            let line = line.unwrap_or_else(|| panic!("{method} {path} is not in the audit"));
+            assert_eq!(line["operation"], "admin", "{line}");
+            assert_eq!(line["reference"], format!("{method} {path}"), "{line}");
+            assert_eq!(line["decision"], decision, "{line}");
+            assert_eq!(line["principal.subject"], who, "{line}");
+        }
+    }
 }
 
 #[test]

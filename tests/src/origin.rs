@@ -91,7 +91,7 @@ impl Origin {
         let folder = TempDir::new().expect("the system has a temporary folder");
         let registry_port = free_port();
         let config = format!(
-            "version: 0.1\nlog: {{ level: error }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\nhttp: {{ addr: \"127.0.0.1:{registry_port}\" }}\n",
+            "version: 0.1\nlog: {{ level: error }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\nhttp: {{ addr: \"127.0.0.1:{registry_port}\" }}\nvalidation: {{ manifests: {{ urls: {{ allow: [\"^https://example.invalid/\"] }} }} }}\n",
             folder.path().join("data").display()
         );
         let path = folder.path().join("config.yml");

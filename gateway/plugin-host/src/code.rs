@@ -52,3 +52,93 @@ impl LoadedCode {
         shared
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use wasmtime::Engine;
+
+    use super::*;
+
+    /// Makes the smallest component there is, not before others had their turn, and counts how often.
+    #[derive(Default)]
+    struct Maker {
+        engine: Engine,
+        made: AtomicUsize,
+    }
+
+    impl Maker {
+        async fn make(&self) -> Result<Component, String> {
+            tokio::task::yield_now().await;
+            self.made.fetch_add(1, Ordering::Relaxed);
+            let empty = b"\0asm\x0d\0\x01\0";
+            Component::new(&self.engine, empty).map_err(|error| error.to_string())
+        }
+
+        fn made(&self) -> usize {
+            self.made.load(Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test]
+    async fn loads_at_once_make_the_code_of_a_component_once() {
+        let (code, maker) = (LoadedCode::default(), Maker::default());
+        let get = |digest| code.get_or_make(digest, maker.make());
+        let (one, two, other) = tokio::join!(get("a"), get("a"), get("b"));
+        let (one, two, other) = (one.unwrap(), two.unwrap(), other.unwrap());
+        assert_eq!(maker.made(), 2);
+        assert!(Arc::ptr_eq(&one.0, &two.0));
+        assert!(!Arc::ptr_eq(&one.0, &other.0));
+        let later = get("a").await.unwrap();
+        assert!(Arc::ptr_eq(&one.0, &later.0));
+        assert_eq!(maker.made(), 2);
+    }
+
+    #[tokio::test]
+    async fn code_goes_with_its_last_user_and_leaves_no_entry() {
+        let (code, maker) = (LoadedCode::default(), Maker::default());
+        for round in 0..3 {
+            let (first, _) = code.get_or_make("a", maker.make()).await.unwrap();
+            let (second, _) = code.get_or_make("a", maker.make()).await.unwrap();
+            let weak = Arc::downgrade(&first);
+            drop(first);
+            assert!(weak.upgrade().is_some(), "the second holds it");
+            drop(second);
+            assert!(weak.upgrade().is_none());
+            assert_eq!(maker.made(), round + 1);
+            let other = format!("b{round}");
+            code.get_or_make(&other, maker.make())
+                .await
+                .map(drop)
+                .unwrap();
+            maker.made.fetch_sub(1, Ordering::Relaxed);
+            assert_eq!(code.held.lock().unwrap().len(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_load_that_failed_or_was_given_up_is_the_next_ones_to_make() {
+        let (code, maker) = (LoadedCode::default(), Maker::default());
+        let failed = async { Err("no space".to_owned()) };
+        let (failed, made) = tokio::join!(
+            code.get_or_make("a", failed),
+            code.get_or_make("a", maker.make())
+        );
+        assert_eq!(failed.unwrap_err(), "no space");
+        made.unwrap();
+        assert_eq!(maker.made(), 1);
+        let never = std::future::pending::<Result<Component, String>>();
+        let mut given_up = Box::pin(code.get_or_make("b", never));
+        assert!(poll_once(&mut given_up).is_pending());
+        drop(given_up);
+        code.get_or_make("b", maker.make()).await.map(drop).unwrap();
+        assert_eq!(maker.made(), 2);
+    }
+
+    /// One poll, so that the load has begun.
+    fn poll_once<F: Future + Unpin>(future: &mut F) -> std::task::Poll<F::Output> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        std::pin::Pin::new(future).poll(&mut context)
+    }
+}

@@ -9,7 +9,7 @@ use gantry_model::{
     AdmissionRequest, Admitted, Change, Denial, DenialCode, Descriptor, Digest, MediaType,
     Repository, Tag, TagState,
 };
-use gantry_storage::ManifestRecord;
+use gantry_storage::{ManifestRecord, Named, naming};
 
 use crate::{error::Error, registry::Call};
 
@@ -40,6 +40,14 @@ impl Content<'_> {
         match self {
             Self::Manifest(record, _) => &record.digest,
             Self::Blob { digest, .. } => digest,
+        }
+    }
+
+    /// As what a parent must name it: an index that lists a layer's digest makes no image of it.
+    fn named(&self) -> Named {
+        match self {
+            Self::Manifest(..) => Named::Child,
+            Self::Blob { .. } => Named::Blob,
         }
     }
 }
@@ -77,7 +85,7 @@ impl Call {
                 let described = metadata.parents(&described_in.name, digest).await?;
                 let media_type = described
                     .into_iter()
-                    .next()
+                    .find(|(_parent, reference)| reference.named == Named::Blob)
                     .map_or_else(MediaType::octet_stream, |(_parent, reference)| {
                         reference.media_type
                     });
@@ -96,7 +104,7 @@ impl Call {
             previous: previous.flatten().cloned(),
             target,
             manifest,
-            parents: parents.into_iter().map(|(parent, _)| parent).collect(),
+            parents: naming(parents, question.content.named()),
             version,
         })
     }

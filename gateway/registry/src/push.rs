@@ -58,7 +58,7 @@ impl Call {
         tags.sort();
         tags.dedup();
         let pushed = Pushed {
-            references: references(&manifest),
+            references: ReferenceRecord::all_of(&manifest),
             record: self.record(manifest, &digest, bytes.len() as u64)?,
             bytes,
             required,
@@ -281,17 +281,6 @@ fn distinct<'a>(
     descriptors
         .into_iter()
         .map(|descriptor| (&descriptor.digest, descriptor))
-        .collect()
-}
-
-fn references(manifest: &Manifest) -> Vec<ReferenceRecord> {
-    distinct(manifest.references())
-        .into_values()
-        .map(|descriptor| ReferenceRecord {
-            digest: descriptor.digest.clone(),
-            media_type: descriptor.media_type.clone(),
-            size: descriptor.size,
-        })
         .collect()
 }
 

@@ -2,17 +2,30 @@
 //!
 //! Owns the rendering, and the folding in of lists that clients without the referrers API left under the fallback tag
 //! (distribution-spec, "Referrers Tag Schema"). An unknown digest or repository has an empty list.
-//! Invariant: a hosted list names only manifests that can be pulled.
+//! Invariants: a hosted list names only manifests that can be pulled; where a policy judges manifests before they leave, no list tells of
+//! one that it denies, because a descriptor repeats the manifest's annotations and artifact type.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use gantry_model::{
-    Digest, Manifest, Repository, RepositoryName, Source, Tag, media_type::OCI_INDEX,
+    Change, Digest, Manifest, Reference, Repository, RepositoryName, Source, Tag,
+    media_type::OCI_INDEX,
 };
 use serde_json::{Value, json};
 
-use crate::{admit::descriptor_of, error::Error, outcome::Outcome, registry::Call};
+use crate::{
+    admit::{Content, Question, descriptor_of},
+    error::Error,
+    outcome::Outcome,
+    registry::Call,
+};
+
+/// Referrers of a mirrored subject that are judged for one list at most: those that were never pulled are fetched for it.
+const MAX_JUDGED: usize = 200;
+/// Referrers of one list that are fetched and judged at the same time.
+const JUDGED_AT_ONCE: usize = 8;
 
 impl Call {
     /// Referrers of `digest`; only those of `artifact_type`, when one is given.
@@ -35,6 +48,7 @@ impl Call {
         if let Some(wanted) = artifact_type {
             manifests.retain(|_digest, descriptor| text(descriptor, "artifactType") == wanted);
         }
+        let manifests = self.those_that_may_leave(repository, manifests).await?;
         let index = json!({
             "schemaVersion": 2,
             "mediaType": OCI_INDEX,
@@ -44,6 +58,73 @@ impl Call {
             index: Bytes::from(index.to_string()),
             filtered,
         })
+    }
+
+    /// Leaves out what the admission would not serve. Who is not decided about yet is not left out: an absent signature means something.
+    async fn those_that_may_leave(
+        &self,
+        repository: &Repository,
+        manifests: BTreeMap<String, Value>,
+    ) -> Result<BTreeMap<String, Value>, Error> {
+        let admission = &self.shared.ports.admission;
+        if !admission.asks(repository, Change::ServeManifest) {
+            return Ok(manifests);
+        }
+        let limit = match repository.mirror() {
+            Some(_) => MAX_JUDGED,
+            None => usize::MAX,
+        };
+        if manifests.len() > limit {
+            tracing::warn!(repository.name = %repository.name, referrers = manifests.len(), "a list of referrers is cut: each is fetched to be judged");
+        }
+        let some = manifests.into_iter().take(limit);
+        let judged = stream::iter(some).map(async |(digest, descriptor)| {
+            let may_leave = self.may_leave(repository, &digest).await?;
+            Ok(may_leave.then_some((digest, descriptor)))
+        });
+        let judged = judged.buffered(JUDGED_AT_ONCE);
+        judged
+            .try_filter_map(async |listed| Ok(listed))
+            .try_collect()
+            .await
+    }
+
+    /// Whether somebody who asked for this manifest would get it.
+    async fn may_leave(&self, repository: &Repository, digest: &str) -> Result<bool, Error> {
+        let Ok(digest) = digest.parse::<Digest>() else {
+            return Ok(false);
+        };
+        let found = match &repository.source {
+            Source::Hosted | Source::Layered { .. } => {
+                let record = self.hosted_record(&repository.name, &digest);
+                record.await.map(|record| (record, None))
+            }
+            Source::Mirror { .. } => {
+                let reference = Reference::Digest(digest);
+                let mirrors = &self.shared.mirrors;
+                let manifest = mirrors.manifest(repository, &reference, &self.requester);
+                manifest
+                    .await
+                    .map(|manifest| (manifest.record, Some(manifest.bytes)))
+            }
+        };
+        let admitted = match found {
+            Ok((record, bytes)) => {
+                let question = Question {
+                    repository,
+                    change: Change::ServeManifest,
+                    tag: None,
+                    content: Content::Manifest(&record, bytes.as_ref()),
+                };
+                self.admit(question).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        match admitted {
+            Ok(()) => Ok(true),
+            Err(error) if never_leaves(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn hosted_referrers(
@@ -97,6 +178,18 @@ impl Call {
             },
         ))
     }
+}
+
+/// Whether asking again would give the same: policy denies the manifest, or its upstream has none that can be accepted.
+fn never_leaves(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Denied(_)
+            | Error::ManifestUnknown
+            | Error::NameUnknown
+            | Error::UpstreamRefused { .. }
+            | Error::UpstreamInvalid { .. }
+    )
 }
 
 /// The tag that clients list referrers under where the API is missing: `<algorithm>-<hex>`, the hex cut to 64 digits.

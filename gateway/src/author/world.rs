@@ -211,16 +211,32 @@ impl Content {
     }
 }
 
-/// Whether a manifest as a case writes it, with short digests, names the content.
-fn names(manifest: &Value, wanted: &DigestText) -> bool {
+/// Whether a manifest as a case writes it, with short digests, names the content: as its child, or else as its config or a layer that does not
+/// lie elsewhere.
+fn names(manifest: &Value, wanted: &DigestText, as_child: bool) -> bool {
     let document = match manifest {
         Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
         other => other.clone(),
     };
-    let lists = ["manifests", "layers"].map(|key| document.get(key).and_then(Value::as_array));
-    let named = lists.into_iter().flatten().flatten();
+    let list = |key| {
+        document
+            .get(key)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+    };
+    let named: Vec<&Value> = if as_child {
+        list("manifests").collect()
+    } else {
+        let is_elsewhere = |layer: &&Value| {
+            let urls = layer.get("urls").and_then(Value::as_array);
+            urls.is_some_and(|urls| !urls.is_empty())
+        };
+        let own = list("layers").filter(|layer| !is_elsewhere(layer));
+        own.chain(document.get("config")).collect()
+    };
     named
-        .chain(document.get("config"))
+        .into_iter()
         .filter_map(|descriptor| descriptor.get("digest")?.as_str())
         .filter_map(|digest| DigestText::try_from(digest.to_owned()).ok())
         .any(|digest| digest.0 == wanted.0)
@@ -294,10 +310,11 @@ impl RegistryReads for Content {
             stored => stored?,
         };
         let digest = parsed(digest)?;
+        let is_manifest = stored.manifests.contains_key(&digest);
         let parents = stored
             .manifests
             .iter()
-            .filter(|(_, manifest)| names(manifest, &digest));
+            .filter(|(_, manifest)| names(manifest, &digest, is_manifest));
         Ok(parents.map(|(parent, _)| parent.0.clone()).collect())
     }
 
@@ -534,5 +551,24 @@ mod tests {
             panic!("a header with a space in its name");
         };
         assert_eq!(why, "X Y is no header");
+    }
+
+    #[test]
+    fn a_manifest_names_what_is_its_own_and_no_more() {
+        let digest = |text: &str| DigestText::try_from(text.to_owned()).unwrap();
+        let image = json!({
+            "config": { "digest": "sha256:1" },
+            "layers": [
+                { "digest": "sha256:2", "urls": [] },
+                { "digest": "sha256:3", "urls": ["https://a.example/"] },
+            ],
+        });
+        let index = json!({ "manifests": [{ "digest": "sha256:2" }] });
+        for (blob, expect) in [("sha256:1", true), ("sha256:2", true), ("sha256:3", false)] {
+            assert_eq!(names(&image, &digest(blob), false), expect, "{blob}");
+            assert!(!names(&image, &digest(blob), true), "{blob}");
+        }
+        assert!(names(&index, &digest("sha256:2"), true));
+        assert!(!names(&index, &digest("sha256:2"), false));
     }
 }

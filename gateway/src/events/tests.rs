@@ -183,6 +183,48 @@ async fn an_event_that_failed_comes_again_before_what_is_younger() {
 const MIN_TOTAL: Duration = Duration::from_millis(200);
 
 #[tokio::test(start_paused = true)]
+async fn what_waited_for_a_receiver_that_was_away_arrives_once_and_in_order() {
+    const EVENTS: usize = 2_000;
+    const REPOSITORIES: usize = 40;
+    let world = World::new([]);
+    world.hook.down.store(true, Ordering::Relaxed);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    let events: Vec<(String, String)> = (0..EVENTS)
+        .map(|number| {
+            (
+                number.to_string(),
+                format!("team/{}", number % REPOSITORIES),
+            )
+        })
+        .collect();
+    for some in events.chunks(1_000) {
+        let some = some.iter();
+        world.tell(some.map(|(id, name)| (&**id, &**name))).await;
+    }
+    // Each repository's oldest was tried again and again, and nothing else was.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let failed = world.hook.calls();
+    let tried = |id: &String| id.parse::<usize>().unwrap() < REPOSITORIES;
+    assert!(failed.len() > REPOSITORIES && failed.iter().flatten().all(tried));
+    world.hook.down.store(false, Ordering::Relaxed);
+    assert_eq!(world.settled().await, []);
+    let calls = world.hook.calls().split_off(failed.len());
+    let mut arrived = vec![Vec::new(); REPOSITORIES];
+    for number in calls
+        .iter()
+        .flatten()
+        .map(|id| id.parse::<usize>().unwrap())
+    {
+        arrived[number % REPOSITORIES].push(number);
+    }
+    assert_eq!(arrived.iter().map(Vec::len).sum::<usize>(), EVENTS);
+    for of_one in &arrived {
+        assert!(of_one.is_sorted(), "{of_one:?}");
+        assert_eq!(of_one.len(), EVENTS / REPOSITORIES);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_receivers_own_wait_is_kept() {
     let asked = Duration::from_secs(120);
     let world = World::new([Ok(vec![Delivery::Retry(asked)])]);

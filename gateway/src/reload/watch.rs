@@ -16,8 +16,8 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 use tokio::{
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, timeout_at},
+    sync::{mpsc, watch},
+    time::{Instant, Interval, MissedTickBehavior, interval, timeout_at},
 };
 
 use super::{Reloader, Trigger, files};
@@ -45,14 +45,27 @@ pub(super) async fn follow(reloader: &Reloader) {
             drop(reloader.reload(Trigger::File).await);
             continue;
         }
-        tokio::select! {
-            notice = notices.recv() => match notice {
-                Some(()) => quiet(&mut notices).await,
-                None => return,
-            },
-            changed = names.changed() => if changed.is_err() { return },
-            _ = looks.tick() => {}
+        if !reason(&mut notices, &mut names, &mut looks).await {
+            return;
         }
+    }
+}
+
+/// Waits for a reason to look again; false = there will be none.
+async fn reason(
+    notices: &mut mpsc::Receiver<()>,
+    names: &mut watch::Receiver<Arc<BTreeSet<PathBuf>>>,
+    looks: &mut Interval,
+) -> bool {
+    tokio::select! {
+        notice = notices.recv() => {
+            if notice.is_some() {
+                quiet(notices).await;
+            }
+            notice.is_some()
+        }
+        changed = names.changed() => changed.is_ok(),
+        _ = looks.tick() => true,
     }
 }
 
@@ -144,4 +157,72 @@ fn concerns(event: &Event, entries: &HashSet<PathBuf>) -> bool {
     };
     let named = event.paths.iter().any(|path| entries.contains(path));
     event.need_rescan() || (written && named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loop that nobody tells anything, unless `noticed` is used.
+    struct Loop {
+        noticed: mpsc::Sender<()>,
+        notices: mpsc::Receiver<()>,
+        named: watch::Sender<Arc<BTreeSet<PathBuf>>>,
+        names: watch::Receiver<Arc<BTreeSet<PathBuf>>>,
+        looks: Interval,
+    }
+
+    impl Loop {
+        /// After the look that the first tick is for.
+        async fn after_its_first_look() -> Self {
+            let (noticed, notices) = mpsc::channel(1);
+            let (named, names) = watch::channel(Arc::default());
+            let mut looks = interval(LOOK_EVERY);
+            looks.tick().await;
+            Self {
+                noticed,
+                notices,
+                named,
+                names,
+                looks,
+            }
+        }
+
+        async fn reason(&mut self) -> (bool, Duration) {
+            let began = Instant::now();
+            let reason = reason(&mut self.notices, &mut self.names, &mut self.looks);
+            (reason.await, began.elapsed())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_no_notice_comes_files_are_looked_at_every_thirty_seconds() {
+        let mut following = Loop::after_its_first_look().await;
+        for _look in 0..3 {
+            assert_eq!(following.reason().await, (true, Duration::from_secs(30)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_looked_at_when_it_is_quiet_or_lasts_too_long() {
+        let mut following = Loop::after_its_first_look().await;
+        following.noticed.send(()).await.unwrap();
+        assert_eq!(following.reason().await, (true, QUIET));
+        let without_end = tokio::spawn(notices_without_end(following.noticed.clone()));
+        assert_eq!(following.reason().await, (true, LONGEST));
+        without_end.abort();
+    }
+
+    async fn notices_without_end(noticed: mpsc::Sender<()>) {
+        while noticed.send(()).await.is_ok() {
+            tokio::time::sleep(QUIET / 2).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_files_are_looked_at_at_once() {
+        let mut following = Loop::after_its_first_look().await;
+        following.named.send(Arc::default()).unwrap();
+        assert_eq!(following.reason().await, (true, Duration::ZERO));
+    }
 }

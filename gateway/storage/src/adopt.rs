@@ -189,12 +189,7 @@ impl Walk {
         let Some(manifest) = parse(&bytes) else {
             return Ok(None);
         };
-        let references = manifest.references().map(|descriptor| ReferenceRecord {
-            digest: descriptor.digest.clone(),
-            media_type: descriptor.media_type.clone(),
-            size: descriptor.size,
-        });
-        let references = references.collect();
+        let references = ReferenceRecord::all_of(&manifest);
         let annotations = serde_json::to_string(&manifest.annotations)
             .map_err(|error| StorageError::new(crate::Kind::Internal, ATTEMPT, error))?;
         let record = ManifestRecord {

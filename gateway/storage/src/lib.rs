@@ -35,8 +35,8 @@ pub use hash::{Hasher, digest_of};
 pub use kv::{KeyValueStore, KvEntry};
 pub use memory::{MemoryBlobStore, MemoryKv, MemoryMetadata};
 pub use metadata::{
-    Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
-    ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord, UploadSessions,
+    Commit, CommitError, ManifestRecord, MetadataStore, Named, PushManifest, ReferenceRecord,
+    ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord, UploadSessions, naming,
 };
 pub use outbox::{
     Depth, EventFilter, EventOutbox, OutboxSettings, Settled, Settlement, Take, Taken,

@@ -2,11 +2,11 @@
 //!
 //! One [`MetadataStore::commit`] per acknowledged verb; a tag moves only by compare-and-set. Knows nothing of policy.
 
-use std::fmt::Debug;
+use std::{collections::BTreeMap, fmt::Debug};
 
 use async_trait::async_trait;
 use gantry_model::{
-    Algorithm, Digest, Event, MediaType, Page, RepositoryName, Tag, TagState, UploadId,
+    Algorithm, Digest, Event, Manifest, MediaType, Page, RepositoryName, Tag, TagState, UploadId,
 };
 
 use crate::error::StorageError;
@@ -48,6 +48,58 @@ pub struct ReferenceRecord {
     pub media_type: MediaType,
     /// How long the parent says it is.
     pub size: u64,
+    /// As what the parent names it.
+    pub named: Named,
+}
+
+/// As what a manifest names content. Whoever may push a manifest may write any digest into it, so not every naming is a claim to the content.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Named {
+    /// The config or a layer of an image.
+    Blob,
+    /// A manifest of an index.
+    Child,
+    /// A layer with `urls`: it lies elsewhere, and the repository need not have it.
+    Elsewhere,
+}
+
+impl ReferenceRecord {
+    /// What a manifest names, except its subject. The same said twice is kept once, as the stronger of the two.
+    #[must_use]
+    pub fn all_of(manifest: &Manifest) -> Vec<Self> {
+        let blobs = manifest.config.iter().chain(&manifest.layers);
+        let blobs = blobs.map(|blob| match blob.urls.is_empty() {
+            true => (blob, Named::Blob),
+            false => (blob, Named::Elsewhere),
+        });
+        let children = manifest.manifests.iter().map(|child| (child, Named::Child));
+        let mut all = BTreeMap::new();
+        for (descriptor, named) in blobs.chain(children) {
+            let said = (&descriptor.digest, &descriptor.media_type, descriptor.size);
+            let kept = all.entry(said).or_insert(named);
+            *kept = named.min(*kept);
+        }
+        let records = all
+            .into_iter()
+            .map(|((digest, media_type, size), named)| Self {
+                digest: digest.clone(),
+                media_type: media_type.clone(),
+                size,
+                named,
+            });
+        records.collect()
+    }
+}
+
+/// The parents that name the content as `named`, each once: those that make it a part of theirs.
+#[must_use]
+pub fn naming(parents: Vec<(Digest, ReferenceRecord)>, named: Named) -> Vec<Digest> {
+    let claiming = parents
+        .into_iter()
+        .filter(|(_, reference)| reference.named == named);
+    let mut digests: Vec<Digest> = claiming.map(|(parent, _)| parent).collect();
+    digests.dedup();
+    digests
 }
 
 /// A tag.

@@ -122,6 +122,22 @@ async fn a_pause_that_the_receiver_asks_for_reaches_the_gateway() {
 }
 
 #[tokio::test]
+async fn a_receiver_that_redirects_to_where_it_may_not_gets_nobody_else_told() {
+    let inside = Receiver::start(|_| status(200, "")).await;
+    for location in [inside.url("/inside"), "http://169.254.169.254/".to_owned()] {
+        let to = location.clone();
+        let receiver = Receiver::start(move |_| with(307, "location", &to)).await;
+        let url = receiver.url("/hook");
+        let config = json!({ "endpoints": [{ "url": url, "headers": { "Authorization": { "secret": "token" } } }] });
+        let plugin = webhook(std::slice::from_ref(&url), &[], config);
+        let outcomes = plugin.await.unwrap().observe(&[pushed(1)]).await.unwrap();
+        assert_eq!(outcomes, [Delivery::Retry(std::time::Duration::ZERO)]);
+        assert_eq!(receiver.got().len(), 1, "{location}");
+    }
+    assert!(inside.got().is_empty());
+}
+
+#[tokio::test]
 async fn an_endpoint_without_its_grants_is_said_at_load_or_retried() {
     let receiver = Receiver::start(|_| status(200, "")).await;
     let url = receiver.url("/");

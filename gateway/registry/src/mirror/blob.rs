@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use gantry_model::{AdmissionRequest, Change, Descriptor, Digest, Manifest, MediaType, Requester};
-use gantry_storage::{Blob, Commit};
+use gantry_storage::{Blob, Commit, Named, naming};
 
 use super::{
     CacheContent, CacheOutcome, Engine, MirroredBlob, MirroredContent, Origin, failure::Failure,
@@ -174,7 +174,10 @@ impl Engine {
         }
         let name = origin.name();
         let parents = self.metadata.parents(name, digest).await?;
-        let target = match parents.first() {
+        let own = parents
+            .iter()
+            .find(|(_, reference)| reference.named == Named::Blob);
+        let target = match own {
             Some((_, named)) => {
                 Descriptor::new(named.media_type.clone(), digest.clone(), named.size)
             }
@@ -188,7 +191,7 @@ impl Engine {
             previous: None,
             target,
             manifest: None,
-            parents: parents.into_iter().map(|(parent, _)| parent).collect(),
+            parents: naming(parents, Named::Blob),
             version: None,
         };
         let admitted = self.admission.admit(request).await;

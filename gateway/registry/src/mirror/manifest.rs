@@ -11,8 +11,8 @@ use gantry_model::{
     RepositoryName, Requester, Tag, TagState,
 };
 use gantry_storage::{
-    Blob, Commit, CommitError, ManifestRecord, PushManifest, ReferenceRecord, StorageError,
-    TagMove, digest_of,
+    Blob, Commit, CommitError, ManifestRecord, Named, PushManifest, ReferenceRecord, StorageError,
+    TagMove, digest_of, naming,
 };
 use gantry_upstream::FetchedManifest;
 
@@ -282,11 +282,7 @@ impl Engine {
             previous: previous.flatten(),
             target: verified.descriptor(),
             manifest: Some(verified.bytes.clone()),
-            parents: parents
-                .await?
-                .into_iter()
-                .map(|(parent, _)| parent)
-                .collect(),
+            parents: naming(parents.await?, Named::Child),
             version: None,
         };
         let admitted = self.admission.admit(request).await;
@@ -307,7 +303,7 @@ impl Engine {
         let push = PushManifest {
             repository: origin.name().clone(),
             manifest: verified.record(self.now_ms(), format!("mirror:{}", origin.mirror())),
-            references: verified.references(),
+            references: ReferenceRecord::all_of(&verified.manifest),
             tags: tag.into_iter().collect(),
             // An upstream's index is complete there, not here: children and blobs come when they are asked for.
             required: Vec::new(),
@@ -400,17 +396,6 @@ impl Verified {
             pushed_at_ms,
             pushed_by,
         }
-    }
-
-    fn references(&self) -> Vec<ReferenceRecord> {
-        let references = self.manifest.references();
-        references
-            .map(|descriptor| ReferenceRecord {
-                digest: descriptor.digest.clone(),
-                media_type: descriptor.media_type.clone(),
-                size: descriptor.size,
-            })
-            .collect()
     }
 }
 

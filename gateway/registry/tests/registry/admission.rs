@@ -11,8 +11,11 @@ use gantry_model::{
 };
 use gantry_registry::{Admission, Error, Outcome, Ports};
 
+use serde_json::json;
+
 use crate::harness::{
-    CONFIG, Hooks, LAYER, World, denied, hosted, image, index, page, sha256, tag,
+    CONFIG, Content, Hooks, LAYER, World, denied, hosted, image, image_document, index, page,
+    sha256, tag,
 };
 
 const REPOSITORY: &str = "apps/web";
@@ -125,6 +128,43 @@ async fn a_serve_is_asked_about_on_every_path() {
         media_type::OCTET_STREAM
     );
     assert!(asked[0].parents.is_empty());
+}
+
+#[tokio::test]
+async fn whoever_only_writes_a_digest_down_is_no_parent() {
+    let hooks = Hooks::recording();
+    let world = World::with_admission(Arc::clone(&hooks) as _);
+    let alice = world.client("alice");
+    let owner = alice.push_image(REPOSITORY, "v1", "one").await;
+    let layer = sha256(b"layer of one");
+    let mut document = image_document("config of one", &["layer of one"]);
+    document["layers"][0]["urls"] = json!(["https://example.com/layer"]);
+    document["layers"][0]["mediaType"] = json!("application/x.elsewhere");
+    let elsewhere = Content::new(media_type::OCI_MANIFEST, &document);
+    let listing = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_INDEX,
+        "manifests": [{ "mediaType": media_type::OCI_MANIFEST, "digest": layer.to_string(), "size": 12 }],
+    });
+    let listing = Content::new(media_type::OCI_INDEX, &listing);
+    for (tag, content) in [("v2", &elsewhere), ("v3", &listing)] {
+        alice.push(REPOSITORY, tag, content).await.unwrap();
+    }
+    hooks.take_seen();
+    alice.pull_blob(REPOSITORY, &layer, None).await.unwrap();
+    let asked = hooks.take_seen();
+    assert_eq!(asked[0].parents, std::slice::from_ref(&owner.digest));
+    assert_eq!(asked[0].target.media_type.as_str(), LAYER);
+    // A layer named twice, once as the image's own, is its own.
+    let mut both = image_document("config of one", &["layer of one", "layer of one"]);
+    both["layers"][0]["urls"] = json!(["https://example.com/layer"]);
+    let both = Content::new(media_type::OCI_MANIFEST, &both);
+    alice.push(REPOSITORY, "v4", &both).await.unwrap();
+    hooks.take_seen();
+    alice.head_blob(REPOSITORY, &layer).await.unwrap();
+    let mut owners = [owner.digest.clone(), both.digest.clone()];
+    owners.sort();
+    assert_eq!(hooks.take_seen()[0].parents, owners);
 }
 
 #[tokio::test]

@@ -25,12 +25,14 @@ use crate::harness::{
     Content, Hooks, MIRRORED, World, bytes_of, denied, image, index, mirrored, page, sha256, tag,
 };
 
-/// An upstream that has an index `v1` with one child, and counts blob GETs.
+/// An upstream that has an index `v1` with one child, lists referrers it does not have, and counts GETs.
 #[derive(Debug)]
 struct Static {
     manifests: HashMap<String, Content>,
     blobs: HashMap<Digest, Bytes>,
+    referrers: Vec<String>,
     blob_gets: AtomicUsize,
+    manifest_gets: AtomicUsize,
 }
 
 impl Static {
@@ -46,7 +48,11 @@ impl Static {
         Self {
             manifests: named.into(),
             blobs: [blob("config"), blob("0123456789")].into(),
+            referrers: ["application/x.sbom", "application/x.signature"]
+                .map(str::to_owned)
+                .into(),
             blob_gets: AtomicUsize::new(0),
+            manifest_gets: AtomicUsize::new(0),
         }
     }
 
@@ -97,6 +103,7 @@ impl Upstream for Static {
         _repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<FetchedManifest, UpstreamError> {
+        self.manifest_gets.fetch_add(1, Ordering::SeqCst);
         let content = self.find(reference)?;
         Ok(FetchedManifest {
             media_type: Some(content.media_type.clone()),
@@ -165,7 +172,7 @@ impl Upstream for Static {
         _repository: &RepositoryName,
         _digest: &Digest,
     ) -> Result<FetchedManifest, UpstreamError> {
-        let entry = |kind: &str| {
+        let entry = |kind: &String| {
             serde_json::json!({
                 "mediaType": "application/vnd.oci.image.manifest.v1+json",
                 "digest": sha256(kind.as_bytes()).to_string(),
@@ -176,7 +183,7 @@ impl Upstream for Static {
         let document = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [entry("application/x.sbom"), entry("application/x.signature")],
+            "manifests": self.referrers.iter().map(entry).collect::<Vec<_>>(),
         });
         Ok(FetchedManifest {
             media_type: None,
@@ -187,7 +194,11 @@ impl Upstream for Static {
 }
 
 fn world(admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
-    let upstream = Arc::new(Static::new());
+    world_of(Static::new(), admission)
+}
+
+fn world_of(upstream: Static, admission: Arc<dyn Admission>) -> (World, Arc<Static>) {
+    let upstream = Arc::new(upstream);
     let mirror = MirrorSettings {
         counts: Arc::default(),
         upstream: Arc::clone(&upstream) as _,
@@ -349,4 +360,31 @@ async fn tags_and_referrers_of_a_mirror_are_paged_and_filtered() {
     assert!(filtered);
     assert_eq!(index["manifests"].as_array().unwrap().len(), 1);
     assert_eq!(index["manifests"][0]["artifactType"], "application/x.sbom");
+}
+
+#[tokio::test]
+async fn a_mirrors_list_that_policy_judges_fetches_so_many_and_lists_what_can_be_pulled() {
+    let upstream = Static {
+        referrers: (0..250)
+            .map(|number| format!("application/x.{number}"))
+            .collect(),
+        ..Static::new()
+    };
+    let hooks = Hooks::on(&[Change::ServeManifest], |_| {
+        panic!("there is nothing to judge")
+    });
+    let (world, upstream) = world_of(upstream, Arc::new(hooks));
+    let operation = Operation::ListReferrers {
+        repository: mirrored(MIRRORED),
+        digest: sha256(b"subject"),
+        artifact_type: None,
+    };
+    let alice = world.client("alice");
+    let listed = alice.perform(operation, Body::empty()).await.unwrap();
+    let Outcome::Referrers { index, .. } = listed else {
+        panic!("{listed:?}");
+    };
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    assert_eq!(index["manifests"], serde_json::json!([]));
+    assert_eq!(upstream.manifest_gets.load(Ordering::SeqCst), 200);
 }

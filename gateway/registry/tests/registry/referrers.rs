@@ -1,9 +1,14 @@
 //! The list of referrers is complete, never lies, and is never a 404.
 
-use gantry_model::media_type::OCI_MANIFEST;
+use std::{sync::Arc, time::Duration};
+
+use gantry_model::{AdmissionRequest, Admitted, Change, Refusal, media_type::OCI_MANIFEST};
+use gantry_registry::Error;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Content, World, artifact, image, image_document, index, sha256};
+use crate::harness::{
+    Client, Content, Hooks, World, artifact, denied, image, image_document, index, sha256,
+};
 
 const REPOSITORY: &str = "apps/web";
 
@@ -121,4 +126,77 @@ async fn a_fallback_tag_that_names_an_image_lists_nothing() {
     push(&alice, &tag, &subject).await;
     let listed = alice.referrers(REPOSITORY, &subject.digest, None).await;
     assert_eq!(listed.unwrap().0["manifests"], json!([]));
+}
+
+/// A world whose policy judges served manifests, with a subject, a signature, and an SBOM.
+async fn judged(
+    judge: impl Fn(&AdmissionRequest) -> Result<Admitted, Refusal> + Send + Sync + 'static,
+) -> (World, Arc<Hooks>, Content) {
+    let hooks = Arc::new(Hooks::on(&[Change::ServeManifest], judge));
+    let world = World::with_admission(Arc::clone(&hooks) as _);
+    let alice = world.client("alice");
+    let subject = alice.push_image(REPOSITORY, "v1", "one").await;
+    alice.push_blob(REPOSITORY, b"{}").await.unwrap();
+    for kind in ["application/x.signature", "application/x.sbom"] {
+        let referrer = artifact("{}", kind, &subject);
+        push(&alice, referrer.digest.as_str(), &referrer).await;
+    }
+    (world, hooks, subject)
+}
+
+fn is_sbom(request: &AdmissionRequest) -> bool {
+    request.target.artifact_type.as_deref() == Some("application/x.sbom")
+}
+
+#[tokio::test]
+async fn a_referrer_that_would_not_be_served_is_not_listed() {
+    let (world, hooks, subject) = judged(|request| match is_sbom(request) {
+        true => Err(denied("private")),
+        false => Ok(Admitted::default()),
+    })
+    .await;
+    let alice = world.client("alice");
+    let document = {
+        let mut document = image_document("{}", &[]);
+        document["artifactType"] = json!("application/x.sbom");
+        document
+    };
+    let old = Content::new(OCI_MANIFEST, &document);
+    push(&alice, old.digest.as_str(), &old).await;
+    let tag = format!("sha256-{}", subject.digest.hex());
+    push(&alice, &tag, &index(&[&old])).await;
+    let (listed, _) = alice
+        .referrers(REPOSITORY, &subject.digest, None)
+        .await
+        .unwrap();
+    let signature = artifact("{}", "application/x.signature", &subject);
+    assert_eq!(digests(&listed), [signature.digest.to_string()]);
+    assert!(!listed.to_string().contains("sbom"), "{listed}");
+    let asked = hooks.take_seen();
+    assert_eq!(asked.len(), 3);
+    assert!(asked.iter().all(|asked| asked.manifest.is_some()));
+    let wanted = Some("application/x.sbom");
+    let (listed, filtered) = alice
+        .referrers(REPOSITORY, &subject.digest, wanted)
+        .await
+        .unwrap();
+    assert!(filtered);
+    assert_eq!(listed["manifests"], json!([]));
+    assert_eq!(hooks.take_seen().len(), 2, "the others were not asked for");
+}
+
+#[tokio::test]
+async fn a_list_says_nothing_while_one_of_it_is_not_decided() {
+    let (world, _, subject) = judged(|request| match is_sbom(request) {
+        true => Err(Refusal::Held {
+            retry_after: Duration::from_secs(7),
+            reason: "being scanned".to_owned(),
+            plugin: "scan".into(),
+        }),
+        false => Ok(Admitted::default()),
+    })
+    .await;
+    let listed = world.client("alice");
+    let listed = listed.referrers(REPOSITORY, &subject.digest, None).await;
+    assert!(matches!(listed, Err(Error::Held { .. })), "{listed:?}");
 }

@@ -9,7 +9,7 @@ use super::{
     failure::Stop,
     outbox::{self, Bounds},
     read::{self, one},
-    row::int,
+    row::{int, named_word},
 };
 use crate::metadata::{Commit, CommitError, PushManifest, TagMove, TagRecord};
 
@@ -114,14 +114,15 @@ fn insert_manifest(connection: &Connection, id: i64, push: &PushManifest) -> Cha
         return Ok(());
     }
     for reference in &push.references {
-        let sql = "INSERT INTO manifest_references (repository, manifest, digest, media_type, size) \
-            VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING";
+        let sql = "INSERT INTO manifest_references (repository, manifest, digest, media_type, size, named) \
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
         let columns = (
             id,
             manifest.digest.as_str(),
             reference.digest.as_str(),
             reference.media_type.as_str(),
             int(reference.size)?,
+            named_word(reference.named),
         );
         execute(connection, sql, columns)?;
     }

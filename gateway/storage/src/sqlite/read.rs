@@ -121,7 +121,7 @@ pub(super) fn parents(
     repository: &RepositoryName,
     digest: &Digest,
 ) -> rusqlite::Result<Vec<(Digest, ReferenceRecord)>> {
-    let sql = "SELECT manifest, digest, media_type, size FROM manifest_references \
+    let sql = "SELECT manifest, digest, media_type, size, named FROM manifest_references \
         WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 \
         ORDER BY manifest, media_type, size";
     let keys = [repository.as_str(), digest.as_str()];

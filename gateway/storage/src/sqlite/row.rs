@@ -5,7 +5,8 @@ use std::{error::Error as StdError, str::FromStr};
 use gantry_model::{Page, TagState};
 use rusqlite::{Error, Row, types::Type};
 
-use crate::metadata::{ManifestRecord, ReferenceRecord, TagRecord, UploadRecord};
+use super::failure::Failed;
+use crate::metadata::{ManifestRecord, Named, ReferenceRecord, TagRecord, UploadRecord};
 
 /// A text column as one of the model's words.
 pub(super) fn parsed<T>(row: &Row<'_>, index: usize) -> rusqlite::Result<T>
@@ -69,7 +70,28 @@ pub(super) fn reference(row: &Row<'_>) -> rusqlite::Result<ReferenceRecord> {
         digest: parsed(row, 1)?,
         media_type: parsed(row, 2)?,
         size: unsigned(row, 3)?,
+        named: named(row, 4)?,
     })
+}
+
+/// The word for it in the database.
+pub(super) fn named_word(named: Named) -> &'static str {
+    match named {
+        Named::Blob => "blob",
+        Named::Child => "child",
+        Named::Elsewhere => "elsewhere",
+    }
+}
+
+fn named(row: &Row<'_>, column: usize) -> rusqlite::Result<Named> {
+    let word: String = row.get(column)?;
+    let all = [Named::Blob, Named::Child, Named::Elsewhere];
+    all.into_iter()
+        .find(|named| named_word(*named) == word)
+        .ok_or_else(|| {
+            let unknown = Failed(format!("`{word}` is no way to name content"));
+            Error::FromSqlConversionFailure(column, Type::Text, Box::new(unknown))
+        })
 }
 
 pub(super) fn upload(row: &Row<'_>) -> rusqlite::Result<UploadRecord> {

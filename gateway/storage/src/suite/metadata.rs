@@ -5,8 +5,8 @@ use std::{error::Error, fmt, sync::Arc};
 use gantry_model::{Algorithm, Digest, Page, RepositoryName, Tag, UploadId, media_type};
 
 use crate::{
-    CacheIndex, Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
-    TagMove, TagRecord, UploadRecord, UploadSessions, digest_of,
+    CacheIndex, Commit, CommitError, ManifestRecord, MetadataStore, Named, PushManifest,
+    ReferenceRecord, TagMove, TagRecord, UploadRecord, UploadSessions, digest_of,
 };
 
 mod cache;
@@ -241,6 +241,7 @@ fn reference(text: &str, media_type: &str) -> Result<ReferenceRecord, Failure> {
         digest: digest(text),
         media_type: media_type.parse()?,
         size: 5,
+        named: Named::Blob,
     })
 }
 

@@ -4,7 +4,7 @@ use std::{mem::discriminant, sync::Arc};
 
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 use gantry_storage::{
-    CachedMetadata, Commit, CommitError, MemoryMetadata, MetadataStore, PushManifest,
+    CachedMetadata, Commit, CommitError, MemoryMetadata, MetadataStore, Named, PushManifest,
     ReferenceRecord, SqliteStore, TagMove,
     suite::metadata::{digest, manifest},
 };
@@ -57,6 +57,7 @@ fn a_push() -> impl Strategy<Value = Commit> {
                 digest,
                 media_type: "application/x.layer".parse().unwrap(),
                 size: 1,
+                named: Named::Blob,
             });
             Commit::PushManifest(Box::new(PushManifest {
                 repository,

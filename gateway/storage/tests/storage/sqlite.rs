@@ -2,11 +2,12 @@
 
 use std::{error::Error, fs, path::Path, sync::Arc, time::Instant};
 
-use gantry_model::{Page, RepositoryName, Tag};
+use gantry_model::{Page, RepositoryName, Tag, media_type};
 use gantry_storage::{
-    Commit, KeyValueStore, Kind, MetadataStore, SqliteKv, SqliteStore, StorageError,
-    UploadSessions,
+    Commit, KeyValueStore, Kind, MetadataStore, Named, ReferenceRecord, SqliteKv, SqliteStore,
+    StorageError, UploadSessions,
     kv::KvPut,
+    naming,
     suite::{
         Checked,
         metadata::{Stores, digest, push, push_tag},
@@ -215,6 +216,36 @@ async fn a_file_of_a_newer_version_is_refused_and_left_alone() -> Checked {
     let version: u32 =
         Connection::open(&path)?.pragma_query_value(None, "user_version", |row| row.get(0))?;
     assert_eq!(version, 99);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_an_earlier_version_stored_is_a_child_in_an_index_and_a_blob_elsewhere() -> Checked {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("metadata.sqlite");
+    let store = SqliteStore::open(&path)?;
+    let name: RepositoryName = "apps/web".parse()?;
+    for (text, media_type) in [
+        ("image", media_type::OCI_MANIFEST),
+        ("index", media_type::OCI_INDEX),
+    ] {
+        let mut push = push(&name, text, 1_000)?;
+        push.manifest.media_type = media_type.parse()?;
+        push.references = vec![ReferenceRecord {
+            digest: digest("content"),
+            media_type: "application/x.any".parse()?,
+            size: 1,
+            named: Named::Elsewhere,
+        }];
+        store.commit(Commit::PushManifest(Box::new(push))).await?;
+    }
+    drop(store);
+    let earlier = "ALTER TABLE manifest_references DROP COLUMN named; PRAGMA user_version = 4";
+    Connection::open(&path)?.execute_batch(earlier)?;
+    let store = SqliteStore::open(&path)?;
+    let parents = store.parents(&name, &digest("content")).await?;
+    assert_eq!(naming(parents.clone(), Named::Blob), [digest("image")]);
+    assert_eq!(naming(parents, Named::Child), [digest("index")]);
     Ok(())
 }
 

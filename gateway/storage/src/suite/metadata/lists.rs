@@ -3,7 +3,7 @@
 use gantry_model::{Digest, Page, RepositoryName};
 
 use super::{Failure, Stores, digest, everything, names, page, push, push_tag, reference};
-use crate::suite::Checked;
+use crate::{Named, ReferenceRecord, suite::Checked};
 
 pub async fn an_unknown_repository_holds_nothing(stores: Stores) -> Checked {
     let (name, store) = ("none".parse()?, &stores.metadata);
@@ -46,19 +46,27 @@ pub async fn parents_say_what_they_call_the_content(stores: Stores) -> Checked {
     let mut one = push(&name, "one", 1_000)?;
     one.references = vec![layer.clone(), config.clone(), layer.clone()];
     let mut two = push(&name, "two", 1_000)?;
-    two.references = vec![layer.clone(), reference("own", "application/x.layer")?];
+    let elsewhere = ReferenceRecord {
+        named: Named::Elsewhere,
+        ..layer.clone()
+    };
+    let child = ReferenceRecord {
+        named: Named::Child,
+        ..reference("own", "application/x.index")?
+    };
+    two.references = vec![elsewhere.clone(), child.clone()];
     stores.push(one).await?;
     stores.push(two).await?;
     let mut expected = [
         (digest("one"), config),
-        (digest("one"), layer.clone()),
-        (digest("two"), layer),
+        (digest("one"), layer),
+        (digest("two"), elsewhere),
     ];
     expected.sort_by_key(|(parent, _)| parent.clone());
     let parents = stores.metadata.parents(&name, &digest("shared")).await?;
     assert_eq!(parents, expected);
     let parents = stores.metadata.parents(&name, &digest("own")).await?;
-    assert_eq!(parents.len(), 1);
+    assert_eq!(parents, [(digest("two"), child)]);
     Ok(())
 }
 
