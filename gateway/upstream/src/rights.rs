@@ -43,6 +43,7 @@ impl RegistryClient {
             query: Vec::new(),
             accept: None,
             offset: 0,
+            last: None,
             session: Some(session),
         }
     }
