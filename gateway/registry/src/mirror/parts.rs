@@ -224,13 +224,12 @@ impl<'a> Parts<'a> {
     /// What comes first, of whichever part.
     async fn come(&mut self) -> (usize, Came) {
         poll_fn(|context| {
-            let parts = self.queue.iter_mut().enumerate();
-            for (index, part) in parts {
-                if let Poll::Ready(came) = part.poll(context) {
-                    return Poll::Ready((index, came));
-                }
-            }
-            Poll::Pending
+            let mut parts = self.queue.iter_mut().enumerate();
+            let came = parts.find_map(|(index, part)| match part.poll(context) {
+                Poll::Ready(came) => Some((index, came)),
+                Poll::Pending => None,
+            });
+            came.map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }
