@@ -445,6 +445,7 @@ fn what_kill_9_left_without_an_owner_is_freed_at_the_next_start() {
     let mut gateway = Gateway::start(&config(&origin, "", ""));
     let wire = Wire::anonymous(gateway.port);
     wire.pull_image("up/a/cached", "v1", &cached);
+    gateway.settled();
     origin.break_paths(&held.layers[0].digest, Fault::HoldAt(1 << 19));
     wire.get("/v2/up/a/held/manifests/v1").expect(200);
     let path = format!("/v2/up/a/held/blobs/{}", held.layers[0].digest);

@@ -47,6 +47,7 @@ fn the_second_pull_needs_no_upstream_by_tag_or_by_digest_also_after_a_restart() 
     origin.push("a/b", "latest", &image);
     let mut gateway = mirroring(&origin);
     Wire::anonymous(gateway.port).pull_image("up/a/b", "latest", &image);
+    gateway.settled();
     origin.stop();
     for _restart in 0..2 {
         let wire = Wire::anonymous(gateway.port);

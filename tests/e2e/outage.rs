@@ -122,6 +122,7 @@ fn an_upstream_that_cannot_be_reached_leaves_the_cache_readable() {
     let entry = origin.mirror_entry("up", IMPATIENT);
     let mut gateway = Gateway::start(&usual_config(&entry, ""));
     Wire::anonymous(gateway.port).pull_image("up/a/cached", "latest", &cached);
+    gateway.settled();
     let plain = format!("http://127.0.0.1:{}", origin.port);
     for (what, url) in [
         ("not TLS", plain.replace("http:", "https:")),
