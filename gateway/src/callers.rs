@@ -381,7 +381,7 @@ pub(crate) fn refusal() -> Denial {
         "upstream-denied",
         "requested access to the resource is denied",
     );
-    "the upstream does not let the caller pull this".clone_into(&mut denial.reason.text);
+    denial.reason.text = "the upstream does not let the caller pull this".into();
     denial
 }
 

@@ -319,23 +319,20 @@ impl Exchange {
         let received = Arc::clone(&self.received);
         telemetry::describe(&self.span, &access);
         let span = span.clone();
-        reply.map(|body| {
-            body.ending(Box::new(move |sent, complete| {
-                access.received = received.load(Ordering::Relaxed);
-                access.sent = sent;
-                access.complete = complete;
-                access.duration = started.elapsed();
-                telemetry.count_bytes(access.received, sent);
-                telemetry::in_one_write(|| {
-                    if let Some(audit) = audit {
-                        audit.log();
-                    }
-                    access.log();
-                });
-                // Until here the body was part of the request.
-                drop(span);
-            }))
-        })
+        let ending = move |sent, complete| {
+            access.received = received.load(Ordering::Relaxed);
+            access.sent = sent;
+            access.complete = complete;
+            access.duration = started.elapsed();
+            telemetry.count_bytes(access.received, sent);
+            telemetry::in_one_write(|| {
+                audit.iter().for_each(AuditLine::log);
+                access.log();
+            });
+            // Until here the body was part of the request.
+            drop(span);
+        };
+        reply.map(|body| body.ending(Box::new(ending)))
     }
 
     /// Logs a failure once, with its whole chain, and notes it for the audit line when it is a decision.

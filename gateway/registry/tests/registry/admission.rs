@@ -191,7 +191,7 @@ async fn a_refused_serve_gives_out_nothing_on_any_path() {
         let Some(Error::Denied(denial)) = error else {
             panic!("path {path}: {error:?}");
         };
-        assert_eq!(denial.reason.code, "scan");
+        assert_eq!(&*denial.reason.code, "scan");
     }
 }
 
@@ -304,7 +304,7 @@ async fn a_tag_marked_immutable_stays_without_any_hook() {
             panic!("{refused:?}");
         };
         assert_eq!(denial.code, DenialCode::Denied);
-        assert_eq!(denial.reason.code, "immutable");
+        assert_eq!(&*denial.reason.code, "immutable");
         assert_eq!(denial.message, "tag v1 is immutable");
     }
     let served = alice.pull(REPOSITORY, "v1").await.unwrap();

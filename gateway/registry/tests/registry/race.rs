@@ -181,7 +181,7 @@ async fn a_tag_marked_immutable_after_the_question_is_neither_moved_nor_deleted(
         };
         match changed {
             Err(Error::Denied(denial)) => {
-                assert_eq!(denial.reason.code, "immutable");
+                assert_eq!(&*denial.reason.code, "immutable");
                 assert_eq!(denial.message, "tag v1 is immutable");
             }
             other => panic!("{change}: {other:?}"),

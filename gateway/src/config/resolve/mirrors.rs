@@ -10,7 +10,7 @@ use super::{Context, upstream::Place};
 use crate::config::{
     Hosted, Listen, Mirror,
     file::{KeepFile, MirrorEntry, MirrorFile, MovesText, ParallelFile, TagRuleFile, TagsFile},
-    text::DurationText,
+    text::{DurationText, HostText},
 };
 
 /// Docker Hub's registry, where `alpine` is `library/alpine`.
@@ -103,16 +103,9 @@ impl Context<'_> {
         let names = MirrorNames {
             mirror: Arc::from(name),
             prefix,
-            namespaces: match file.ns {
-                Some(written) => written.into_iter().map(|host| host.0).collect(),
-                None => vec![name.to_ascii_lowercase()],
-            },
-            hosts: file
-                .hosts
-                .unwrap_or_default()
-                .into_iter()
-                .map(|host| host.0)
-                .collect(),
+            namespaces: written_hosts(file.ns.take())
+                .unwrap_or_else(|| vec![name.to_ascii_lowercase()]),
+            hosts: written_hosts(file.hosts.take()).unwrap_or_default(),
             library: file.library.unwrap_or(is_hub),
             hosted: Vec::new(),
             layered: Vec::new(),
@@ -428,4 +421,8 @@ pub(super) fn covers(prefix: &RepositoryName, pattern: &Glob) -> bool {
         || literal
             .strip_prefix(prefix.as_str())
             .is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn written_hosts(written: Option<Vec<HostText>>) -> Option<Vec<String>> {
+    Some(written?.into_iter().map(|host| host.0).collect())
 }
