@@ -26,6 +26,9 @@ mod zipf;
 
 use table::Table;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A family of figures, and what measures it.
 type Part = (&'static str, fn(&mut Table));
 

@@ -272,6 +272,15 @@ impl Loaded {
     }
 
     async fn place(&self, patience: Duration) -> Result<Place, Stop> {
+        // Mostly both are free, and waiting costs a timer.
+        if let Ok(of_plugin) = Arc::clone(&self.permits).try_acquire_owned()
+            && let Ok(of_pool) = Arc::clone(&self.runtime.slots).try_acquire_owned()
+        {
+            return Ok(Place {
+                _of_plugin: of_plugin,
+                _of_pool: of_pool,
+            });
+        }
         let both = async {
             let of_plugin = Arc::clone(&self.permits).acquire_owned().await.ok()?;
             let of_pool = Arc::clone(&self.runtime.slots).acquire_owned().await.ok()?;

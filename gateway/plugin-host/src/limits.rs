@@ -5,6 +5,7 @@
 use std::{
     fmt,
     sync::{Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -88,13 +89,14 @@ impl CallClock {
         (self.wall + spent.excused + waiting).saturating_sub(self.started.elapsed())
     }
 
-    /// Runs `poll` and adds the CPU time of this thread to what the guest computed.
-    pub(crate) fn metered<T>(&self, poll: impl FnOnce() -> T) -> T {
+    /// Runs `poll` and adds the CPU time of this thread to what the guest computed. Of the last poll nothing is added: there is no later
+    /// one to count it against, and to read the thread's clock is a call into the system.
+    pub(crate) fn metered<T>(&self, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
         self.spent().poll_began = Some(thread_cpu());
         let polled = poll();
-        let mut spent = self.spent();
-        if let Some(began) = spent.poll_began.take() {
-            spent.computed += thread_cpu().saturating_sub(began);
+        let began = self.spent().poll_began.take();
+        if let (Poll::Pending, Some(began)) = (&polled, began) {
+            self.spent().computed += thread_cpu().saturating_sub(began);
         }
         polled
     }
