@@ -71,6 +71,11 @@ fn a_terminated_gateway_finishes_the_upload_that_runs_and_takes_no_more() {
     stream
         .write_all(&content.bytes[..content.bytes.len() / 2])
         .unwrap();
+    // The start of the upload was one, this is the other: a request that nobody read yet would not be one that runs.
+    let decisions = "gantry_decisions_total{plugin=\"access\",hook=\"authorize\",outcome=\"allow\",cached=\"false\"}";
+    wait_until("the request to be decided", Duration::from_secs(10), || {
+        gateway.metric(decisions) >= 2.0
+    });
     gateway.terminate();
     wait_until("the listener to close", Duration::from_secs(10), || {
         TcpStream::connect(("127.0.0.1", gateway.port)).is_err()

@@ -298,6 +298,15 @@ impl Mirrors {
         .map_err(|failure| failure.into_blob_error(digest))
     }
 
+    /// Waits for the publication of a blob that readers may have whole by now; not for one that still arrives.
+    pub(crate) async fn published(&self, repository: &Repository, digest: &Digest) {
+        let fill = self.engine.filling(&repository.name, digest);
+        if let Some(fill) = fill.filter(Fill::is_verified) {
+            // The fill has logged it.
+            fill.finished().await.ok();
+        }
+    }
+
     /// Waits until all that readers may have whole by now is published, or is known not to be.
     pub(crate) async fn settled(&self) {
         let fills: Vec<Fill> = lock(&self.engine.running.fills).values().cloned().collect();

@@ -54,6 +54,8 @@ impl Call {
         digest: &Digest,
     ) -> Result<Option<u64>, Error> {
         let ports = &self.shared.ports;
+        // Whoever pulled it a moment ago has its last byte before it is linked.
+        self.shared.mirrors.published(from, digest).await;
         let linked = ports.metadata.blob(&from.name, digest).await?;
         let Some(size) = linked else {
             return Ok(None);
