@@ -2,6 +2,7 @@
 //!
 //! No credential is anonymous; a credential that nobody claims is refused, never anonymous; a failed authenticator is 503.
 
+pub(crate) mod keyed;
 pub mod token;
 pub(crate) mod verified;
 

@@ -1,7 +1,7 @@
 //! The verified-credential cache: a good answer about a credential, for at most a minute, so that a slow password hash is checked once
 //! and not at every blob.
 //!
-//! Invariant: neither a password nor a hash of one is kept: the key is an HMAC under a key that this process made and never shows.
+//! Invariant: neither a password nor a hash of one is kept: the key is [`Keyed`].
 
 use std::{
     future::Future,
@@ -9,13 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::{hmac, rand};
 use gantry_model::Client;
 use gantry_plugin_host::{Credential, Identity};
 use gantry_registry::Clock as _;
 use moka::{Expiry, future::Cache};
 
-use super::Identified;
+use super::{Identified, keyed::Keyed};
 use crate::{clock::SystemClock, http::error::Error, policy::binding::Binding};
 
 const LONGEST: Duration = Duration::from_secs(60);
@@ -23,7 +22,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Identities by what proved them.
 #[derive(Clone, Debug)]
 pub(crate) struct VerifiedCredentials {
-    key: Arc<hmac::Key>,
+    keyed: Keyed,
     chain: String,
     identities: Cache<[u8; 32], Verified>,
 }
@@ -61,11 +60,8 @@ impl VerifiedCredentials {
     /// # Errors
     /// When the system has no randomness.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let mut secret = [0_u8; 32];
-        rand::fill(&mut secret)
-            .map_err(|_unspecified| anyhow::anyhow!("the system gives no random bytes"))?;
         Ok(Self {
-            key: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &secret)),
+            keyed: Keyed::new()?,
             chain: String::new(),
             identities: Cache::builder()
                 .max_capacity(10_000)
@@ -136,13 +132,9 @@ impl VerifiedCredentials {
             Credential::Basic { username, password } => ("basic", [&**username, &**password]),
             Credential::Bearer(token) => ("bearer", [&**token, ""]),
         };
-        let mut context = hmac::Context::with_key(&self.key);
         let subject = client.tls_subject.as_deref().unwrap_or_default();
-        for part in [&*self.chain, subject, kind].into_iter().chain(parts) {
-            context.update(&(part.len() as u64).to_le_bytes());
-            context.update(part.as_bytes());
-        }
-        context.sign().as_ref().try_into().ok()
+        let parts = [&*self.chain, subject, kind].into_iter().chain(parts);
+        self.keyed.of(parts)
     }
 }
 

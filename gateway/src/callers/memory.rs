@@ -2,17 +2,17 @@
 //!
 //! Owns that a question is asked once however many wait for its answer, and that an answer outlives neither its time nor its
 //! question. Lasts over reloads: a question names the upstream it was put to.
-//! Invariant: neither a password nor a hash of one is kept: the key is an HMAC under a key that this process made and never shows.
+//! Invariant: neither a password nor a hash of one is kept: the key is [`Keyed`].
 
 use std::{sync::Arc, time::Duration};
 
-use aws_lc_rs::{hmac, rand};
 use gantry_model::RepositoryName;
 use gantry_upstream::{Credentials, Kind, UpstreamError};
 use moka::future::Cache;
 use tokio::time::Instant;
 
 use super::AskedMirror;
+use crate::auth::keyed::Keyed;
 
 /// Answers at most.
 const MAX_ANSWERS: u64 = 20_000;
@@ -94,7 +94,7 @@ impl Said {
 /// Answers by question.
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
-    key: Arc<hmac::Key>,
+    keyed: Keyed,
     answers: Cache<[u8; 32], Said>,
 }
 
@@ -104,11 +104,8 @@ impl Memory {
     /// # Errors
     /// When the system has no randomness.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let mut secret = [0_u8; 32];
-        rand::fill(&mut secret)
-            .map_err(|_unspecified| anyhow::anyhow!("the system gives no random bytes"))?;
         Ok(Self {
-            key: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &secret)),
+            keyed: Keyed::new()?,
             answers: Cache::new(MAX_ANSWERS),
         })
     }
@@ -149,29 +146,16 @@ impl Memory {
     }
 
     fn cache_key(&self, question: &Question<'_>) -> Option<[u8; 32]> {
-        let mut context = hmac::Context::with_key(&self.key);
-        let mut add = |part: &str| {
-            context.update(&(part.len() as u64).to_le_bytes());
-            context.update(part.as_bytes());
+        let caller = match question.caller {
+            Some(caller) => ["caller", &*caller.username, &*caller.password],
+            None => ["everybody", "", ""],
         };
-        add(&question.mirror.name);
-        add(&question.mirror.upstream);
-        match question.caller {
-            Some(caller) => {
-                add("caller");
-                add(&caller.username);
-                add(&caller.password);
-            }
-            None => add("everybody"),
-        }
-        match question.repository {
-            Some(repository) => {
-                add("pulls");
-                add(repository.as_str());
-            }
-            None => add("is known"),
-        }
-        context.sign().as_ref().try_into().ok()
+        let about = match question.repository {
+            Some(repository) => ["pulls", repository.as_str()],
+            None => ["is known", ""],
+        };
+        let mirror = [&*question.mirror.name, &*question.mirror.upstream];
+        self.keyed.of(mirror.into_iter().chain(caller).chain(about))
     }
 }
 
