@@ -6,45 +6,27 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use gantry_model::Digest;
 use gantry_storage::{
-    Kind as Store, MemoryBlobStore,
-    faulty::{Call as Step, Faults, FaultyBlobStore},
+    Kind as Store,
+    faulty::{Call as Step, Faults},
 };
 use tokio::sync::Semaphore;
 
 use super::{
     upstream::{BodyPlan, CHUNK_BYTES, Call},
-    world::{World, content, drain, filling, image, read},
+    world::{World, drain, filling, image, read},
 };
-use crate::{
-    cache_counts::{CacheContent, CacheOutcome},
-    error::Error,
-};
+use crate::{cache_counts::CacheOutcome, error::Error};
 
 const NAME: &str = "library/alpine";
 /// Several windows.
 const BLOB_BYTES: usize = 5 << 20;
 
 fn world() -> (World, Faults, Bytes, Digest) {
-    let faults = Faults::none();
-    let store = FaultyBlobStore::new(Arc::new(MemoryBlobStore::new()), faults.clone());
-    let world = World::on(Arc::new(store));
-    let bytes = content(BLOB_BYTES, 1);
-    let digest = world.blob(NAME, &bytes);
-    (world, faults, bytes, digest)
-}
-
-/// How many blobs ended so.
-fn ended(world: &World, how: CacheOutcome) -> u64 {
-    let counts = Arc::clone(&world.ports.mirrors["hub"].counts);
-    let mut counts = counts.read();
-    let wanted = (CacheContent::Blob, how);
-    counts
-        .find_map(|(content, outcome, count)| ((content, outcome) == wanted).then_some(count))
-        .unwrap()
+    World::faulty(NAME, BLOB_BYTES)
 }
 
 fn passed(world: &World) -> u64 {
-    ended(world, CacheOutcome::Passed)
+    world.ended(CacheOutcome::Passed)
 }
 
 async fn nothing_is_kept(world: &World, digest: &Digest) {
@@ -180,7 +162,7 @@ async fn without_a_reader_nothing_goes_on() {
     let stream = filling(world.open(NAME, &digest).await.unwrap()).stream(0, None);
     drop(stream);
     gate.add_permits(BLOB_BYTES);
-    while passed(&world) == 0 && ended(&world, CacheOutcome::Failed) == 0 {
+    while passed(&world) == 0 && world.ended(CacheOutcome::Failed) == 0 {
         tokio::task::yield_now().await;
     }
     assert_eq!(passed(&world), 0);

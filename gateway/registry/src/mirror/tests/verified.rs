@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
-use gantry_model::Digest;
 use gantry_storage::{
-    FsBlobStore, Kind as Store, MemoryBlobStore,
+    FsBlobStore, Kind as Store,
     faulty::{Call as Step, Faults, FaultyBlobStore},
 };
 use tempfile::TempDir;
@@ -17,35 +15,12 @@ use super::{
     upstream::{BodyPlan, CHUNK_BYTES, Call},
     world::{World, content, drain, filling, read, repository},
 };
-use crate::{
-    cache_counts::{CacheContent, CacheOutcome},
-    ports::Settings,
-    registry::Registry,
-};
+use crate::{cache_counts::CacheOutcome, ports::Settings, registry::Registry};
 
 const NAME: &str = "library/alpine";
 const BLOB_BYTES: usize = 20 * CHUNK_BYTES;
 /// Nothing of such a blob is readable before all of it is.
 const SMALL_BYTES: usize = 1000;
-
-/// A world with one cold blob, whose store does as it is told.
-fn world(length: usize) -> (World, Faults, Bytes, Digest) {
-    let faults = Faults::none();
-    let store = FaultyBlobStore::new(Arc::new(MemoryBlobStore::new()), faults.clone());
-    let world = World::on(Arc::new(store));
-    let bytes = content(length, 1);
-    let digest = world.blob(NAME, &bytes);
-    (world, faults, bytes, digest)
-}
-
-fn ended(world: &World, how: CacheOutcome) -> u64 {
-    let counts = Arc::clone(&world.ports.mirrors["hub"].counts);
-    let mut counts = counts.read();
-    let wanted = (CacheContent::Blob, how);
-    counts
-        .find_map(|(content, outcome, count)| ((content, outcome) == wanted).then_some(count))
-        .unwrap()
-}
 
 #[tokio::test(start_paused = true)]
 async fn the_last_bytes_do_not_wait_for_the_publication() {
@@ -56,7 +31,7 @@ async fn the_last_bytes_do_not_wait_for_the_publication() {
         (SMALL_BYTES, false),
         (0, true),
     ] {
-        let (world, faults, bytes, digest) = world(length);
+        let (world, faults, bytes, digest) = World::faulty(NAME, length);
         let publication = faults.hold(Step::Publish, 1);
         let plan = BodyPlan::default();
         world.upstream.plan([BodyPlan {
@@ -75,7 +50,7 @@ async fn the_last_bytes_do_not_wait_for_the_publication() {
 
 #[tokio::test(start_paused = true)]
 async fn who_asks_between_the_last_byte_and_the_publication_joins_the_fill() {
-    let (world, faults, bytes, digest) = world(BLOB_BYTES);
+    let (world, faults, bytes, digest) = World::faulty(NAME, BLOB_BYTES);
     let publication = faults.hold(Step::Publish, 1);
     drop(drain(world.open(NAME, &digest).await.unwrap()).await);
     world.upstream.calls();
@@ -106,7 +81,7 @@ async fn a_publication_that_fails_takes_nothing_from_readers_and_leaves_nothing(
         (Store::Internal, CacheOutcome::Failed),
         (Store::Full, CacheOutcome::Passed),
     ] {
-        let (world, faults, bytes, digest) = world(BLOB_BYTES);
+        let (world, faults, bytes, digest) = World::faulty(NAME, BLOB_BYTES);
         let publication = faults.hold(Step::Publish, 1);
         faults.fail(Step::Publish, 1, kind);
         let quick = world.open(NAME, &digest).await.unwrap();
@@ -124,7 +99,7 @@ async fn a_publication_that_fails_takes_nothing_from_readers_and_leaves_nothing(
         assert_eq!(world.stored(&digest).await, None);
         assert_eq!(world.staged().await, 0);
         assert_eq!(
-            (ended(&world, counted), ended(&world, CacheOutcome::Filled)),
+            (world.ended(counted), world.ended(CacheOutcome::Filled)),
             (1, 0)
         );
         world.clock.advance(std::time::Duration::from_secs(1));
@@ -137,7 +112,7 @@ async fn a_publication_that_fails_takes_nothing_from_readers_and_leaves_nothing(
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_digest_is_not_even_offered_to_the_store() {
-    let (world, faults, _, digest) = world(SMALL_BYTES);
+    let (world, faults, _, digest) = World::faulty(NAME, SMALL_BYTES);
     world.upstream.plan([BodyPlan {
         flip: Some(SMALL_BYTES - 1),
         ..BodyPlan::default()

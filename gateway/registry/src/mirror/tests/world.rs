@@ -19,12 +19,14 @@ use gantry_model::{
 };
 use gantry_storage::{
     BlobStore, CacheIndex, FsBlobStore, MetadataStore, SqliteStore, UploadSessions, digest_of,
+    faulty::{Faults, FaultyBlobStore},
     memory::{MemoryBlobStore, MemoryMetadata},
 };
 use serde_json::{Value, json};
 
 use super::upstream::{ScriptedUpstream, fetched};
 use crate::{
+    cache_counts::{CacheContent, CacheOutcome},
     error::Error,
     leases::Leases,
     mirror::{Fill, MirroredBlob, MirroredContent, MirroredManifest, Mirrors, listing::system},
@@ -108,6 +110,26 @@ pub(super) struct World {
 }
 
 impl World {
+    /// A world with one cold blob, whose store does as it is told.
+    pub(super) fn faulty(name: &str, length: usize) -> (Self, Faults, Bytes, Digest) {
+        let faults = Faults::none();
+        let store = FaultyBlobStore::new(Arc::new(MemoryBlobStore::new()), faults.clone());
+        let world = Self::on(Arc::new(store));
+        let bytes = content(length, 1);
+        let digest = world.blob(name, &bytes);
+        (world, faults, bytes, digest)
+    }
+
+    /// How many blobs ended so.
+    pub(super) fn ended(&self, how: CacheOutcome) -> u64 {
+        let counts = Arc::clone(&self.ports.mirrors["hub"].counts);
+        let mut counts = counts.read();
+        let wanted = (CacheContent::Blob, how);
+        counts
+            .find_map(|(content, outcome, count)| ((content, outcome) == wanted).then_some(count))
+            .unwrap()
+    }
+
     /// On memory stores.
     pub(super) fn new() -> Self {
         Self::on(Arc::new(MemoryBlobStore::new()))
