@@ -10,6 +10,9 @@ mod drain;
 #[path = "edge/files.rs"]
 mod files;
 #[cfg(test)]
+#[path = "edge/first_bytes.rs"]
+mod first_bytes;
+#[cfg(test)]
 #[path = "edge/h2.rs"]
 mod h2;
 #[cfg(test)]

@@ -96,6 +96,42 @@ fn a_terminated_gateway_finishes_the_upload_that_runs_and_takes_no_more() {
     );
 }
 
+/// A chunked upload of this body, and what is answered to it.
+fn chunked_upload(gateway: &Gateway, location: &str, body: &str) -> String {
+    let authorization = {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", USER.0, USER.1))
+    };
+    let mut stream = TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
+    write!(
+        stream,
+        "PATCH {location} HTTP/1.1\r\nHost: {}\r\nAuthorization: Basic {authorization}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{body}",
+        gateway.host()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn an_upload_whose_chunks_are_malformed_is_a_bad_request_and_not_a_client_that_left() {
+    let gateway = Gateway::usual();
+    let wire = Wire::basic(gateway.port, USER);
+    for body in [
+        "zz\r\nhello\r\n0\r\n\r\n",
+        "5\r\nhello\nGET / HTTP/1.1\r\n\r\n",
+    ] {
+        let answer = chunked_upload(&gateway, &wire.start_upload("apps/web"), body);
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains("not valid HTTP"), "{answer}");
+    }
+    let whole = "5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n";
+    let answer = chunked_upload(&gateway, &wire.start_upload("apps/web"), whole);
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    assert!(answer.contains("range: 0-4\r\n"), "{answer}");
+}
+
 #[test]
 fn health_is_on_both_listeners_and_everything_else_of_the_admin_is_not() {
     let gateway = Gateway::usual();

@@ -14,6 +14,7 @@ mod cache;
 mod callers;
 mod canary;
 mod client_files;
+mod client_times;
 mod clients;
 mod crash;
 mod disk_errors;

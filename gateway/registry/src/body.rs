@@ -11,6 +11,9 @@ pub enum BodyError {
     /// The client went away.
     #[error("the client went away")]
     Disconnected,
+    /// The client does not keep to the form of a chunked body: in what.
+    #[error("the body is not valid HTTP: {0}")]
+    Malformed(&'static str),
     /// The client sends slower than the minimum rate.
     #[error("the body arrives too slowly")]
     TooSlow,

@@ -82,7 +82,9 @@ impl Call {
             .await
             .map_err(|error| match error {
                 BodyError::TooLarge => Error::ManifestTooLarge { max_bytes },
-                BodyError::Disconnected | BodyError::TooSlow => error.into(),
+                BodyError::Disconnected | BodyError::Malformed(_) | BodyError::TooSlow => {
+                    error.into()
+                }
             })
     }
 

@@ -28,7 +28,7 @@ use crate::server::Mappings;
 /// Turns a request's body into the domain's: at most `cap` bytes, not slower than `rate`.
 pub fn capped<B>(body: B, cap: Option<u64>, rate: Rate) -> Body
 where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B: http_body::Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
 {
     let length = body.size_hint().exact();
     let incoming = Incoming {
@@ -60,7 +60,7 @@ struct Incoming<B> {
 
 impl<B> Incoming<B>
 where
-    B: http_body::Body<Data = Bytes> + Unpin,
+    B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
 {
     async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
         loop {
@@ -98,8 +98,7 @@ where
                 self.pace.progress(started.elapsed(), bytes);
                 Ok(frame)
             }
-            // Whatever hyper calls it, the client stopped before its end.
-            Err(_transport) => Err(BodyError::Disconnected),
+            Err(error) => Err(error),
         })
     }
 }

@@ -330,6 +330,7 @@ fn body(error: BodyError) -> Answer {
             "SIZE_INVALID",
             text,
         ),
+        BodyError::Malformed(_) => Answer::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", text),
         BodyError::TooSlow => Answer::new(StatusCode::REQUEST_TIMEOUT, "SIZE_INVALID", text),
         BodyError::TooLarge => Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", text),
     }

@@ -51,6 +51,13 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The types of TLS records (RFC 8446 section 5.1, RFC 6520 section 3): a TLS client's first byte is one of them.
+const TLS_RECORDS: std::ops::RangeInclusive<u8> = 0x14..=0x18;
+
+/// The answer, in plain HTTP, to a client that speaks no TLS where TLS is spoken.
+const NOT_TLS: &str =
+    "this port speaks TLS and the client does not: use https://, and no PROXY protocol";
+
 /// A connection that was accepted.
 pub(super) struct Connection<H> {
     pub(super) shared: Arc<Shared<H>>,
@@ -103,15 +110,23 @@ impl<H: Handler> Connection<H> {
         // Boxed, like the protocols below: an idle connection costs its present phase, not the largest.
         let begun = Box::pin(async {
             let (mut transport, peer) = self.handshake(transport).await?;
+            if self.tls.is_some() && !peer.tls {
+                let guard = HeadGuard::refusing(NOT_TLS);
+                return Some((transport, peer, Version::Http1, guard));
+            }
             let (version, first) = detect(&mut transport).await?;
-            Some((transport, peer, version, first))
+            let guard = match version {
+                Version::Http1 => HeadGuard::new(first),
+                Version::Http2 => HeadGuard::aside(first),
+            };
+            Some((transport, peer, version, guard))
         });
         let begun = tokio::select! {
             begun = timeout_at(limit, begun) => begun,
             // Nothing was asked yet: nothing to finish.
             () = reached(stage, Stage::Drain) => return,
         };
-        let Ok(Some((transport, peer, version, first))) = begun else {
+        let Ok(Some((transport, peer, version, guard))) = begun else {
             tracing::debug!(client.address = %self.address, "a connection ended before its first request");
             return;
         };
@@ -119,13 +134,9 @@ impl<H: Handler> Connection<H> {
             header: self.edge.header_timeout,
             idle: self.edge.idle_timeout,
         });
-        let guard = match version {
-            Version::Http1 => {
-                activity.head_began();
-                HeadGuard::new(first)
-            }
-            Version::Http2 => HeadGuard::aside(first),
-        };
+        if version == Version::Http1 {
+            activity.head_began();
+        }
         let wire = Wire::new(transport, guard, Arc::clone(&activity), self.rate());
         let result = match version {
             Version::Http1 => Box::pin(self.http1(wire, peer, activity)).await,
@@ -138,6 +149,7 @@ impl<H: Handler> Connection<H> {
         drop(self.place);
     }
 
+    /// The peer, after the handshake where the listener speaks TLS and the client does; the caller refuses one that does not.
     async fn handshake(&self, transport: Transport) -> Option<(Transport, Peer)> {
         let mut peer = Peer {
             address: self.address,
@@ -149,6 +161,12 @@ impl<H: Handler> Connection<H> {
             (Some(tls), Transport::Tcp(stream)) => (tls, stream),
             (_, transport) => return Some((transport, peer)),
         };
+        let mut first = [0_u8];
+        match stream.peek(&mut first).await {
+            Ok(0) | Err(_) => return None,
+            Ok(_) if first.iter().all(|byte| TLS_RECORDS.contains(byte)) => {}
+            Ok(_) => return Some((Transport::Tcp(stream), peer)),
+        }
         match TlsAcceptor::from(Arc::clone(tls)).accept(stream).await {
             Ok(stream) => {
                 peer.tls = true;

@@ -1,14 +1,22 @@
 //! A strict look at the heads of HTTP/1 requests before hyper sees them, so that nothing is ever read two ways.
 //!
 //! hyper is lenient where the RFC allows it (a bare line feed, both lengths at once, a length said twice), which is how requests are
-//! smuggled past a proxy in front. Owns that refusal and nothing else: hyper still parses. A head is held back until it is whole.
-//! After a request with a chunked body the guard steps aside: where the next head begins only hyper knows then.
+//! smuggled past a proxy in front. Owns that refusal and nothing else: hyper still parses. A head is held back until it is whole; a body
+//! passes by, and is followed to its end, so that every head of a connection is looked at.
+
+mod chunks;
+mod line;
 
 use std::task::Poll;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-/// Bytes of a head that are held back at most; beyond it hyper refuses by its own, equal limit.
+use self::{
+    chunks::{Chunks, Followed},
+    line::RequestLine,
+};
+
+/// Bytes of a head at most.
 pub(super) const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// What hyper is given in place of a refused head: it answers 400 and closes, in the right order behind earlier answers.
@@ -19,8 +27,35 @@ const REFUSED: &[u8] = b"\x01\r\n\r\n";
 enum Position {
     Head,
     Body(u64),
+    Chunked(Chunks),
+    /// HTTP/2: nothing is looked at.
     Aside,
 }
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Refused {
+    /// It is no HTTP, or can be read two ways; the sentence is for the client.
+    Malformed(&'static str),
+    /// It does not end within [`MAX_HEAD_BYTES`].
+    TooLarge,
+}
+
+/// How the socket's next bytes may be read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Passage {
+    /// Into the guard, by [`HeadGuard::hold`].
+    Held,
+    /// Straight into hyper's buffer, so many at most, and counted by [`HeadGuard::passed`].
+    Straight(u64),
+    /// Straight into hyper's buffer, which then keeps what [`HeadGuard::follow`] says.
+    Followed,
+}
+
+/// A chunked body that breaks the rules: the source of the error that hyper's body ends with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct MalformedBody(pub(super) &'static str);
 
 /// Stands between the socket and hyper.
 #[derive(Debug)]
@@ -30,9 +65,12 @@ pub(super) struct HeadGuard {
     held: BytesMut,
     /// Where the search for the head's end goes on.
     searched: usize,
+    /// The request line of the head that is awaited.
+    line: RequestLine,
     /// Released, not yet taken by hyper.
     ready: Bytes,
-    refused: Option<&'static str>,
+    refused: Option<Refused>,
+    broken: Option<MalformedBody>,
 }
 
 impl HeadGuard {
@@ -42,9 +80,18 @@ impl HeadGuard {
             position: Position::Head,
             held: first,
             searched: 0,
+            line: RequestLine::default(),
             ready: Bytes::new(),
             refused: None,
+            broken: None,
         }
+    }
+
+    /// A guard that refuses whatever comes.
+    pub(super) fn refusing(why: &'static str) -> Self {
+        let mut guard = Self::new(BytesMut::new());
+        guard.refuse(Refused::Malformed(why));
+        guard
     }
 
     /// A guard that lets everything pass: HTTP/2.
@@ -56,8 +103,18 @@ impl HeadGuard {
     }
 
     /// Why a head was refused.
-    pub(super) fn refused(&self) -> Option<&'static str> {
+    pub(super) fn refused(&self) -> Option<Refused> {
         self.refused
+    }
+
+    /// Why a body cannot be read to its end, once everything before that was released.
+    pub(super) fn broken(&self) -> Option<MalformedBody> {
+        self.broken.filter(|_| self.ready.is_empty())
+    }
+
+    /// Whether what the client still sends will never be read.
+    pub(super) fn gave_up(&self) -> bool {
+        self.refused.is_some() || self.broken.is_some()
     }
 
     /// Whether a head's first byte is here and its last is not.
@@ -65,15 +122,16 @@ impl HeadGuard {
         matches!(self.position, Position::Head) && !self.held.is_empty()
     }
 
-    /// Whether bytes may be read straight into hyper's buffer; the limit is how many.
-    pub(super) fn passes(&self) -> Option<u64> {
-        if !self.held.is_empty() || !self.ready.is_empty() || self.refused.is_some() {
-            return None;
+    /// How the socket's next bytes may be read.
+    pub(super) fn passage(&self) -> Passage {
+        if !self.held.is_empty() || !self.ready.is_empty() || self.gave_up() {
+            return Passage::Held;
         }
         match self.position {
-            Position::Head => None,
-            Position::Body(left) => Some(left),
-            Position::Aside => Some(u64::MAX),
+            Position::Head => Passage::Held,
+            Position::Body(left) => Passage::Straight(left),
+            Position::Chunked(_) => Passage::Followed,
+            Position::Aside => Passage::Straight(u64::MAX),
         }
     }
 
@@ -83,6 +141,26 @@ impl HeadGuard {
             *left = left.saturating_sub(count);
             if *left == 0 {
                 self.position = Position::Head;
+            }
+        }
+    }
+
+    /// How many of these bytes of a chunked body are hyper's; the guard keeps the others, or drops them when they break the rules.
+    pub(super) fn follow(&mut self, bytes: &[u8]) -> usize {
+        let Position::Chunked(chunks) = &mut self.position else {
+            return bytes.len();
+        };
+        match chunks.follow(bytes) {
+            Followed::All => bytes.len(),
+            Followed::Ended(count) => {
+                self.position = Position::Head;
+                self.held
+                    .extend_from_slice(bytes.get(count..).unwrap_or_default());
+                count
+            }
+            Followed::Broken(count, why) => {
+                self.broken = Some(MalformedBody(why));
+                count
             }
         }
     }
@@ -104,14 +182,21 @@ impl HeadGuard {
     }
 
     fn advance(&mut self) {
+        if self.gave_up() || self.held.is_empty() {
+            return;
+        }
         match &mut self.position {
-            _ if self.refused.is_some() || self.held.is_empty() => {}
             Position::Aside => self.ready = self.held.split().freeze(),
             Position::Body(left) => {
                 let count = usize::try_from(*left)
                     .map_or(self.held.len(), |left| left.min(self.held.len()));
                 self.ready = self.held.split_to(count).freeze();
                 self.passed(count as u64);
+            }
+            Position::Chunked(_) => {
+                let held = self.held.split().freeze();
+                let count = self.follow(&held);
+                self.ready = held.slice(..count);
             }
             Position::Head => self.advance_head(),
         }
@@ -122,37 +207,44 @@ impl HeadGuard {
         while self.held.starts_with(b"\r\n") {
             self.held.advance(2);
         }
+        if let Err(why) = self.line.judge(&self.held) {
+            self.refuse(Refused::Malformed(why));
+            return;
+        }
         let from = self.searched.saturating_sub(3);
         let found = self
             .held
             .get(from..)
             .and_then(|rest| rest.windows(4).position(|window| window == b"\r\n\r\n"));
         let Some(end) = found.map(|index| from + index + 4) else {
-            let bare = self.held.get(from..).is_some_and(has_bare_end);
-            self.searched = self.held.len();
-            if self.held.len() > MAX_HEAD_BYTES {
-                self.position = Position::Aside;
-                self.advance();
-            } else if bare {
-                self.refuse("a line ends without carriage return");
+            if self.held.get(from..).is_some_and(has_bare_end) {
+                self.refuse(Refused::Malformed("a line ends without carriage return"));
+            } else if self.held.len() > MAX_HEAD_BYTES {
+                self.refuse(Refused::TooLarge);
             }
+            self.searched = self.held.len();
             return;
         };
+        if end > MAX_HEAD_BYTES {
+            self.refuse(Refused::TooLarge);
+            return;
+        }
         self.searched = 0;
+        self.line = RequestLine::default();
         let head = self.held.split_to(end).freeze();
         match framing(&head) {
             Ok(Framing::Length(0)) => {}
             Ok(Framing::Length(length)) => self.position = Position::Body(length),
-            Ok(Framing::Chunked) => self.position = Position::Aside,
+            Ok(Framing::Chunked) => self.position = Position::Chunked(Chunks::new()),
             Err(why) => {
-                self.refuse(why);
+                self.refuse(Refused::Malformed(why));
                 return;
             }
         }
         self.ready = head;
     }
 
-    fn refuse(&mut self, why: &'static str) {
+    fn refuse(&mut self, why: Refused) {
         self.refused = Some(why);
         self.held.clear();
         self.ready = Bytes::from_static(REFUSED);
@@ -281,7 +373,7 @@ mod tests {
         let all = [put.as_slice(), GET, put, bad].concat();
         let released = feed(&mut guard, &all);
         assert_eq!(released, [put.as_slice(), GET, put, REFUSED].concat());
-        assert!(guard.refused().is_some());
+        assert!(guard.gave_up());
         assert!(feed(&mut guard, GET).is_empty());
     }
 
@@ -289,20 +381,66 @@ mod tests {
     fn a_body_may_pass_by_and_the_next_head_is_guarded() {
         let head = b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n";
         let mut guard = HeadGuard::new(BytesMut::from(&head[..]));
-        assert_eq!(guard.passes(), None);
+        assert_eq!(guard.passage(), Passage::Held);
         assert_eq!(feed(&mut guard, b""), head);
-        assert_eq!(guard.passes(), Some(1000));
+        assert_eq!(guard.passage(), Passage::Straight(1000));
         guard.passed(1000);
-        assert_eq!(guard.passes(), None);
+        assert_eq!(guard.passage(), Passage::Held);
         assert_eq!(feed(&mut guard, GET), GET);
     }
 
+    const CHUNKED: &[u8] = b"PATCH / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: Chunked\r\n\r\n";
+    const BODY: &[u8] = b"5;x=y\r\nhello\r\n3\r\n\r\n0\r\n0\r\nsum: 1\r\n\r\n";
+    const TWO_HOSTS: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n";
+
     #[test]
-    fn a_chunked_body_passes() {
-        let head = b"PATCH / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: Chunked\r\n\r\n";
-        let mut guard = HeadGuard::new(BytesMut::from(&head[..]));
-        assert_eq!(feed(&mut guard, b""), head);
-        assert_eq!(guard.passes(), Some(u64::MAX));
+    fn a_chunked_body_may_pass_by_in_any_pieces_and_the_next_head_is_guarded() {
+        let behind = [BODY, TWO_HOSTS].concat();
+        for cut in 1..behind.len() {
+            let mut guard = HeadGuard::new(BytesMut::from(CHUNKED));
+            assert_eq!(feed(&mut guard, b""), CHUNKED);
+            assert_eq!(guard.passage(), Passage::Followed);
+            let (first, rest) = behind.split_at(cut);
+            let mut taken = guard.follow(first);
+            if cut < BODY.len() {
+                assert_eq!(taken, cut);
+                taken += guard.follow(rest);
+            } else {
+                guard.hold(rest);
+            }
+            assert_eq!(taken, BODY.len(), "cut at {cut}");
+            assert_eq!(guard.passage(), Passage::Held);
+            assert_eq!(feed(&mut guard, b""), REFUSED, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn pipelined_chunked_requests_are_each_guarded_wherever_the_stream_is_cut() {
+        let all = [CHUNKED, BODY, GET, CHUNKED, BODY, TWO_HOSTS, GET].concat();
+        let released = [CHUNKED, BODY, GET, CHUNKED, BODY, REFUSED].concat();
+        for cut in 0..=all.len() {
+            let (first, rest) = all.split_at(cut);
+            let mut guard = HeadGuard::new(BytesMut::new());
+            let mut seen = feed(&mut guard, first);
+            seen.extend(feed(&mut guard, rest));
+            assert_eq!(seen, released, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_chunked_body_that_breaks_the_rules_is_released_up_to_there_and_no_further() {
+        for (right, wrong) in [("5\r\nhello", "!\r\n0\r\n\r\n"), ("", "zz\r\n")] {
+            let all = [CHUNKED, right.as_bytes(), wrong.as_bytes(), GET].concat();
+            for cut in 0..=all.len() {
+                let (first, rest) = all.split_at(cut);
+                let mut guard = HeadGuard::new(BytesMut::new());
+                let mut seen = feed(&mut guard, first);
+                seen.extend(feed(&mut guard, rest));
+                assert_eq!(seen, [CHUNKED, right.as_bytes()].concat(), "cut at {cut}");
+                assert!(guard.broken().is_some(), "cut at {cut}");
+                assert_eq!(guard.passage(), Passage::Held);
+            }
+        }
     }
 
     #[test]
@@ -353,10 +491,20 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_head_is_left_to_hyper_to_refuse() {
+    fn an_endless_head_is_refused_as_too_large() {
         let mut guard = HeadGuard::new(BytesMut::new());
         let head = vec![b'a'; MAX_HEAD_BYTES + 1];
-        assert_eq!(feed(&mut guard, &head), head);
+        assert_eq!(feed(&mut guard, &head), REFUSED);
+        assert_eq!(guard.refused(), Some(Refused::TooLarge));
+    }
+
+    #[test]
+    fn a_lenient_end_inside_a_head_that_is_too_large_is_no_end() {
+        let mut guard = HeadGuard::new(BytesMut::new());
+        let long = "a".repeat(MAX_HEAD_BYTES);
+        let head = format!("GET / HTTP/1.1\r\nhost: a\n\r\n{long}");
+        assert_eq!(feed(&mut guard, head.as_bytes()), REFUSED);
+        assert!(matches!(guard.refused(), Some(Refused::Malformed(_))));
     }
 
     #[test]

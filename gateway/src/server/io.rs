@@ -22,7 +22,12 @@ use tokio::{
 };
 
 pub(super) use self::transport::Transport;
-use super::{Mappings, activity::Activity, head::HeadGuard, mapped::Part};
+use super::{
+    Mappings,
+    activity::Activity,
+    head::{HeadGuard, MalformedBody, Passage},
+    mapped::Part,
+};
 use crate::http::pace::{Pace, Rate};
 
 /// Bytes read from the socket at once while a head is awaited.
@@ -198,6 +203,9 @@ impl Wire {
                 buffer.put_slice(&bytes);
                 return Poll::Ready(Ok(()));
             }
+            self.guard
+                .broken()
+                .map_or(Ok(()), |why| Err(malformed(why)))?;
             let mut space = [const { MaybeUninit::uninit() }; HEAD_READ_BYTES];
             let mut read = ReadBuf::uninit(&mut space);
             ready!(Pin::new(&mut self.transport).poll_read(context, &mut read))?;
@@ -208,6 +216,27 @@ impl Wire {
             if self.guard.in_head() {
                 self.activity.head_began();
             }
+        }
+    }
+
+    /// Reads straight into hyper's buffer, which keeps what belongs to the chunked body.
+    fn poll_followed(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.transport).poll_read(context, buffer))?;
+        let read = buffer.filled().get(before..).unwrap_or_default();
+        if read.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let kept = self.guard.follow(read);
+        buffer.set_filled(before + kept);
+        // Nothing would look like the end of the stream.
+        match self.guard.broken() {
+            Some(why) if kept == 0 => Poll::Ready(Err(malformed(why))),
+            _ => Poll::Ready(Ok(())),
         }
     }
 
@@ -228,7 +257,10 @@ impl Wire {
     /// before any request of this connection was understood or after the guard refused one: never inside a response's body.
     fn replaces(&mut self, written: &[u8]) -> bool {
         let ours = self.guard.refused().is_some() || !self.activity.any_request();
-        let Some(refusal) = ours.then(|| refusal::replace(written)).flatten() else {
+        let Some(refusal) = ours
+            .then(|| refusal::replace(written, self.guard.refused()))
+            .flatten()
+        else {
             return false;
         };
         self.refusal = refusal;
@@ -253,6 +285,10 @@ impl Wire {
     }
 }
 
+fn malformed(why: MalformedBody) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
 /// Whether the file's system cannot be sent from.
 fn is_no_sendfile(error: &io::Error) -> bool {
     matches!(
@@ -267,8 +303,10 @@ impl AsyncRead for Wire {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Some(limit) = self.guard.passes() else {
-            return self.poll_guarded(context, buffer);
+        let limit = match self.guard.passage() {
+            Passage::Held => return self.poll_guarded(context, buffer),
+            Passage::Followed => return self.poll_followed(context, buffer),
+            Passage::Straight(limit) => limit,
         };
         let limit = usize::try_from(limit)
             .unwrap_or(usize::MAX)
@@ -355,7 +393,7 @@ impl AsyncWrite for Wire {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_flush(context))?;
         let this = &mut *self;
-        let lingers = this.activity.must_linger() || this.guard.refused().is_some();
+        let lingers = this.activity.must_linger() || this.guard.gave_up();
         let closing = this.closing.get_or_insert_with(|| Closing {
             shut: false,
             taken: 0,

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use gantry_registry::BodyError;
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use super::{
     Handler, Mappings, Peer,
     activity::{Active, Activity},
+    head::MalformedBody,
 };
 use crate::http::{
     body::{BodyFailure, ResponseBody},
@@ -53,12 +55,12 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
         if let Some(Ok(frame)) = &frame {
             let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -67,7 +69,7 @@ impl Body for RequestBody {
         if frame.is_none() || self.inner.is_end_stream() {
             self.ended.store(true, Ordering::Relaxed);
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| failure(&error))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -76,6 +78,22 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// A client that breaks the rules is still there to be answered; whatever else ends a body early, the client has gone.
+fn failure(error: &hyper::Error) -> BodyError {
+    let source = std::error::Error::source(error);
+    let source = source.and_then(<dyn std::error::Error>::downcast_ref::<std::io::Error>);
+    let found = source
+        .and_then(std::io::Error::get_ref)
+        .and_then(|found| found.downcast_ref::<MalformedBody>());
+    match (found, source.map(std::io::Error::kind)) {
+        (Some(MalformedBody(why)), _) => BodyError::Malformed(why),
+        (None, Some(std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput)) => {
+            BodyError::Malformed("its chunks cannot be read")
+        }
+        _ => BodyError::Disconnected,
     }
 }
 

@@ -171,6 +171,7 @@ impl TestHandler {
         while let Some(bytes) = body.next().await {
             match bytes {
                 Ok(bytes) => length += bytes.len(),
+                Err(BodyError::Malformed(why)) => return text(400, why),
                 Err(BodyError::TooSlow) => return text(408, "slow"),
                 Err(BodyError::TooLarge) => return text(413, "large"),
                 Err(BodyError::Disconnected) => return text(499, "gone"),

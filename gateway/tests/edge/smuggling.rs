@@ -1,5 +1,7 @@
 //! A request that two readers could read differently is refused, in our own error form, and the connection closed.
 
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
 use crate::harness::{Server, patient};
 
 /// What the answer to broken HTTP must be: the status, the OCI form, and the end of the connection.
@@ -24,37 +26,114 @@ async fn refused(server: &Server, request: &[u8], status: u16) {
 
 const NEXT: &str = "GET /hello HTTP/1.1\r\nhost: gw\r\n\r\n";
 
+/// Headers that two readers could read differently.
+const CORPUS: &[&str] = &[
+    "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+    "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+    "content-length: 5\r\ncontent-length: 5\r\n",
+    "content-length: 5\r\ncontent-length: 0\r\n",
+    "content-length: 5, 5\r\n",
+    "content-length: +5\r\n",
+    "content-length: -5\r\n",
+    "content-length: 0x5\r\n",
+    "content-length: 5 5\r\n",
+    "content-length: 18446744073709551616\r\n",
+    "content-length : 5\r\n",
+    "transfer-encoding: xchunked\r\n",
+    "transfer-encoding: chunked, gzip\r\n",
+    "transfer-encoding: identity\r\n",
+    "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n",
+    "transfer-encoding : chunked\r\n",
+    "transfer-encoding:\x0bchunked\r\n",
+    " transfer-encoding: chunked\r\n",
+    "x: y\r\n transfer-encoding: chunked\r\n",
+    "x: y\ntransfer-encoding: chunked\r\n",
+    "x: y\rtransfer-encoding: chunked\r\n",
+    "x: a\0b\r\n",
+    "nocolon\r\n",
+    "host: other\r\n",
+];
+
+fn smuggled(headers: &str) -> String {
+    format!("POST /length HTTP/1.1\r\nhost: gw\r\n{headers}\r\nhello{NEXT}")
+}
+
 #[tokio::test]
 async fn the_smuggling_corpus_is_answered_400_and_closed() {
     let server = Server::start(&patient());
-    for headers in [
-        "content-length: 5\r\ntransfer-encoding: chunked\r\n",
-        "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
-        "content-length: 5\r\ncontent-length: 5\r\n",
-        "content-length: 5\r\ncontent-length: 0\r\n",
-        "content-length: 5, 5\r\n",
-        "content-length: +5\r\n",
-        "content-length: -5\r\n",
-        "content-length: 0x5\r\n",
-        "content-length: 5 5\r\n",
-        "content-length: 18446744073709551616\r\n",
-        "content-length : 5\r\n",
-        "transfer-encoding: xchunked\r\n",
-        "transfer-encoding: chunked, gzip\r\n",
-        "transfer-encoding: identity\r\n",
-        "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n",
-        "transfer-encoding : chunked\r\n",
-        "transfer-encoding:\x0bchunked\r\n",
-        " transfer-encoding: chunked\r\n",
-        "x: y\r\n transfer-encoding: chunked\r\n",
-        "x: y\ntransfer-encoding: chunked\r\n",
-        "x: y\rtransfer-encoding: chunked\r\n",
-        "x: a\0b\r\n",
-        "nocolon\r\n",
-        "host: other\r\n",
-    ] {
-        let request = format!("POST /length HTTP/1.1\r\nhost: gw\r\n{headers}\r\nhello{NEXT}");
-        refused(&server, request.as_bytes(), 400).await;
+    for headers in CORPUS {
+        refused(&server, smuggled(headers).as_bytes(), 400).await;
+    }
+}
+
+const CHUNKED: &str = "PUT /length HTTP/1.1\r\nhost: gw\r\ntransfer-encoding: chunked\r\n\r\n";
+const BODY: &str = "5;a=b\r\nhello\r\n3\r\n\r\n0\r\n0\r\nsum: 1\r\n\r\n";
+
+/// Sends what is cut in two, so that the parts arrive one by one.
+async fn cut(server: &Server, all: &str, at: usize) -> crate::harness::Client<TcpStream> {
+    let mut client = server.connect().await;
+    client.stream.set_nodelay(true).unwrap();
+    let (first, rest) = all.as_bytes().split_at(at);
+    client.send(first).await;
+    for _turn in 0..3 {
+        tokio::task::yield_now().await;
+    }
+    // A refusal of the first part may come before the second.
+    client.try_send(rest).await;
+    client
+}
+
+#[tokio::test]
+async fn behind_a_chunked_request_the_smuggling_corpus_is_refused_all_the_same() {
+    let server = Server::start(&patient());
+    for headers in CORPUS {
+        for length in [format!("{CHUNKED}{BODY}"), format!("{NEXT}{CHUNKED}{BODY}")] {
+            let mut client = server.connect().await;
+            client.send(format!("{length}{}", smuggled(headers))).await;
+            if length.starts_with("GET") {
+                assert_eq!(client.response().await.text(), "hello");
+            }
+            assert_eq!(client.response().await.text(), "8", "{headers:?}");
+            let response = client.response().await;
+            assert_eq!(response.status, 400, "{headers:?}");
+            assert!(response.text().contains("UNSUPPORTED"), "{headers:?}");
+            assert!(client.rest().await.is_empty(), "{headers:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn wherever_a_stream_of_chunked_requests_is_cut_it_is_read_one_way() {
+    let server = Server::start(&patient());
+    let two_hosts = "GET /hello HTTP/1.1\r\nhost: gw\r\nhost: other\r\n\r\n";
+    let all = format!("{CHUNKED}{BODY}{NEXT}{CHUNKED}{BODY}{two_hosts}{NEXT}");
+    for at in 0..=all.len() {
+        let mut client = cut(&server, &all, at).await;
+        assert_eq!(client.response().await.text(), "8", "cut at {at}");
+        assert_eq!(client.response().await.text(), "hello", "cut at {at}");
+        assert_eq!(client.response().await.text(), "8", "cut at {at}");
+        assert_eq!(client.response().await.status, 400, "cut at {at}");
+        assert!(client.rest().await.is_empty(), "cut at {at}");
+    }
+}
+
+#[tokio::test]
+async fn large_chunked_bodies_are_counted_whole_and_the_next_head_is_guarded() {
+    let server = Server::start(&patient());
+    for size in [1, 100, 8191, 8192, 8193, 70_000, 1 << 20] {
+        let chunk = format!("{size:x}\r\n{}\r\n", "x".repeat(size));
+        let count = (4 << 20) / size.max(100);
+        let body = format!("{}0\r\n\r\n", chunk.repeat(count));
+        let mut client = server.connect().await;
+        client.send(format!("{CHUNKED}{body}{NEXT}")).await;
+        client
+            .send("GET /hello HTTP/1.1\r\nhost: gw\nx: y\r\n\r\n")
+            .await;
+        let length = client.response().await.text().parse::<usize>().unwrap();
+        assert_eq!(length, size * count);
+        assert_eq!(client.response().await.text(), "hello");
+        assert_eq!(client.response().await.status, 400, "chunks of {size}");
+        assert!(client.rest().await.is_empty());
     }
 }
 
@@ -111,20 +190,61 @@ async fn pipelined_requests_are_answered_in_order_until_the_broken_one() {
 }
 
 #[tokio::test]
-async fn a_broken_chunk_is_no_end_of_the_body() {
+async fn a_broken_chunk_is_answered_400_wherever_it_is_cut() {
     let server = Server::start(&patient());
     for body in [
         "zz\r\nhello\r\n0\r\n\r\n",
         "5\nhello\r\n0\r\n\r\n",
         "5\r\nhello!\r\n0\r\n\r\n",
+        "5\r\nhello\n0\r\n\r\n",
         "-5\r\nhello\r\n0\r\n\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "5 \r\nhello\r\n0\r\n\r\n",
+        "5;a\nb\r\nhello\r\n0\r\n\r\n",
         "ffffffffffffffffff\r\nx",
+        "\r\nhello",
+        "0\r\nhost\r\n\r\n",
+        "0\r\n folded: x\r\n\r\n",
+        "0\n\n",
+    ] {
+        let all = format!("{CHUNKED}{body}{NEXT}");
+        for at in CHUNKED.len()..all.len() {
+            let mut client = cut(&server, &all, at).await;
+            let response = client.response().await;
+            assert_eq!(response.status, 400, "{body:?} cut at {at}");
+            assert_eq!(response.header("connection"), Some("close"));
+            assert!(client.rest().await.is_empty(), "{body:?} cut at {at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn extensions_and_trailers_without_end_are_refused() {
+    let server = Server::start(&patient());
+    for body in [
+        format!("5;{}", "e".repeat(1 << 20)),
+        format!("5{}", " ".repeat(1 << 20)),
+        format!("1;{}\r\nx\r\n", "e".repeat(100)).repeat(10_000),
+        format!("0\r\n{}", "name: value\r\n".repeat(100_000)),
+        format!("0\r\nname: {}", "v".repeat(1 << 20)),
+        "0".repeat(1 << 20),
     ] {
         let mut client = server.connect().await;
-        let head = "PUT /length HTTP/1.1\r\nhost: gw\r\ntransfer-encoding: chunked\r\n\r\n";
-        client.send(format!("{head}{body}{NEXT}")).await;
-        let all = String::from_utf8(client.rest().await).unwrap();
-        assert!(!all.contains("200 OK"), "{body:?} {all}");
+        client.try_send(format!("{CHUNKED}{body}")).await;
+        assert_eq!(client.response().await.status, 400);
+        assert!(client.rest().await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_inside_a_chunked_body_is_gone_and_not_wrong() {
+    let server = Server::start(&patient());
+    for part in ["", "5", "5\r\nhel", "5\r\nhello\r\n0\r\n", "0\r\na: b"] {
+        let mut client = server.connect().await;
+        client.send(format!("{CHUNKED}{part}")).await;
+        client.stream.shutdown().await.unwrap();
+        let response = client.response().await;
+        assert_eq!(response.status, 499, "{part:?}");
     }
 }
 

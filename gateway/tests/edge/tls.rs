@@ -15,12 +15,12 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::harness::{Client, Server, patient};
 
 /// An authority, a server's certificate from it, and a client's.
-struct Files {
+pub(crate) struct Files {
     directory: tempfile::TempDir,
 }
 
 impl Files {
-    fn make() -> Self {
+    pub(crate) fn make() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -48,7 +48,7 @@ impl Files {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    fn server(&self) -> TlsFiles {
+    pub(crate) fn server(&self) -> TlsFiles {
         TlsFiles {
             certificate: self.path("server.pem"),
             key: self.path("server.key"),

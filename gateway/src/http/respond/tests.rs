@@ -783,6 +783,14 @@ fn failures() -> Vec<(Error, u16, &'static str, &'static str)> {
             "",
         ),
         (
+            registry(RegistryError::Body(BodyError::Malformed(
+                "a chunk has no size",
+            ))),
+            400,
+            "UNSUPPORTED",
+            "",
+        ),
+        (
             registry(RegistryError::Body(BodyError::TooSlow)),
             408,
             "SIZE_INVALID",
