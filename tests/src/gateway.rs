@@ -10,7 +10,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::tools::{build_folder, free_port, run, wait_until, workspace};
+use crate::{
+    compiled,
+    tools::{build_folder, free_port, run, wait_until, workspace},
+};
 
 /// The user every test gateway knows.
 pub const USER: (&str, &str) = ("alice", "correct horse");
@@ -113,8 +116,12 @@ impl Gateway {
             admin_port: free_port(),
         };
         gateway.write_config(config);
+        let data = gateway.folder().join("data");
+        compiled::bring(&data).expect("the folder is ours");
         gateway.spawn();
         gateway.wait_ready();
+        // A test may keep the data elsewhere; then there is nothing to share.
+        compiled::keep(&data).ok();
         gateway
     }
 

@@ -13,6 +13,7 @@
     reason = "a harness fails the test that uses it, and waits for other processes"
 )]
 
+mod compiled;
 pub mod dice;
 pub mod disk;
 pub mod dockerd;
