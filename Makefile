@@ -6,7 +6,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 CLIENTS := docker.io podman skopeo buildah containerd docker-registry strace iproute2 e2fsprogs perl
 PROGRAMS := dockerd podman skopeo buildah ctr docker-registry strace ip mkfs.ext4 e2fsck perl
 
-.PHONY: build run test test-fast bench examples check fmt clippy doc deny toolchain clients peers
+.PHONY: build run test test-fast bench soak examples check fmt clippy doc deny toolchain clients peers
 
 build: toolchain ## target/release/gantry, with the built-in plugins inside
 	$(CARGO) build --release --locked --package gantry
@@ -31,6 +31,10 @@ examples: toolchain ## the example plugins, each into its folder's build/plugin.
 bench: toolchain clients peers ## every figure of README's table, side by side with nginx and docker-registry in one run
 	$(CARGO) build --release --locked --package gantry
 	$(CARGO) bench --locked --package tests --bench bench
+
+soak: toolchain clients ## an hour of mixed load (SOAK_MINUTES=5 for less): the memory must be flat in its second half and stay below 160 MiB
+	$(CARGO) build --release --locked --package gantry
+	$(CARGO) bench --locked --package tests --bench bench -- soak
 
 check: fmt clippy doc deny ## everything but the tests
 

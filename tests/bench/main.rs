@@ -1,7 +1,7 @@
 //! `make bench`: Gantry, nginx and Debian's docker-registry side by side in one run, and what each figure was to be.
 //!
 //! Map: `peers` starts the servers, `usage` reads what a process took from the kernel, `load` pulls and pushes; `transfers`,
-//! `manifests`, `decisions`, `proxy`, `footprint` and `zipf` measure one family of figures each; `table` prints. Rounds are interleaved, so
+//! `manifests`, `decisions`, `proxy`, `footprint` and `zipf` measure one family of figures each; `soak` is an hour of its own; `table` prints. Rounds are interleaved, so
 //! that a machine that slows down slows down everybody. CPU is the server's own, all its processes, from the kernel's accounts.
 #![expect(
     clippy::disallowed_methods,
@@ -19,6 +19,7 @@ mod load;
 mod manifests;
 mod peers;
 mod proxy;
+mod soak;
 mod table;
 mod transfers;
 mod usage;
@@ -54,6 +55,10 @@ fn main() {
         ("footprint", footprint::measure),
         ("zipf", zipf::measure),
     ];
+    if only.iter().any(|word| *word == "soak") {
+        soak::measure(&mut table);
+        return table.print();
+    }
     for (name, measure) in parts {
         if wanted(name) {
             eprintln!("measuring {name}");
