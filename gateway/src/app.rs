@@ -43,6 +43,9 @@ use crate::{
 /// Trips that wait to be looked at; more than these are of bindings that trip again.
 const MAX_TRIPS: usize = 64;
 
+/// Memory that kept decisions of authorizers may take, and as much again those of admissions about serves: about 15,000 each.
+const MAX_DECISION_BYTES: u64 = 16 << 20;
+
 /// The process. Shared behind one `Arc`.
 #[derive(Debug)]
 pub struct App {
@@ -78,6 +81,8 @@ pub(crate) struct Lasting {
 pub struct EdgeSettings {
     /// `scheme://host[:port]` that clients reach us by; `None` = from the request and trusted proxies.
     pub external_url: Option<url::Url>,
+    /// Names under which the admin API may be asked, besides addresses, `localhost` and the host of `external_url`.
+    pub admin_hosts: Vec<String>,
     /// Peers whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<config::Network>,
     /// How long a connection may take to send its first byte, and its whole request head.
@@ -251,8 +256,8 @@ impl Stores {
             policy_current,
             metadata: Arc::clone(&self.metadata),
             callers: Memory::new()?,
-            decisions: Arc::new(Decisions::new(100_000)),
-            serves: Arc::new(Decisions::new(100_000)),
+            decisions: Arc::new(Decisions::new(MAX_DECISION_BYTES)),
+            serves: Arc::new(Decisions::new(MAX_DECISION_BYTES)),
             verified: VerifiedCredentials::new()?,
             shadows,
             trips,

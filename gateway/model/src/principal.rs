@@ -56,6 +56,23 @@ impl Principal {
         }
     }
 
+    /// The memory it takes, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let text = |text: &String| size_of::<String>() + text.len();
+        let attributes = self.attributes.iter().map(|(name, value)| {
+            let value = match value {
+                AttributeValue::Text(value) => text(value),
+                AttributeValue::Texts(values) => values.iter().map(text).sum(),
+                AttributeValue::Number(_) | AttributeValue::Flag(_) => size_of::<AttributeValue>(),
+            };
+            text(name) + value
+        });
+        let texts = [&self.id, &self.kind, &self.issuer].into_iter();
+        let texts = texts.chain(&self.groups).map(text);
+        size_of::<Self>() + texts.sum::<usize>() + attributes.sum::<usize>()
+    }
+
     /// Whether no credential was shown.
     #[must_use]
     pub fn is_anonymous(&self) -> bool {

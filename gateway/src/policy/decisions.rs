@@ -123,6 +123,29 @@ enum KeptQuestion {
 }
 
 impl KeptKey {
+    /// The memory of an entry, about. A principal counts whole in each, although entries of one credential share it.
+    fn bytes(&self) -> usize {
+        let question = match &self.question {
+            KeptQuestion::Authorize {
+                scopes, reference, ..
+            } => {
+                let scopes = scopes.iter().map(|scope| {
+                    let actions = scope.actions.iter();
+                    let actions: usize = actions.map(|action| ENTRY_TEXT + action.len()).sum();
+                    size_of::<Scope>() + scope.kind.len() + scope.name.len() + actions
+                });
+                scopes.sum::<usize>() + reference.as_ref().map_or(0, String::len)
+            }
+            KeptQuestion::Serve {
+                repository,
+                parents,
+                ..
+            } => repository.len() + parents.len() * size_of::<Digest>(),
+        };
+        let agent = self.user_agent.as_ref().map_or(0, String::len);
+        ENTRY_BYTES + self.principal.bytes() + question + agent
+    }
+
     fn borrowed(&self) -> Key<'_> {
         Key {
             fingerprint: &self.fingerprint,
@@ -279,15 +302,21 @@ impl<A> Expiry<KeptKey, Entry<A>> for PerEntry {
     }
 }
 
+/// An answer, its key without texts, and what the cache's own tables take for them, about.
+const ENTRY_BYTES: usize = 640;
+/// A text's own place in a list or set.
+const ENTRY_TEXT: usize = 32;
+
 const CLIENT_ADDRESS: u8 = 1;
 const USER_AGENT: u8 = 2;
 
 impl<A: Send + Sync + 'static> Decisions<A> {
-    /// A cache of at most `entries` answers.
-    pub(crate) fn new(entries: u64) -> Self {
+    /// A cache whose entries take at most about `max_bytes` of memory; 0 keeps nothing.
+    pub(crate) fn new(max_bytes: u64) -> Self {
         Self {
             entries: Cache::builder()
-                .max_capacity(entries)
+                .max_capacity(max_bytes)
+                .weigher(|key: &KeptKey, _| u32::try_from(key.bytes()).unwrap_or(u32::MAX))
                 .expire_after(PerEntry)
                 .build(),
             varies: AtomicU8::new(0),
@@ -432,7 +461,7 @@ mod tests {
             scopes("pull"),
             [format!("sha256:{:064}", 2).parse().unwrap()],
         );
-        let decisions = Decisions::<u8>::new(10);
+        let decisions = Decisions::<u8>::new(1 << 20);
         let hasher = RandomState::new();
         for question in [
             question(&pull),
@@ -456,7 +485,7 @@ mod tests {
     #[test]
     fn an_answer_is_for_the_whole_principal_the_question_and_the_plugin_it_was_given_to() {
         let (fingerprint, who, client) = ("f".into(), alice("ops"), client("curl"));
-        let decisions = Decisions::<u8>::new(10);
+        let decisions = Decisions::<u8>::new(1 << 20);
         let (pull, push) = (scopes("pull"), scopes("push"));
         let key = decisions.key(&fingerprint, &who, &client, question(&pull));
         keep(&decisions, key, &client, Varies::default());
@@ -474,10 +503,34 @@ mod tests {
     }
 
     #[test]
+    fn long_questions_take_no_more_memory_than_the_cache_may() {
+        const MAX: u64 = 64 << 10;
+        let (fingerprint, who, client) = ("f".into(), alice("ops"), client("curl"));
+        let decisions = Decisions::<u8>::new(MAX);
+        let digest = |index: usize| format!("sha256:{index:064}").parse().unwrap();
+        let parents: Vec<Digest> = (0..200).map(digest).collect();
+        for index in 0..100 {
+            let target = digest(index);
+            let question = Question::Serve {
+                change: Change::ServeBlob,
+                repository: "apps/web",
+                tag: None,
+                target: &target,
+                parents: &parents,
+            };
+            let key = decisions.key(&fingerprint, &who, &client, question);
+            keep(&decisions, key, &client, Varies::default());
+        }
+        decisions.entries.run_pending_tasks();
+        assert!(decisions.entries.weighted_size() <= MAX);
+        assert!((1..20).contains(&decisions.entries.entry_count()));
+    }
+
+    #[test]
     fn what_answers_vary_by_is_part_of_the_key_from_then_on() {
         let (fingerprint, who, curl, other) =
             ("f".into(), alice("ops"), client("curl"), client("x"));
-        let decisions = Decisions::<u8>::new(10);
+        let decisions = Decisions::<u8>::new(1 << 20);
         let pull = scopes("pull");
         let key = decisions.key(&fingerprint, &who, &curl, question(&pull));
         let varies = Varies {

@@ -2,8 +2,9 @@
 //!
 //! Owns the one rule that makes this right: the repository's version is taken before the store is asked, and an answer counts only while
 //! the version is still that. A store that has no versions is asked every time. What is not there is not remembered.
+//! Invariant: each kind of answer takes at most [`MAX_ANSWER_BYTES`], whatever a record holds.
 
-use std::sync::Arc;
+use std::{mem::size_of, sync::Arc};
 
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag};
@@ -45,7 +46,7 @@ impl CachedMetadata {
 #[derive(Clone, Debug)]
 struct Answers<
     K: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
-    A: Clone + Send + Sync + 'static,
+    A: Clone + Footprint + Send + Sync + 'static,
 > {
     kept: Cache<(RepositoryName, K), Arc<(u64, A)>>,
 }
@@ -63,11 +64,18 @@ impl<K: Eq> Equivalent<(RepositoryName, K)> for Named<'_, K> {
 impl<K, A> Answers<K, A>
 where
     K: Clone + std::fmt::Debug + Eq + std::hash::Hash + Send + Sync + 'static,
-    A: Clone + Send + Sync + 'static,
+    A: Clone + Footprint + Send + Sync + 'static,
 {
     fn new() -> Self {
+        let weigh = |(repository, _): &(RepositoryName, K), kept: &Arc<(u64, A)>| {
+            let bytes = ENTRY_BYTES + size_of::<K>() + repository.as_str().len() + kept.1.bytes();
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
         Self {
-            kept: Cache::new(MAX_ANSWERS),
+            kept: Cache::builder()
+                .max_capacity(MAX_ANSWER_BYTES)
+                .weigher(weigh)
+                .build(),
         }
     }
 
@@ -173,5 +181,70 @@ impl MetadataStore for CachedMetadata {
     }
 }
 
-/// Of each question; a record takes about half a KiB.
-const MAX_ANSWERS: u64 = 8192;
+/// Memory that the answers to one kind of question may take.
+const MAX_ANSWER_BYTES: u64 = 8 << 20;
+
+/// What the cache's own tables take for an entry, about.
+const ENTRY_BYTES: usize = 256;
+
+/// The memory that a record takes, about.
+trait Footprint {
+    fn bytes(&self) -> usize;
+}
+
+impl Footprint for u64 {
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+    }
+}
+
+impl Footprint for TagRecord {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.tag.as_str().len() + self.state.pushed_by.len()
+    }
+}
+
+impl Footprint for ManifestRecord {
+    fn bytes(&self) -> usize {
+        let artifact_type = self.artifact_type.as_ref().map_or(0, String::len);
+        let texts = self.media_type.as_str().len() + self.annotations.len() + self.pushed_by.len();
+        size_of::<Self>() + artifact_type + texts
+    }
+}
+
+impl Footprint for Vec<(Digest, ReferenceRecord)> {
+    fn bytes(&self) -> usize {
+        let each = size_of::<(Digest, ReferenceRecord)>();
+        let texts = self
+            .iter()
+            .map(|(_, named)| named.media_type.as_str().len());
+        self.len() * each + texts.sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_any_size_take_a_bounded_memory() {
+        let answers: Answers<Tag, Vec<(Digest, ReferenceRecord)>> = Answers::new();
+        let digest: Digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+        let named = ReferenceRecord {
+            digest: digest.clone(),
+            media_type: gantry_model::MediaType::octet_stream(),
+            size: 1,
+            named: crate::metadata::Named::Blob,
+        };
+        let large = vec![(digest, named); 1 << 12];
+        let repository: RepositoryName = "a/b".parse().unwrap();
+        for index in 0..64 {
+            let key = (repository.clone(), format!("t{index}").parse().unwrap());
+            answers.kept.insert(key, Arc::new((1, large.clone())));
+        }
+        answers.kept.run_pending_tasks();
+        assert!(large.bytes() > (1 << 19), "{}", large.bytes());
+        assert!(answers.kept.weighted_size() <= MAX_ANSWER_BYTES);
+        assert!(answers.kept.entry_count() < 64);
+    }
+}
