@@ -195,6 +195,7 @@ fn serve(file: Option<&Path>) -> Result<(), Failure> {
 
 fn check(file: &Path) -> Result<(), Failure> {
     let config = Config::load(file)?;
+    io::stderr().write_all(config.warnings.to_string().as_bytes())?;
     let text = format!(
         "{}: valid: {} listening, {}, {}\n",
         file.display(),

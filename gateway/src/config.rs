@@ -32,7 +32,7 @@ use url::Url;
 
 pub use self::{
     environment::Environment,
-    report::{Problem, Report},
+    report::{Problem, Report, Warnings},
     schema::schema,
 };
 use crate::events::EventSettings;
@@ -47,6 +47,8 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// Where metrics, readiness and the admin API are served; `None` = nowhere.
     pub admin: Option<SocketAddr>,
+    /// Names under which the admin API may be asked, besides IP addresses, `localhost` and the host of `external_url`; without ports.
+    pub admin_hosts: Vec<String>,
     /// What `Location`, `Link` and the token realm say; `None` = from the request.
     pub external_url: Option<Url>,
     /// Peers whose `X-Forwarded-*` headers are believed.
@@ -73,6 +75,8 @@ pub struct Config {
     pub otlp: Option<Otlp>,
     /// Every file that was read for it, or looked for, besides itself: absolute, to be watched.
     pub files: Vec<PathBuf>,
+    /// What is legal and probably not meant.
+    pub warnings: Warnings,
 }
 
 /// Where every decision goes besides the log.

@@ -13,6 +13,7 @@ pub mod forwarded;
 pub mod pace;
 pub mod respond;
 pub mod route;
+mod site;
 pub mod token;
 
 use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};

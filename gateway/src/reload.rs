@@ -192,7 +192,9 @@ impl Reloader {
             .map_err(|error| Refused::because(vec![format!("cannot be read: {error}")]))?;
         *self.seen() = prints;
         self.files.send_replace(Arc::new(files));
-        loaded.map_err(|report: Report| Refused::config(&report))
+        let config = loaded.map_err(|report: Report| Refused::config(&report))?;
+        config.warnings.log();
+        Ok(config)
     }
 
     fn seen(&self) -> MutexGuard<'_, Prints> {

@@ -63,6 +63,7 @@ pub fn run(config: &Config, source: Source) -> anyhow::Result<()> {
         audit: audit_sink(config.audit.as_ref())?,
         traces: traces.as_ref(),
     })?;
+    config.warnings.log();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(MAX_BLOCKING_THREADS)

@@ -19,6 +19,7 @@ mod clients;
 mod crash;
 mod disk_errors;
 mod disk_full;
+mod documents;
 mod edge;
 mod events;
 mod herd;

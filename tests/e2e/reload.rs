@@ -163,6 +163,45 @@ fn the_admin_api_asks_who_it_is_and_whether_they_may() {
 }
 
 #[test]
+fn a_web_page_in_a_browser_on_this_machine_cannot_use_the_admin_api() {
+    let also = "external_url: https://ops.example\naudit: { file: ./audit.jsonl }\n";
+    let gateway = Gateway::start(&(config("") + also));
+    let admin = Wire::basic(gateway.admin_port, USER);
+    let reload = |headers: &[(&str, &str)], status: u16| {
+        let answer = admin
+            .send("POST", "/admin/v1/reload", headers, "")
+            .has(status);
+        let lines = gateway.audit();
+        let request = answer.header("x-request-id");
+        let line = lines
+            .iter()
+            .rfind(|line| line["request.id"] == request.as_str());
+        let decision = if status == 200 { "allow" } else { "deny" };
+        assert_eq!(line.unwrap()["decision"], decision, "{headers:?}");
+        String::from_utf8_lossy(&answer.body).into_owned()
+    };
+    reload(&[("host", "ops.example")], 200);
+    reload(&[("sec-fetch-site", "same-origin")], 200);
+    let misdirected = reload(&[("host", "rebound.example")], 421);
+    assert!(
+        misdirected.contains("hosts: [rebound.example]"),
+        "{misdirected}"
+    );
+    reload(&[("origin", "http://rebound.example")], 403);
+    reload(&[("origin", "null")], 403);
+    reload(&[("sec-fetch-site", "cross-site")], 403);
+    reload(&[("content-type", "text/plain")], 415);
+    // A page may not even look, and what everybody may ask stays open.
+    let page = [("host", "rebound.example")];
+    admin
+        .send("GET", "/admin/v1/plugins", &page, "")
+        .expect(421);
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        admin.send("GET", path, &page, "").expect(200);
+    }
+}
+
+#[test]
 fn every_admin_call_is_an_audit_line_with_who_and_what() {
     let gateway = Gateway::start(&(config("") + "audit: { file: ./audit.jsonl }\n"));
     let port = gateway.admin_port;

@@ -154,6 +154,11 @@ impl Wire {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        if path.starts_with("/admin/v1/")
+            && !headers.iter().any(|(name, _)| *name == "content-type")
+        {
+            request = request.header("content-type", "application/json");
+        }
         request
     }
 

@@ -236,6 +236,7 @@ fn edge_settings(config: &Config) -> EdgeSettings {
     let limits = &config.limits;
     EdgeSettings {
         external_url: config.external_url.clone(),
+        admin_hosts: config.admin_hosts.clone(),
         trusted_proxies: config.trusted_proxies.clone(),
         header_timeout: limits.header_timeout,
         idle_timeout: limits.idle_timeout,

@@ -190,11 +190,13 @@ async fn request(
     };
     let client = client.build().map_err(anyhow::Error::from)?;
     let place = url.origin().ascii_serialization();
-    let mut request = client.request(method, url).basic_auth(user, Some(password));
+    let mut request = client
+        .request(method, url)
+        .basic_auth(user, Some(password))
+        // Also without a body: a page of another site cannot make a browser send this.
+        .header("content-type", "application/json");
     if let Some(body) = body {
-        request = request
-            .header("content-type", "application/json")
-            .body(body);
+        request = request.body(body);
     }
     let asked = request.send().await;
     let unreachable = |error: reqwest::Error| {

@@ -3,6 +3,7 @@
 //! A variable's name is the path in capitals, parts joined by two underscores, everything but letters and digits written `_`:
 //! `GANTRY_MIRRORS__DOCKER_IO__URL`, `GANTRY_LISTEN__0__ADDRESS`. Mirrors, list elements and the keys of a plugin's own
 //! configuration must be in the file already. No message holds a variable's value.
+//! A variable that names no key is a warning: an orchestrator sets variables that the operator cannot forbid.
 
 use std::collections::BTreeMap;
 
@@ -31,35 +32,39 @@ pub(crate) fn of_process() -> Environment {
         .collect()
 }
 
-/// Sets what the environment overrides.
-pub(crate) fn apply(root: &mut Node, environment: &Environment, findings: &mut Vec<Finding>) {
+/// Sets what the environment overrides. A variable that names no key adds to `warnings`, a wrong value to `findings`.
+pub(crate) fn apply(
+    root: &mut Node,
+    environment: &Environment,
+    findings: &mut Vec<Finding>,
+    warnings: &mut Vec<Finding>,
+) {
     let mut leaves = Vec::new();
     let mut keys = Vec::new();
     collect(Some(&*root), &Choices::root(), &mut keys, &mut leaves);
     let mut secrets = Vec::new();
     referenced(root, &mut secrets);
     for (variable, value) in environment {
-        if !variable.starts_with(PREFIX) || secrets.contains(variable) || is_service_link(variable)
-        {
+        if !variable.starts_with(PREFIX) || secrets.contains(variable) {
             continue;
         }
         let mut named = leaves.iter().filter(|leaf| leaf.variable == *variable);
-        let finding = match (named.next(), named.next()) {
-            (Some(leaf), None) => set(root, leaf, variable, value).err(),
-            (Some(leaf), Some(_other)) => Some(Finding::new(
+        match (named.next(), named.next()) {
+            (Some(leaf), None) => findings.extend(set(root, leaf, variable, value).err()),
+            (Some(leaf), Some(_other)) => findings.push(Finding::new(
                 place_of(variable),
                 &leaf.keys.join("."),
                 "the variable fits more than one key",
             )),
+            (None, _) if is_service_link(variable) => {}
             (None, _) => {
                 let nearest =
                     suggest::nearest(variable, leaves.iter().map(|leaf| leaf.variable.as_str()));
-                let message = "the variable fits no key of the configuration";
+                let message = "the variable fits no key of the configuration and has no effect";
                 let hint = nearest.map(|nearest| format!("did you mean {nearest}?"));
-                Some(Finding::new(place_of(variable), "", message).hint(hint))
+                warnings.push(Finding::new(place_of(variable), "", message).hint(hint));
             }
-        };
-        findings.extend(finding);
+        }
     }
 }
 
@@ -195,14 +200,32 @@ fn referenced(node: &Node, names: &mut Vec<String>) {
     }
 }
 
-/// Kubernetes sets these in every pod beside a Service named `gantry`; they are nobody's mistake.
+/// Whether Kubernetes sets this variable in every pod beside a Service whose name begins with `gantry` (`gantry`, `gantry-cache`): the
+/// Service's name in capitals, then `_SERVICE_HOST`, `_SERVICE_PORT`, `_SERVICE_PORT_<NAME>`, `_PORT`, or
+/// `_PORT_<NUMBER>_<PROTOCOL>` alone or with `_PROTO`, `_PORT`, `_ADDR`.
 fn is_service_link(variable: &str) -> bool {
-    let Some(rest) = variable.strip_prefix(PREFIX) else {
+    // A key of the configuration has two underscores between its parts; the name of a Service has none in a row.
+    let Some(rest) = variable
+        .strip_prefix("GANTRY")
+        .filter(|rest| !rest.contains("__"))
+    else {
         return false;
     };
-    let numbered = |rest: &str| rest.starts_with(|first: char| first.is_ascii_digit());
-    rest == "SERVICE_HOST"
-        || rest == "PORT"
-        || rest.starts_with("SERVICE_PORT")
-        || rest.strip_prefix("PORT_").is_some_and(numbered)
+    let ends = |ending| rest.ends_with(ending);
+    ends("_SERVICE_HOST") || ends("_PORT") || rest.contains("_SERVICE_PORT_") || {
+        let mut ports = rest.match_indices("_PORT_");
+        ports.any(|(at, found)| is_port(rest.get(at + found.len()..).unwrap_or_default()))
+    }
+}
+
+/// `5000_TCP`, `5000_TCP_ADDR` and the like.
+fn is_port(rest: &str) -> bool {
+    let mut parts = rest.split('_');
+    let number = parts.next().unwrap_or_default();
+    let protocol = parts.next().unwrap_or_default();
+    let what = parts.next();
+    number.parse::<u16>().is_ok()
+        && matches!(protocol, "TCP" | "UDP" | "SCTP")
+        && matches!(what, None | Some("PROTO" | "PORT" | "ADDR"))
+        && parts.next().is_none()
 }

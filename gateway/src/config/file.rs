@@ -28,7 +28,8 @@ pub(crate) use upstream::{
 pub(crate) struct ConfigFile {
     /// Where clients are served: one address or many. Default: 127.0.0.1:5000.
     pub(crate) listen: Option<OneOrMany<ListenEntry>>,
-    /// Where /metrics, /readyz and the admin API are served, or `off`; never open this to clients. Default: 127.0.0.1:5001.
+    /// Where /metrics, /readyz and the admin API are served: an address, a map with `address` and `hosts`, or `off`. Never open this to
+    /// clients. Default: 127.0.0.1:5001.
     pub(crate) admin: Option<AdminEntry>,
     /// What Location, Link and the token realm say. Default: what the request says, or trusted proxies.
     pub(crate) external_url: Option<UrlText>,
@@ -118,13 +119,27 @@ pub(crate) enum TlsMinimum {
     Tls13,
 }
 
-/// An address or `off`.
+/// An address, a map, or `off`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
 pub(crate) enum AdminEntry {
     Off(Off),
     Address(SocketText),
+    Full(AdminFile),
+}
+
+/// The admin listener.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Admin")]
+pub(crate) struct AdminFile {
+    /// `IP:PORT`. Default: 127.0.0.1:5001.
+    pub(crate) address: Option<SocketText>,
+    /// Host names under which the admin API may be asked, such as `gantry-admin.internal`. A request that names another host is refused with
+    /// 421, so that no web page can reach the API through a browser by a name of its own. IP addresses, `localhost` and the host of
+    /// `external_url` always pass; /metrics, /healthz and /readyz answer under any name. Default: none.
+    pub(crate) hosts: Option<Vec<HostText>>,
 }
 
 /// Not at all.

@@ -172,29 +172,68 @@ impl Report {
     }
 }
 
+/// What a valid configuration should say differently. `Display` is for people.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Warnings {
+    /// The file, as it was named.
+    pub file: String,
+    /// By line; what has none comes last.
+    pub problems: Vec<Problem>,
+}
+
+impl Warnings {
+    /// Writes each warning into the log.
+    pub fn log(&self) {
+        for problem in &self.problems {
+            tracing::warn!(
+                file = self.file,
+                line = problem.line,
+                path = problem.path,
+                variable = problem.variable,
+                hint = problem.hint,
+                "{}",
+                problem.message
+            );
+        }
+    }
+}
+
+impl fmt::Display for Warnings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut problems = self.problems.iter();
+        problems.try_for_each(|problem| problem.write(formatter, "warning", &self.file))
+    }
+}
+
+impl Problem {
+    fn write(&self, formatter: &mut fmt::Formatter<'_>, level: &str, file: &str) -> fmt::Result {
+        writeln!(formatter, "{level}: {}", self.message)?;
+        match (&self.variable, self.line, self.column) {
+            (Some(variable), ..) => write!(formatter, "  --> environment variable {variable}")?,
+            (None, Some(line), Some(column)) => {
+                write!(formatter, "  --> {file}:{line}:{column}")?;
+            }
+            _ => write!(formatter, "  --> {file}")?,
+        }
+        if self.path.is_empty() {
+            writeln!(formatter)?;
+        } else {
+            writeln!(formatter, "  {}", self.path)?;
+        }
+        if let Some(snippet) = &self.snippet {
+            formatter.write_str(snippet)?;
+        }
+        if let Some(hint) = &self.hint {
+            writeln!(formatter, "  = {hint}")?;
+        }
+        writeln!(formatter)
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for problem in &self.problems {
-            writeln!(formatter, "error: {}", problem.message)?;
-            match (&problem.variable, problem.line, problem.column) {
-                (Some(variable), ..) => write!(formatter, "  --> environment variable {variable}")?,
-                (None, Some(line), Some(column)) => {
-                    write!(formatter, "  --> {}:{line}:{column}", self.file)?;
-                }
-                _ => write!(formatter, "  --> {}", self.file)?,
-            }
-            if problem.path.is_empty() {
-                writeln!(formatter)?;
-            } else {
-                writeln!(formatter, "  {}", problem.path)?;
-            }
-            if let Some(snippet) = &problem.snippet {
-                formatter.write_str(snippet)?;
-            }
-            if let Some(hint) = &problem.hint {
-                writeln!(formatter, "  = {hint}")?;
-            }
-            writeln!(formatter)?;
+            problem.write(formatter, "error", &self.file)?;
         }
         let count = self.problems.len();
         let noun = if count == 1 { "mistake" } else { "mistakes" };

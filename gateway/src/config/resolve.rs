@@ -24,7 +24,7 @@ use gantry_plugin_host::Secret;
 pub(crate) use self::listen::admin_address;
 use super::{
     AuditTo, BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat, MetadataStorage,
-    Otlp, Report, Storage, Tokens, check, environment,
+    Otlp, Report, Storage, Tokens, Warnings, check, environment,
     file::{
         AuditFile, ConfigFile, EventsFile, LimitsFile, LogFormatText, PullsEntry, PullsSampled,
         PullsText, SecretFile, SizeEntry, StorageFile, TokensFile,
@@ -60,7 +60,8 @@ pub(crate) fn config(
     let Some(mut root) = parsed.root else {
         return Err(Report::new(name, text, parsed.masks, findings));
     };
-    environment::apply(&mut root, environment, &mut findings);
+    let mut warnings = Vec::new();
+    environment::apply(&mut root, environment, &mut findings, &mut warnings);
     let root = check::check(root, &mut findings);
     let mut context = Context {
         root: &root,
@@ -68,6 +69,7 @@ pub(crate) fn config(
         environment,
         missing_files,
         findings,
+        warnings,
         files: Vec::new(),
     };
     let config = match serde_json::from_value(root.to_json()) {
@@ -82,10 +84,21 @@ pub(crate) fn config(
         }
     };
     let Context {
-        findings, files, ..
+        findings,
+        warnings,
+        files,
+        ..
     } = context;
     match config {
-        Some(config) if findings.is_empty() => Ok(Config { files, ..config }),
+        Some(config) if findings.is_empty() => {
+            let Report { file, problems, .. } = Report::new(name, text, parsed.masks, warnings);
+            let warnings = Warnings { file, problems };
+            Ok(Config {
+                files,
+                warnings,
+                ..config
+            })
+        }
         _ => Err(Report {
             files,
             ..Report::new(name, text, parsed.masks, findings)
@@ -101,6 +114,8 @@ struct Context<'a> {
     environment: &'a Environment,
     missing_files: MissingFiles,
     findings: Vec<Finding>,
+    /// What is legal and probably not meant.
+    warnings: Vec<Finding>,
     /// What was read or looked for.
     files: Vec<PathBuf>,
 }
@@ -109,7 +124,7 @@ impl Context<'_> {
     fn resolve(&mut self, file: ConfigFile) -> Config {
         let storage = self.storage(file.storage.unwrap_or_default());
         let listen = self.listen(file.listen);
-        let admin = self.admin(file.admin, &listen);
+        let (admin, admin_hosts) = self.admin(file.admin, &listen);
         let hosted = file.hosted.unwrap_or_default();
         let hosted = Hosted {
             names: hosted
@@ -133,6 +148,7 @@ impl Context<'_> {
         Config {
             listen,
             admin,
+            admin_hosts,
             external_url: file.external_url.map(|url| url.0),
             trusted_proxies: file
                 .trusted_proxies
@@ -163,6 +179,7 @@ impl Context<'_> {
             storage,
             // Known when every section has been read.
             files: Vec::new(),
+            warnings: Warnings::default(),
         }
     }
 

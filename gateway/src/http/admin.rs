@@ -2,7 +2,7 @@
 //! there.
 //!
 //! Owns who may use the API: whoever the authenticators know and the authorizers allow `registry:admin:*`. Being on loopback is no
-//! identity. What it can do is one table, `ROUTES`; each family of routes is a file below.
+//! identity, and no page of another site may use a browser on this machine (`http/site.rs`). What it can do is one table, `ROUTES`; each family of routes is a file below.
 
 mod cache;
 mod call;
@@ -29,6 +29,7 @@ use super::{
     exchange::{Done, Exchange},
     pace::Rate,
     respond::{self, Reply},
+    site::{self, OwnNames},
 };
 use crate::{
     app::{App, Generation},
@@ -150,6 +151,16 @@ impl Admin {
         parts: &Parts,
         body: RequestBody,
     ) -> Result<Done, Error> {
+        let names = OwnNames {
+            external_url: generation.edge.external_url.as_ref(),
+            hosts: &generation.edge.admin_hosts,
+        };
+        if let Err((status, text)) = site::admin(parts, names) {
+            exchange.refused("other-site", &text);
+            let answered = Err(Problem::site(status, text));
+            let reply = render(exchange.request_id(), answered);
+            return Ok(Done::Plain(Box::new(reply)));
+        }
         let (identified, requester) = permit(generation, exchange, parts).await?;
         let (method, path) = (&parts.method, parts.uri.path());
         let call = |captured, body| Call {

@@ -246,6 +246,11 @@ impl Exchange {
         self.decided("allow", reason.clone(), None);
     }
 
+    /// Notes that the request was refused before authentication.
+    pub(crate) fn refused(&mut self, code: &str, text: &str) {
+        self.decided("deny", Reason::new(code, text), None);
+    }
+
     fn denied(&mut self, denial: &Denial) {
         self.tell_denial(denial);
         self.decided("deny", denial.reason.clone(), denial.plugin.clone());

@@ -74,6 +74,26 @@ fn an_empty_key_is_as_if_it_were_not_written() {
 }
 
 #[test]
+fn the_admin_listener_is_an_address_or_a_map_with_the_names_it_answers_to() {
+    let check = |text: &str, address: &str, hosts: &[&str]| {
+        let config = parse(&format!("{text}{PLUGINS}")).unwrap();
+        assert_eq!(config.admin, Some(address.parse().unwrap()), "{text}");
+        assert_eq!(config.admin_hosts, hosts, "{text}");
+    };
+    check("admin: 127.0.0.1:7", "127.0.0.1:7", &[]);
+    check(
+        "admin: { address: 127.0.0.1:7, hosts: [Ops.Example, \"b.example:5001\"] }",
+        "127.0.0.1:7",
+        &["ops.example", "b.example"],
+    );
+    check(
+        "admin: { hosts: [ops.example] }",
+        "127.0.0.1:5001",
+        &["ops.example"],
+    );
+}
+
+#[test]
 fn a_mirror_is_known_by_its_key_and_its_urls_host() {
     let text = "mirrors:
   docker.io: { url: \"https://registry-1.docker.io\", default: true }

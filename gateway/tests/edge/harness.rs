@@ -38,6 +38,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn settings() -> EdgeSettings {
     EdgeSettings {
         external_url: None,
+        admin_hosts: Vec::new(),
         trusted_proxies: Vec::new(),
         header_timeout: Duration::from_millis(400),
         idle_timeout: Duration::from_millis(800),

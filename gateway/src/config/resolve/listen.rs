@@ -10,6 +10,7 @@ use super::Context;
 use crate::config::{
     Environment, Listen, ListenAddress, Tls, TlsVersion, environment,
     file::{AdminEntry, ListenEntry, OneOrMany, TlsFile, TlsMinimum},
+    text::HostText,
     tree,
 };
 
@@ -120,12 +121,23 @@ impl Context<'_> {
         &mut self,
         file: Option<AdminEntry>,
         listen: &[Listen],
-    ) -> Option<SocketAddr> {
-        let address = match file {
-            Some(AdminEntry::Off(_)) => return None,
-            Some(AdminEntry::Address(address)) => address.0,
-            None => ADMIN,
+    ) -> (Option<SocketAddr>, Vec<String>) {
+        let (address, hosts) = match file {
+            Some(AdminEntry::Off(_)) => return (None, Vec::new()),
+            Some(AdminEntry::Address(address)) => (address.0, Vec::new()),
+            Some(AdminEntry::Full(file)) => (
+                file.address.map_or(ADMIN, |address| address.0),
+                file.hosts.unwrap_or_default(),
+            ),
+            None => (ADMIN, Vec::new()),
         };
+        let hosts = hosts
+            .into_iter()
+            .map(|HostText(host)| match host.rsplit_once(':') {
+                Some((name, _port)) => name.to_owned(),
+                None => host,
+            })
+            .collect();
         let own = ListenAddress::Tcp(address);
         if listen
             .iter()
@@ -139,19 +151,20 @@ impl Context<'_> {
                 hint.to_owned(),
             );
         }
-        Some(address)
+        (Some(address), hosts)
     }
 }
 
 /// The `admin` of a file, whatever else is in it.
 pub(crate) fn admin_address(text: &str, environment: &Environment) -> Option<SocketAddr> {
     let mut root = tree::parse(text).root?;
-    environment::apply(&mut root, environment, &mut Vec::new());
+    environment::apply(&mut root, environment, &mut Vec::new(), &mut Vec::new());
     let Some(written) = root.get("admin") else {
         return Some(ADMIN);
     };
     match serde_json::from_value(written.to_json()).ok()? {
         AdminEntry::Address(address) => Some(address.0),
+        AdminEntry::Full(file) => Some(file.address.map_or(ADMIN, |address| address.0)),
         AdminEntry::Off(_) => None,
     }
 }

@@ -101,6 +101,11 @@ impl Problem {
         )
     }
 
+    /// The request may come from a page of another site.
+    pub(super) fn site(status: StatusCode, message: String) -> Self {
+        Self::new(status, "DENIED", vec![message])
+    }
+
     pub(super) fn method(allow: String) -> Self {
         let message = format!("only {allow}");
         Self {
