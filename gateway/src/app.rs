@@ -4,6 +4,7 @@
 //! introduced to it here. Map: `generation` is everything that a configuration decides, `plugins` loads its components. Invariant: a
 //! request takes [`App::current`] once and keeps it, so it never sees two configurations.
 
+mod adoption;
 mod generation;
 pub(crate) mod plugins;
 
@@ -30,6 +31,7 @@ use crate::{
     config::{self, BlobStorage, Config, MetadataStorage},
     events::Events,
     hooks::{PluginValues, StoredContent},
+    origins::Origins,
     outbound::{Names, Requests, SystemNames},
     policy::{
         Policy,
@@ -64,6 +66,7 @@ pub(crate) struct Lasting {
     registry: Registry,
     /// The authorizers that judge plugins' reads: those of the serving generation.
     policy_current: Arc<ArcSwapOption<Policy>>,
+    origins_current: Arc<ArcSwapOption<Origins>>,
     metadata: Arc<CachedMetadata>,
     callers: Memory,
     decisions: Arc<Decisions<AuthorizeAnswer>>,
@@ -125,6 +128,9 @@ impl App {
         lasting
             .policy_current
             .store(Some(Arc::clone(&first.policy)));
+        lasting
+            .origins_current
+            .store(Some(Arc::new(Origins::new(config))));
         let app = Self {
             telemetry,
             generation_current: ArcSwap::from_pointee(first),
@@ -154,6 +160,8 @@ impl App {
         self.lasting
             .policy_current
             .store(Some(Arc::clone(&next.policy)));
+        let origins = Origins::new(&next.config);
+        self.lasting.origins_current.store(Some(Arc::new(origins)));
         self.generation_current.store(Arc::clone(&next));
         self.lasting.swapped.send_replace(next.number);
         next
@@ -191,15 +199,19 @@ impl Stores {
         let MetadataStorage::Sqlite(database) = config.storage.metadata.clone();
         let opened = tokio::task::spawn_blocking(move || Self::open_blocking(&root, &database));
         let stores = opened.await??;
-        let adopted = gantry_storage::adopt(&stores.blobs, &stores.database).await;
-        if let Some(adopted) =
-            adopted.context("cannot adopt the repositories in the blob folder")?
-        {
+        let origins = Origins::new(config);
+        let owner_of = {
+            let origins = origins.clone();
+            move |name: &_| origins.owner_of(name)
+        };
+        let decided = stores.database.decide_origins(owner_of).await;
+        if let Some(decided) = decided.context("cannot decide which upstream delivered what")? {
             tracing::info!(
-                ?adopted,
-                "adopted the repositories that another registry left in the blob folder"
+                ?decided,
+                "decided which upstream delivered the stored content; content that another mirror or a hosted repository holds too is fetched again"
             );
         }
+        adoption::adopt(config, &origins, &stores.blobs, &stores.database).await?;
         Ok(stores)
     }
 
@@ -234,6 +246,7 @@ impl Stores {
         trips: mpsc::Sender<Trip>,
     ) -> anyhow::Result<Lasting> {
         let policy_current = Arc::new(ArcSwapOption::empty());
+        let origins_current = Arc::new(ArcSwapOption::empty());
         let generations = Gauge::default();
         let shadows = Shadows::start();
         let events = self.events(config, telemetry)?;
@@ -251,9 +264,10 @@ impl Stores {
         });
         Ok(Lasting {
             telemetry: Arc::clone(telemetry),
-            host: self.plugin_host(&policy_current)?,
+            host: self.plugin_host(&policy_current, &origins_current)?,
             registry: self.registry(config, &events),
             policy_current,
+            origins_current,
             metadata: Arc::clone(&self.metadata),
             callers: Memory::new()?,
             decisions: Arc::new(Decisions::new(MAX_DECISION_BYTES)),
@@ -267,11 +281,16 @@ impl Stores {
         })
     }
 
-    fn plugin_host(&self, policy: &Arc<ArcSwapOption<Policy>>) -> anyhow::Result<PluginHost> {
+    fn plugin_host(
+        &self,
+        policy: &Arc<ArcSwapOption<Policy>>,
+        origins: &Arc<ArcSwapOption<Origins>>,
+    ) -> anyhow::Result<PluginHost> {
         let stored = StoredContent {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<CachedMetadata>::clone(&self.metadata),
             policy_current: Arc::clone(policy),
+            origins_current: Arc::clone(origins),
         };
         let host = PluginHost::new(HostPorts {
             kv: Arc::new(PluginValues(Arc::<SqliteKv>::clone(&self.values))),

@@ -155,6 +155,8 @@ pub struct Storage {
     pub blobs: BlobStorage,
     /// Repositories, tags, links.
     pub metadata: MetadataStorage,
+    /// Whether another registry's folder is adopted as hosted repositories even where a pull-through cache filled it.
+    pub adopt_as_hosted: bool,
 }
 
 /// Where blobs are kept.

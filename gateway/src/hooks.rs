@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{
     AdmissionRequest, Admitted, Change, Delivery, Descriptor, Digest, Event, Reference, Refusal,
-    Repository, RepositoryName, Requester, Tag, TagState,
+    Repository, RepositoryName, Requester, Source, Tag, TagState,
 };
 use gantry_plugin_host::{
     AdmitAnswer, CallError, KeyValue,
@@ -17,7 +17,8 @@ use gantry_plugin_host::{
 };
 use gantry_registry::Admission;
 use gantry_storage::{
-    BlobStore, KeyValueStore, MetadataStore, Named, StorageError, kv::KvPut, naming,
+    BlobStore, ContentOrigin, KeyValueStore, MetadataStore, Named, StorageError, TagRecord,
+    kv::KvPut, naming,
 };
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -25,6 +26,7 @@ use tracing::Instrument as _;
 use crate::{
     config::{Mode, OnError},
     events::Receiver,
+    origins::Origins,
     policy::{
         Policy,
         binding::Binding,
@@ -357,6 +359,22 @@ pub struct StoredContent {
     pub metadata: Arc<dyn MetadataStore>,
     /// The authorizers of the serving generation; none before the first serves.
     pub policy_current: Arc<ArcSwapOption<Policy>>,
+    /// Where its names' content comes from.
+    pub origins_current: Arc<ArcSwapOption<Origins>>,
+}
+
+/// A repository that a plugin reads.
+struct ReadRepository {
+    name: RepositoryName,
+    /// How it came to have what may be read.
+    origin: ContentOrigin,
+}
+
+impl ReadRepository {
+    /// Whether the tag is one of this origin: pushed here, or said by an upstream.
+    fn has_tag(&self, record: &TagRecord) -> bool {
+        record.is_cached() == (self.origin != ContentOrigin::Pushed)
+    }
 }
 
 impl StoredContent {
@@ -365,7 +383,7 @@ impl StoredContent {
         &self,
         requester: &Requester,
         repository: &str,
-    ) -> Result<RepositoryName, ReadError> {
+    ) -> Result<ReadRepository, ReadError> {
         let name: RepositoryName = repository
             .parse()
             .map_err(|_not_a_name| ReadError::NotFound)?;
@@ -374,10 +392,36 @@ impl StoredContent {
             .load_full()
             .ok_or_else(|| ReadError::Unavailable("not started yet".to_owned()))?;
         match policy.may_read(requester, repository).await {
-            Ok(true) => Ok(name),
+            Ok(true) => self.found(name).await,
             Ok(false) => Err(ReadError::NotGranted),
             Err(error) => Err(ReadError::Unavailable(error.chain())),
         }
+    }
+}
+
+impl StoredContent {
+    /// The repository as a client's read of it finds it: hosted or mirrored.
+    async fn found(&self, name: RepositoryName) -> Result<ReadRepository, ReadError> {
+        let origins = self.origins_current.load_full();
+        let origins =
+            origins.ok_or_else(|| ReadError::Unavailable("not started yet".to_owned()))?;
+        let mirror = match origins.source(&name) {
+            Some(Source::Mirror { mirror, .. }) => Some(mirror),
+            Some(Source::Layered { mirror, .. }) => {
+                let record = self.metadata.repository(&name).await;
+                let record = record.map_err(|error| unavailable(&error))?;
+                Some(mirror).filter(|_| !record.is_some_and(|record| record.claimed))
+            }
+            Some(Source::Hosted) | None => None,
+        };
+        let origin = match mirror {
+            None => ContentOrigin::Pushed,
+            Some(mirror) => {
+                let origin = origins.of_mirror(&mirror).cloned();
+                origin.ok_or(ReadError::NotFound)?
+            }
+        };
+        Ok(ReadRepository { name, origin })
     }
 }
 
@@ -393,13 +437,14 @@ impl RegistryReads for StoredContent {
         repository: &str,
         tag: &str,
     ) -> Result<Option<TagState>, ReadError> {
-        let name = self.readable(requester, repository).await?;
+        let read = self.readable(requester, repository).await?;
         let tag: Tag = tag.parse().map_err(|_not_a_tag| ReadError::NotFound)?;
         Ok(self
             .metadata
-            .tag(&name, &tag)
+            .tag(&read.name, &tag)
             .await
             .map_err(|error| unavailable(&error))?
+            .filter(|record| read.has_tag(record))
             .map(|record| record.state))
     }
 
@@ -409,7 +454,7 @@ impl RegistryReads for StoredContent {
         repository: &str,
         reference: &str,
     ) -> Result<(Descriptor, Bytes), ReadError> {
-        let name = self.readable(requester, repository).await?;
+        let read = self.readable(requester, repository).await?;
         let digest = match reference
             .parse()
             .map_err(|_not_a_reference| ReadError::NotFound)?
@@ -418,15 +463,16 @@ impl RegistryReads for StoredContent {
             Reference::Tag(tag) => {
                 let record = self
                     .metadata
-                    .tag(&name, &tag)
+                    .tag(&read.name, &tag)
                     .await
                     .map_err(|error| unavailable(&error))?;
+                let record = record.filter(|record| read.has_tag(record));
                 record.ok_or(ReadError::NotFound)?.state.digest
             }
         };
         let record = self
             .metadata
-            .manifest(&name, &digest)
+            .manifest(&read.name, &read.origin, &digest)
             .await
             .map_err(|error| unavailable(&error))?
             .ok_or(ReadError::NotFound)?;
@@ -453,13 +499,13 @@ impl RegistryReads for StoredContent {
         digest: &str,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, ReadError> {
-        let name = self.readable(requester, repository).await?;
+        let read = self.readable(requester, repository).await?;
         let digest = digest
             .parse()
             .map_err(|_not_a_digest| ReadError::NotFound)?;
         let records = self
             .metadata
-            .referrers(&name, &digest)
+            .referrers(&read.name, &read.origin, &digest)
             .await
             .map_err(|error| unavailable(&error))?;
         let descriptors = records.into_iter().map(|record| {
@@ -484,13 +530,19 @@ impl RegistryReads for StoredContent {
         repository: &str,
         digest: &str,
     ) -> Result<Vec<Digest>, ReadError> {
-        let name = self.readable(requester, repository).await?;
+        let read = self.readable(requester, repository).await?;
         let digest = digest
             .parse()
             .map_err(|_not_a_digest| ReadError::NotFound)?;
-        let parents = self.metadata.parents(&name, &digest).await;
+        let parents = self
+            .metadata
+            .parents(&read.name, &read.origin, &digest)
+            .await;
         let parents = parents.map_err(|error| unavailable(&error))?;
-        let manifest = self.metadata.manifest(&name, &digest).await;
+        let manifest = self
+            .metadata
+            .manifest(&read.name, &read.origin, &digest)
+            .await;
         let named = match manifest.map_err(|error| unavailable(&error))? {
             Some(_) => Named::Child,
             None => Named::Blob,
@@ -504,12 +556,12 @@ impl RegistryReads for StoredContent {
         repository: &str,
         digest: &str,
     ) -> Result<u64, ReadError> {
-        let name = self.readable(requester, repository).await?;
+        let read = self.readable(requester, repository).await?;
         let digest = digest
             .parse()
             .map_err(|_not_a_digest| ReadError::NotFound)?;
         self.metadata
-            .blob(&name, &digest)
+            .blob(&read.name, &read.origin, &digest)
             .await
             .map_err(|error| unavailable(&error))?
             .ok_or(ReadError::NotFound)

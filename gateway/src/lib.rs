@@ -16,6 +16,7 @@ pub mod config;
 pub mod events;
 pub mod hooks;
 pub mod http;
+pub mod origins;
 pub mod outbound;
 pub mod policy;
 pub mod reload;

@@ -29,6 +29,7 @@ mod names;
 mod outage;
 mod plugins_fail;
 mod policy;
+mod possession;
 mod promises;
 mod quickstart;
 mod reload;

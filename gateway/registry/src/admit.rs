@@ -68,6 +68,7 @@ impl Call {
 
     async fn request(&self, question: Question<'_>) -> Result<AdmissionRequest, Error> {
         let metadata = &self.shared.ports.metadata;
+        let origin = self.shared.mirrors.content_origin(question.repository)?;
         let version = metadata.version(&question.repository.name);
         let (target, manifest) = match question.content {
             Content::Manifest(record, bytes) => {
@@ -82,7 +83,9 @@ impl Call {
                 size,
                 described_in,
             } => {
-                let described = metadata.parents(&described_in.name, digest).await?;
+                let origin = self.shared.mirrors.content_origin(described_in)?;
+                let described = metadata.parents(&described_in.name, &origin, digest);
+                let described = described.await?;
                 let media_type = described
                     .into_iter()
                     .find(|(_parent, reference)| reference.named == Named::Blob)
@@ -93,7 +96,11 @@ impl Call {
             }
         };
         let parents = metadata
-            .parents(&question.repository.name, question.content.digest())
+            .parents(
+                &question.repository.name,
+                &origin,
+                question.content.digest(),
+            )
             .await?;
         let (tag, previous) = question.tag.unzip();
         Ok(AdmissionRequest {

@@ -2,7 +2,7 @@
 //!
 //! Owns no rule: `mirror` does it. Who may ask is the binary's business, before it comes here.
 
-use gantry_model::{Digest, RepositoryName, glob::Glob};
+use gantry_model::{Digest, Repository, RepositoryName, glob::Glob};
 use gantry_storage::Pin;
 use tokio::sync::mpsc;
 
@@ -25,17 +25,21 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Registry::cache_usage`].
-    pub async fn holds(&self, repository: &RepositoryName, blob: &Digest) -> Result<bool, Error> {
-        let metadata = &self.shared.ports.metadata;
-        Ok(metadata.blob(repository, blob).await?.is_some())
+    pub async fn holds(&self, repository: &Repository, blob: &Digest) -> Result<bool, Error> {
+        let shared = &self.shared;
+        let repository = &shared.settled(repository.clone()).await?;
+        let origin = shared.mirrors.content_origin(repository)?;
+        let linked = shared.ports.metadata.blob(&repository.name, &origin, blob);
+        Ok(linked.await?.is_some())
     }
 
     /// Waits until a mirrored blob that was read a moment ago is published: its last bytes leave before that.
     ///
     /// # Errors
     /// Why it is not kept.
-    pub async fn kept(&self, repository: &RepositoryName, blob: &Digest) -> Result<(), Error> {
-        self.shared.mirrors.kept(repository, blob).await
+    pub async fn kept(&self, repository: &Repository, blob: &Digest) -> Result<(), Error> {
+        let repository = self.shared.settled(repository.clone()).await?;
+        self.shared.mirrors.kept(&repository, blob).await
     }
 
     /// Waits until every mirrored blob that somebody may have whole by now is published. For the end of the process.

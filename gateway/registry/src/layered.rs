@@ -1,49 +1,34 @@
-//! Names that are pushed here under a mirror's prefix: a repository is wholly its own once something was pushed, and the upstream's before.
+//! Names that are pushed here under a mirror's prefix: a repository is wholly its own once a manifest was pushed, and the upstream's before.
 //!
 //! Owns that question, asked once per read; writes are never the upstream's. Whole repositories, because a tag that is not here must not
-//! be looked for elsewhere once its repository is: that is how a stranger's image gets a local name.
+//! be looked for elsewhere once its repository is: that is how a stranger's image gets a local name. For good, because the deletion of the last
+//! tag is no reason to give the name away: only an operator's release is (`release`).
 
-use gantry_model::{Operation, Page, Repository, Source};
+use gantry_model::{Operation, Repository, Source};
 
 use crate::{error::Error, registry::Shared};
-
-/// Tags looked at in one go.
-const TAGS_PAGE: usize = 1_000;
 
 impl Shared {
     /// The read with its repository hosted or mirrored, whichever it is now.
     pub(crate) async fn settle(&self, mut operation: Operation) -> Result<Operation, Error> {
-        let Some(repository) = read_repository(&mut operation) else {
-            return Ok(operation);
-        };
-        if let Source::Layered { mirror, remote } = repository.source.clone() {
-            repository.source = if self.was_pushed(repository).await? {
-                Source::Hosted
-            } else {
-                Source::Mirror { mirror, remote }
-            };
+        if let Some(repository) = read_repository(&mut operation)
+            && matches!(repository.source, Source::Layered { .. })
+        {
+            *repository = self.settled(repository.clone()).await?;
         }
         Ok(operation)
     }
 
-    /// Whether a tag of the repository was pushed here.
-    async fn was_pushed(&self, repository: &Repository) -> Result<bool, Error> {
-        let mut after = None;
-        loop {
-            let page = Page {
-                limit: Some(TAGS_PAGE),
-                after,
+    /// The repository as a read of it finds it: hosted or mirrored.
+    pub(crate) async fn settled(&self, mut repository: Repository) -> Result<Repository, Error> {
+        if let Source::Layered { mirror, remote } = repository.source.clone() {
+            let known = self.ports.metadata.repository(&repository.name).await?;
+            repository.source = match known.is_some_and(|known| known.claimed) {
+                true => Source::Hosted,
+                false => Source::Mirror { mirror, remote },
             };
-            let tags = self.ports.metadata.tags(&repository.name, None, &page);
-            let tags = tags.await?;
-            if tags.iter().any(|record| !record.is_cached()) {
-                return Ok(true);
-            }
-            match tags.last() {
-                Some(last) if tags.len() == TAGS_PAGE => after = Some(last.tag.to_string()),
-                _ => return Ok(false),
-            }
         }
+        Ok(repository)
     }
 }
 

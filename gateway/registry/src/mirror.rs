@@ -42,7 +42,7 @@ use gantry_model::{
     Digest, Page, Reference, Repository, RepositoryName, Requester, Source, Tag, TagState,
     glob::Glob,
 };
-use gantry_storage::{Blob, BlobStore, CacheIndex, ManifestRecord, MetadataStore};
+use gantry_storage::{Blob, BlobStore, CacheIndex, ContentOrigin, ManifestRecord, MetadataStore};
 use tokio::sync::{Semaphore, mpsc};
 
 pub(crate) use self::fill::Fill;
@@ -267,6 +267,32 @@ impl Mirrors {
         size.map_err(|failure| failure.into_blob_error(digest))
     }
 
+    /// The length of a blob that is about to be read: as a manifest of the repository says it, where one does, so that the upstream is
+    /// asked once. The read itself says whether the repository has the blob.
+    ///
+    /// # Errors
+    /// As [`Mirrors::stat_blob`].
+    pub(crate) async fn expected_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Error> {
+        let origin = self.engine.origin(repository)?;
+        let size = self.engine.expected_size(&origin, digest).await;
+        size.map_err(|failure| failure.into_blob_error(digest))
+    }
+
+    /// The origin of the content that a repository is read by.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when its mirror is not configured.
+    pub(crate) fn content_origin(&self, repository: &Repository) -> Result<ContentOrigin, Error> {
+        match &repository.source {
+            Source::Hosted | Source::Layered { .. } => Ok(ContentOrigin::Pushed),
+            Source::Mirror { .. } => Ok(self.engine.origin(repository)?.settings.origin),
+        }
+    }
+
     /// The blob: published, or the fill that is under way for it.
     ///
     /// # Errors
@@ -286,12 +312,9 @@ impl Mirrors {
     ///
     /// # Errors
     /// Why the fill failed, or its content was not kept.
-    pub(crate) async fn kept(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> Result<(), Error> {
-        match self.engine.filling(repository, digest) {
+    pub(crate) async fn kept(&self, repository: &Repository, digest: &Digest) -> Result<(), Error> {
+        let origin = self.engine.origin(repository)?;
+        match self.engine.filling(&origin, digest) {
             Some(fill) => fill.finished().await,
             None => Ok(()),
         }
@@ -300,7 +323,8 @@ impl Mirrors {
 
     /// Waits for the publication of a blob that readers may have whole by now; not for one that still arrives.
     pub(crate) async fn published(&self, repository: &Repository, digest: &Digest) {
-        let fill = self.engine.filling(&repository.name, digest);
+        let origin = self.engine.origin(repository).ok();
+        let fill = origin.and_then(|origin| self.engine.filling(&origin, digest));
         if let Some(fill) = fill.filter(Fill::is_verified) {
             // The fill has logged it.
             fill.finished().await.ok();
@@ -360,18 +384,18 @@ struct Engine {
 
 /// What is under way and what is remembered: it outlives every configuration.
 struct Running {
-    /// Protects: which blobs are being filled, by repository and digest. Held for a look-up, never over an await.
-    fills: Mutex<HashMap<(RepositoryName, Digest), Fill>>,
+    /// Protects: which blobs are being filled, by place and digest. Held for a look-up, never over an await.
+    fills: Mutex<HashMap<(Place, Digest), Fill>>,
     fill_slots: Semaphore,
     /// Room for parts of blobs that come before their turn.
     ahead: Semaphore,
     prefetches: prefetch::Prefetches,
-    stats: Flights<(RepositoryName, Digest), Option<u64>>,
-    manifests: Flights<(RepositoryName, Reference), MirroredManifest>,
+    stats: Flights<(Place, Digest), Option<u64>>,
+    manifests: Flights<(Place, Reference), MirroredManifest>,
     /// Verified bytes of manifests. Never asked whether a manifest exists.
     bytes: moka::sync::Cache<Digest, Bytes>,
     not_found: freshness::NotFound,
-    indexes: Flights<(RepositoryName, Digest), Bytes>,
+    indexes: Flights<(Place, Digest), Bytes>,
     referrers: listing::ReferrersCache,
     uses: keep::Uses,
     fullness: pass::Fullness,
@@ -429,6 +453,10 @@ impl Engine {
     }
 }
 
+/// A repository and the origin it is read by. What is under way or remembered for one upstream is nothing to a mirror that has the same
+/// repository from another, as after a change of its `url`.
+type Place = (RepositoryName, ContentOrigin);
+
 /// A mirrored repository and the upstream behind it.
 #[derive(Clone, Debug)]
 struct Origin {
@@ -445,6 +473,15 @@ impl Origin {
 
     fn name(&self) -> &RepositoryName {
         &self.repository.name
+    }
+
+    /// How content comes to this repository.
+    fn content(&self) -> &ContentOrigin {
+        &self.settings.origin
+    }
+
+    fn place(&self) -> Place {
+        (self.name().clone(), self.content().clone())
     }
 
     /// Whether the repository is pushed to here, too.

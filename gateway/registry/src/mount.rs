@@ -1,6 +1,7 @@
 //! Mounts a blob of another repository without transfer, or opens an upload for it.
 //!
-//! Invariant: what the principal could not pull from the source, whether by scope or by serve admission, is not mounted from it.
+//! Invariant: what the principal could not pull from the source, whether by scope, by serve admission or because the source does not have
+//! it by its own origin, is not mounted from it.
 
 use gantry_model::{Change, Digest, Repository};
 
@@ -24,6 +25,7 @@ impl Call {
         let _lease = self.shared.ports.leases.take(&digest).await;
         let source = match from {
             Some(from) if self.optional_granted => {
+                let from = self.shared.settled(from).await?;
                 let size = self.readable_size(&from, &digest).await?;
                 size.map(|size| (from, size))
             }
@@ -56,7 +58,8 @@ impl Call {
         let ports = &self.shared.ports;
         // Whoever pulled it a moment ago has its last byte before it is linked.
         self.shared.mirrors.published(from, digest).await;
-        let linked = ports.metadata.blob(&from.name, digest).await?;
+        let origin = self.shared.mirrors.content_origin(from)?;
+        let linked = ports.metadata.blob(&from.name, &origin, digest).await?;
         let Some(size) = linked else {
             return Ok(None);
         };

@@ -7,7 +7,7 @@ use gantry_model::{
     AdmissionRequest, Admitted, Change, Event, EventKind, Refusal, Repository, RepositoryName, Tag,
     glob::Glob,
 };
-use gantry_storage::{BlobStore, CacheIndex, MetadataStore, UploadSessions};
+use gantry_storage::{BlobStore, CacheIndex, ContentOrigin, MetadataStore, UploadSessions};
 use gantry_upstream::Upstream;
 
 use crate::{cache_counts::CacheCounts, leases::Leases};
@@ -78,9 +78,8 @@ pub struct MirrorSettings {
     pub not_found_for: Duration,
     /// Whether the list of all repositories holds this mirror's: not where each reader's right is its upstream's to say.
     pub is_listed: bool,
-    /// Whether a manifest that names a blob proves that its repository has it. Not where an upstream decides who may read what is here:
-    /// a digest is no secret, and anybody's manifest may name a blob that nobody uploads with it.
-    pub names_prove: bool,
+    /// What its upstream delivers counts as this: the upstream's URL in one spelling. Content of another origin is never served here.
+    pub origin: ContentOrigin,
     /// Where its answers are counted.
     pub counts: Arc<CacheCounts>,
 }

@@ -11,7 +11,7 @@ use gantry_model::{
     ByteRange, Change, Digest, EventKind, Reference, Repository, RepositoryName, Source, Tag,
     TagState,
 };
-use gantry_storage::{Blob, ManifestRecord, digest_of};
+use gantry_storage::{Blob, ContentOrigin, ManifestRecord, digest_of};
 
 use crate::{
     admit::{Content, Question},
@@ -139,7 +139,9 @@ impl Call {
         name: &RepositoryName,
         digest: &Digest,
     ) -> Result<ManifestRecord, Error> {
-        match self.shared.ports.metadata.manifest(name, digest).await? {
+        let metadata = &self.shared.ports.metadata;
+        let pushed = metadata.manifest(name, &ContentOrigin::Pushed, digest);
+        match pushed.await? {
             Some(record) => Ok(record),
             None => Err(self.manifest_unknown(name).await?),
         }
@@ -208,6 +210,10 @@ impl Call {
             Source::Hosted | Source::Layered { .. } => {
                 Some(self.hosted_blob_size(&repository, &digest).await?)
             }
+            Source::Mirror { .. } if wanted => {
+                let mirrors = &self.shared.mirrors;
+                mirrors.expected_size(&repository, &digest).await?
+            }
             Source::Mirror { .. } => self.shared.mirrors.stat_blob(&repository, &digest).await?,
         };
         let admitted = self
@@ -254,7 +260,8 @@ impl Call {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<u64, Error> {
-        let size = self.shared.ports.metadata.blob(&repository.name, digest);
+        let metadata = &self.shared.ports.metadata;
+        let size = metadata.blob(&repository.name, &ContentOrigin::Pushed, digest);
         size.await?.ok_or_else(|| Error::BlobUnknown {
             digest: digest.clone(),
         })

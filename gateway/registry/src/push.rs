@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use gantry_model::{
     Algorithm, Change, Descriptor, Digest, Event, EventKind, Manifest, ManifestError, MediaType,
-    Reference, Repository, RepositoryName, Tag,
+    Reference, Repository, Tag,
 };
 use gantry_storage::{
-    Commit, CommitError, ManifestRecord, PushManifest, ReferenceRecord, TagMove, digest_of,
+    Commit, CommitError, ContentOrigin, ManifestRecord, PushManifest, ReferenceRecord, TagMove,
+    digest_of,
 };
 
 use crate::{
@@ -50,7 +51,7 @@ impl Call {
         let digest = verify(&reference, &bytes)?;
         let manifest =
             Manifest::parse(media_type.as_ref(), &bytes).map_err(Error::ManifestInvalid)?;
-        let required = self.check_content(&repository.name, &manifest).await?;
+        let required = self.check_content(&repository, &manifest).await?;
         let _lease = self.shared.ports.leases.take(&digest).await;
         self.store_bytes(&digest, &bytes).await?;
         let mut tags = further_tags.clone();
@@ -93,21 +94,23 @@ impl Call {
     /// subject.
     async fn check_content(
         &self,
-        name: &RepositoryName,
+        repository: &Repository,
         manifest: &Manifest,
     ) -> Result<Vec<Digest>, Error> {
+        let name = &repository.name;
         let metadata = &self.shared.ports.metadata;
         let mut required = Vec::new();
         let mut missing = Vec::new();
         for (digest, descriptor) in distinct(manifest.required_blobs()) {
-            match metadata.blob(name, digest).await? {
+            match self.own_blob(repository, digest).await? {
                 None => missing.push(digest.clone()),
                 Some(size) => check_size(descriptor, size)?,
             }
             required.push(digest.clone());
         }
         for (digest, descriptor) in distinct(&manifest.manifests) {
-            if let Some(child) = metadata.manifest(name, digest).await? {
+            let child = metadata.manifest(name, &ContentOrigin::Pushed, digest);
+            if let Some(child) = child.await? {
                 check_size(descriptor, child.size)?;
             }
         }
@@ -116,6 +119,36 @@ impl Call {
         } else {
             Err(Error::ManifestBlobUnknown { digests: missing })
         }
+    }
+
+    /// The length of a blob of the repository. Where reads were the upstream's until now, what it delivered to this repository becomes the
+    /// repository's own: everybody who may read there could fetch and push it.
+    async fn own_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Error> {
+        let metadata = &self.shared.ports.metadata;
+        let pushed = metadata.blob(&repository.name, &ContentOrigin::Pushed, digest);
+        if let Some(size) = pushed.await? {
+            return Ok(Some(size));
+        }
+        let settled = self.shared.settled(repository.clone()).await?;
+        let origin = self.shared.mirrors.content_origin(&settled)?;
+        let Some(size) = metadata.blob(&repository.name, &origin, digest).await? else {
+            return Ok(None);
+        };
+        let link = Commit::LinkBlob {
+            repository: repository.name.clone(),
+            origin: ContentOrigin::Pushed,
+            digest: digest.clone(),
+            size,
+            upload: None,
+            principal: None,
+        };
+        let linked = self.commit(link, Vec::new()).await;
+        linked.map_err(|error| Error::from_commit(error, Error::ManifestUnknown))?;
+        Ok(Some(size))
     }
 
     /// A repeated push finds its bytes stored: content under a digest never changes.
@@ -159,6 +192,7 @@ impl Call {
             let events = self.push_events(repository, pushed, &tags)?;
             let commit = Commit::PushManifest(Box::new(PushManifest {
                 repository: repository.name.clone(),
+                origin: ContentOrigin::Pushed,
                 manifest: pushed.record.clone(),
                 references: pushed.references.clone(),
                 tags,

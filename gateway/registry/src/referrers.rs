@@ -13,6 +13,7 @@ use gantry_model::{
     Change, Digest, Manifest, Reference, Repository, RepositoryName, Source, Tag,
     media_type::OCI_INDEX,
 };
+use gantry_storage::ContentOrigin;
 use serde_json::{Value, json};
 
 use crate::{
@@ -133,12 +134,13 @@ impl Call {
         digest: &Digest,
     ) -> Result<BTreeMap<String, Value>, Error> {
         let metadata = &self.shared.ports.metadata;
+        let pushed = &ContentOrigin::Pushed;
         let mut records = Vec::new();
-        for referrer in metadata.referrers(name, digest).await? {
+        for referrer in metadata.referrers(name, pushed, digest).await? {
             records.push(referrer.manifest);
         }
         for listed in self.fallback_list(name, digest).await? {
-            records.extend(metadata.manifest(name, &listed).await?);
+            records.extend(metadata.manifest(name, pushed, &listed).await?);
         }
         let mut manifests = BTreeMap::new();
         for record in records {
@@ -165,7 +167,9 @@ impl Call {
         let Some(tagged) = tagged.filter(|tagged| !tagged.is_cached()) else {
             return Ok(Vec::new());
         };
-        let Some(record) = metadata.manifest(name, &tagged.state.digest).await? else {
+        let pushed = &ContentOrigin::Pushed;
+        let record = metadata.manifest(name, pushed, &tagged.state.digest);
+        let Some(record) = record.await? else {
             return Ok(Vec::new());
         };
         let bytes = self.shared.manifest_bytes(&record).await?;

@@ -8,7 +8,7 @@ pub(crate) mod session;
 mod sweep;
 
 use gantry_model::{Algorithm, ContentRange, Digest, EventKind, Repository, UploadId};
-use gantry_storage::{BlobWriter, Commit, Kind, StorageError};
+use gantry_storage::{BlobWriter, Commit, ContentOrigin, Kind, StorageError};
 
 use self::session::Turn;
 use crate::{
@@ -164,9 +164,11 @@ impl Call {
         events.tell(kind, Told { from, ..content })?;
         let commit = Commit::LinkBlob {
             repository: repository.name.clone(),
+            origin: ContentOrigin::Pushed,
             digest: digest.clone(),
             size,
             upload,
+            principal: Some(self.requester.principal.id.clone()),
         };
         match self.commit(commit, events.told()).await {
             Ok(()) => Ok(Outcome::BlobPushed {

@@ -19,6 +19,7 @@ use crate::{
     config::{self, Config},
     events::{Events, Receiver},
     hooks::{AdmissionChain, EventHook},
+    origins::upstream_origin,
     policy::{Policy, binding::Binding},
     telemetry::{MeasuredUpstream, Telemetry},
 };
@@ -216,7 +217,7 @@ fn mirrors(
             rules: mirror.tag_rules.clone(),
             not_found_for: mirror.not_found_for,
             is_listed: is_open(mirror),
-            names_prove: config.mirrors.iter().all(is_open),
+            origin: upstream_origin(&mirror.upstream.url),
         };
         Some((Arc::clone(&mirror.name), settings))
     };

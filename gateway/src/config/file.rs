@@ -159,6 +159,18 @@ pub(crate) struct StorageFile {
     pub(crate) blobs: Option<BlobsFile>,
     /// Repositories, tags and links. Default: { sqlite: gantry.db } in the folder of the blobs.
     pub(crate) metadata: Option<MetadataFile>,
+    /// What the repositories that another registry left in the folder of the blobs become at the first start. `hosted`: hosted repositories
+    /// of the same names, also in a folder that Distribution filled as a pull-through cache (its root has scheduler-state.json). Default:
+    /// hosted repositories, and in a pull-through cache's folder those of the default mirror, or of the only one.
+    pub(crate) adopt: Option<AdoptText>,
+}
+
+/// What adopted repositories become.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum AdoptText {
+    Hosted,
 }
 
 /// One of the places for blobs.
@@ -203,8 +215,8 @@ pub(crate) struct HostedFile {
     /// Names that a push may create; such a name never falls through to an upstream. One below a mirror's prefix, such as
     /// `docker.io/library/internal-*`, hides the upstream's. Default: none.
     pub(crate) names: Option<Vec<GlobText>>,
-    /// Names below a mirror's prefix that a push may create, and that are the upstream's for as long as nothing was pushed. From the first
-    /// tag on the whole repository is the pushed one. Default: none.
+    /// Names below a mirror's prefix that a push may create, and that are the upstream's until a manifest is pushed, by tag or by digest. From
+    /// then on the whole repository is the pushed one, also when its tags are deleted. Default: none.
     pub(crate) or_upstream: Option<Vec<GlobText>>,
     /// Whether manifests, tags and blobs can be deleted by those who may. Default: true.
     pub(crate) delete: Option<bool>,

@@ -215,6 +215,7 @@ impl Context<'_> {
         Storage {
             blobs: BlobStorage::Filesystem(folder),
             metadata: MetadataStorage::Sqlite(database),
+            adopt_as_hosted: file.adopt.is_some(),
         }
     }
 

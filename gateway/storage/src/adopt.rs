@@ -17,8 +17,8 @@ use gantry_model::{
 };
 
 use crate::{
-    Commit, CommitError, FsBlobStore, ManifestRecord, PushManifest, ReferenceRecord, SqliteStore,
-    TagMove, blocking::lock, error::StorageError,
+    Commit, CommitError, ContentOrigin, FsBlobStore, ManifestRecord, PushManifest, ReferenceRecord,
+    SqliteStore, TagMove, blocking::lock, error::StorageError,
 };
 
 /// What was adopted.
@@ -36,6 +36,48 @@ pub struct Adopted {
     pub skipped: u64,
 }
 
+/// What the repositories of a folder become.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AdoptAs {
+    /// Hosted repositories of the same names.
+    Pushed,
+    /// A mirror's repositories: Distribution filled them as a pull-through cache.
+    Mirrored {
+        /// The first part of their names here.
+        prefix: RepositoryName,
+        /// The mirror's upstream.
+        origin: ContentOrigin,
+    },
+}
+
+impl AdoptAs {
+    fn origin(&self) -> ContentOrigin {
+        match self {
+            Self::Pushed => ContentOrigin::Pushed,
+            Self::Mirrored { origin, .. } => origin.clone(),
+        }
+    }
+
+    fn name(&self, folder: &str) -> Option<RepositoryName> {
+        let name = folder.parse().ok()?;
+        match self {
+            Self::Pushed => Some(name),
+            Self::Mirrored { prefix, .. } => prefix.join(&name).ok(),
+        }
+    }
+}
+
+/// Whether [`adopt`] would find repositories to adopt.
+///
+/// # Errors
+/// [`StorageError`].
+pub async fn would_adopt(
+    blobs: &FsBlobStore,
+    metadata: &SqliteStore,
+) -> Result<bool, StorageError> {
+    Ok(!metadata.has_repositories().await? && !entries(&blobs.repositories())?.is_empty())
+}
+
 /// Adopts what lies in the folder of `blobs`; `None` when there is nothing, or the database has repositories already.
 ///
 /// # Errors
@@ -43,6 +85,7 @@ pub struct Adopted {
 pub async fn adopt(
     blobs: &FsBlobStore,
     metadata: &SqliteStore,
+    adopt_as: AdoptAs,
 ) -> Result<Option<Adopted>, StorageError> {
     let root = blobs.repositories();
     let adopted = Arc::new(Mutex::new(Adopted::default()));
@@ -50,6 +93,7 @@ pub async fn adopt(
         blobs: blobs.clone(),
         folders: vec![root.clone()],
         root,
+        adopt_as,
         found: VecDeque::new(),
         adopted: Arc::clone(&adopted),
     };
@@ -65,6 +109,7 @@ pub async fn adopt(
 struct Walk {
     blobs: FsBlobStore,
     root: PathBuf,
+    adopt_as: AdoptAs,
     /// Folders to look into.
     folders: Vec<PathBuf>,
     found: VecDeque<Commit>,
@@ -103,7 +148,7 @@ impl Walk {
             return Ok(());
         }
         let name = folder.strip_prefix(&self.root).ok().and_then(Path::to_str);
-        match name.and_then(|name| name.parse().ok()) {
+        match name.and_then(|name| self.adopt_as.name(name)) {
             Some(name) => self.repository(&name, folder),
             None => {
                 self.leave_out(folder);
@@ -126,9 +171,11 @@ impl Walk {
             lock(&self.adopted).blobs += 1;
             self.found.push_back(Commit::LinkBlob {
                 repository: name.clone(),
+                origin: self.adopt_as.origin(),
                 digest: link.digest,
                 size,
                 upload: None,
+                principal: None,
             });
         }
         let manifests = folder.join("_manifests");
@@ -158,15 +205,21 @@ impl Walk {
         let mut adopted = lock(&self.adopted);
         adopted.manifests += 1;
         adopted.tags += tags.len() as u64;
+        // A mirror's tag was confirmed when Distribution stored its manifest; never 0, which would make it one that was pushed.
+        let checked_at_ms = match &self.adopt_as {
+            AdoptAs::Pushed => 0,
+            AdoptAs::Mirrored { .. } => manifest.pushed_at_ms.max(1),
+        };
         let moves = tags.into_iter().map(|tag| TagMove {
             tag,
             expected: None,
             set_immutable: false,
-            checked_at_ms: 0,
+            checked_at_ms,
         });
         self.found
             .push_back(Commit::PushManifest(Box::new(PushManifest {
                 repository: name.clone(),
+                origin: self.adopt_as.origin(),
                 manifest,
                 references,
                 tags: moves.collect(),

@@ -13,8 +13,8 @@ use moka::{Equivalent, sync::Cache};
 use crate::{
     error::StorageError,
     metadata::{
-        Commit, CommitError, ManifestRecord, MetadataStore, ReferenceRecord, ReferrerRecord,
-        RepositoryRecord, TagRecord,
+        Commit, CommitError, ContentOrigin, ManifestRecord, MetadataStore, ReferenceRecord,
+        ReferrerRecord, RepositoryRecord, TagRecord,
     },
 };
 
@@ -26,6 +26,7 @@ pub struct CachedMetadata {
     tags: Answers<Tag, TagRecord>,
     blobs: Answers<Digest, u64>,
     parents: Answers<Digest, Vec<(Digest, ReferenceRecord)>>,
+    repositories: Answers<(), RepositoryRecord>,
 }
 
 impl CachedMetadata {
@@ -38,6 +39,7 @@ impl CachedMetadata {
             tags: Answers::new(),
             blobs: Answers::new(),
             parents: Answers::new(),
+            repositories: Answers::new(),
         }
     }
 }
@@ -48,16 +50,16 @@ struct Answers<
     K: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
     A: Clone + Footprint + Send + Sync + 'static,
 > {
-    kept: Cache<(RepositoryName, K), Arc<(u64, A)>>,
+    kept: Cache<(RepositoryName, ContentOrigin, K), Arc<(u64, A)>>,
 }
 
-/// A key that is looked up; hashes as the pair that is kept.
+/// A key that is looked up; hashes as the tuple that is kept.
 #[derive(Hash)]
-struct Named<'a, K>(&'a RepositoryName, &'a K);
+struct Named<'a, K>(&'a RepositoryName, &'a ContentOrigin, &'a K);
 
-impl<K: Eq> Equivalent<(RepositoryName, K)> for Named<'_, K> {
-    fn equivalent(&self, (repository, key): &(RepositoryName, K)) -> bool {
-        self.0 == repository && self.1 == key
+impl<K: Eq> Equivalent<(RepositoryName, ContentOrigin, K)> for Named<'_, K> {
+    fn equivalent(&self, (repository, origin, key): &(RepositoryName, ContentOrigin, K)) -> bool {
+        self.0 == repository && self.1 == origin && self.2 == key
     }
 }
 
@@ -67,7 +69,9 @@ where
     A: Clone + Footprint + Send + Sync + 'static,
 {
     fn new() -> Self {
-        let weigh = |(repository, _): &(RepositoryName, K), kept: &Arc<(u64, A)>| {
+        // An origin's text is one for all entries of its mirror.
+        let weigh = |(repository, _, _): &(RepositoryName, ContentOrigin, K),
+                     kept: &Arc<(u64, A)>| {
             let bytes = ENTRY_BYTES + size_of::<K>() + repository.as_str().len() + kept.1.bytes();
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
@@ -82,22 +86,21 @@ where
     async fn get(
         &self,
         store: &dyn MetadataStore,
-        repository: &RepositoryName,
-        key: &K,
+        (repository, origin, key): (&RepositoryName, &ContentOrigin, &K),
         ask: impl Future<Output = Result<Option<A>, StorageError>>,
     ) -> Result<Option<A>, StorageError> {
         // Before asking: whatever is committed while the store answers makes this version an old one.
         let Some(version) = store.version(repository) else {
             return ask.await;
         };
-        if let Some(kept) = self.kept.get(&Named(repository, key))
+        if let Some(kept) = self.kept.get(&Named(repository, origin, key))
             && kept.0 == version
         {
             return Ok(Some(kept.1.clone()));
         }
         let answer = ask.await?;
         if let Some(answer) = &answer {
-            let key = (repository.clone(), key.clone());
+            let key = (repository.clone(), origin.clone(), key.clone());
             self.kept.insert(key, Arc::new((version, answer.clone())));
         }
         Ok(answer)
@@ -110,7 +113,9 @@ impl MetadataStore for CachedMetadata {
         &self,
         name: &RepositoryName,
     ) -> Result<Option<RepositoryRecord>, StorageError> {
-        self.store.repository(name).await
+        let ask = self.store.repository(name);
+        let key = (name, &ContentOrigin::Pushed, &());
+        self.repositories.get(&*self.store, key, ask).await
     }
 
     async fn repositories(&self, page: &Page) -> Result<Vec<RepositoryName>, StorageError> {
@@ -120,10 +125,13 @@ impl MetadataStore for CachedMetadata {
     async fn manifest(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<ManifestRecord>, StorageError> {
-        let ask = self.store.manifest(repository, digest);
-        let answer = self.manifests.get(&*self.store, repository, digest, ask);
+        let ask = self.store.manifest(repository, origin, digest);
+        let answer = self
+            .manifests
+            .get(&*self.store, (repository, origin, digest), ask);
         answer.await
     }
 
@@ -133,7 +141,8 @@ impl MetadataStore for CachedMetadata {
         tag: &Tag,
     ) -> Result<Option<TagRecord>, StorageError> {
         let ask = self.store.tag(repository, tag);
-        self.tags.get(&*self.store, repository, tag, ask).await
+        let key = (repository, &ContentOrigin::Pushed, tag);
+        self.tags.get(&*self.store, key, ask).await
     }
 
     async fn tags(
@@ -148,28 +157,56 @@ impl MetadataStore for CachedMetadata {
     async fn referrers(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         subject: &Digest,
     ) -> Result<Vec<ReferrerRecord>, StorageError> {
-        self.store.referrers(repository, subject).await
+        self.store.referrers(repository, origin, subject).await
     }
 
     async fn blob(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<u64>, StorageError> {
-        let ask = self.store.blob(repository, digest);
-        self.blobs.get(&*self.store, repository, digest, ask).await
+        let ask = self.store.blob(repository, origin, digest);
+        let key = (repository, origin, digest);
+        self.blobs.get(&*self.store, key, ask).await
     }
 
     async fn parents(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError> {
-        let ask = async { self.store.parents(repository, digest).await.map(Some) };
-        let answer = self.parents.get(&*self.store, repository, digest, ask);
+        let ask = async {
+            self.store
+                .parents(repository, origin, digest)
+                .await
+                .map(Some)
+        };
+        let answer = self
+            .parents
+            .get(&*self.store, (repository, origin, digest), ask);
         Ok(answer.await?.unwrap_or_default())
+    }
+
+    async fn delivered(
+        &self,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError> {
+        self.store.delivered(origin, digest).await
+    }
+
+    async fn has_pushed(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        principal: &str,
+    ) -> Result<bool, StorageError> {
+        self.store.has_pushed(repository, digest, principal).await
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
@@ -190,6 +227,12 @@ const ENTRY_BYTES: usize = 256;
 /// The memory that a record takes, about.
 trait Footprint {
     fn bytes(&self) -> usize;
+}
+
+impl Footprint for RepositoryRecord {
+    fn bytes(&self) -> usize {
+        0
+    }
 }
 
 impl Footprint for u64 {

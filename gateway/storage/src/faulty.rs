@@ -63,6 +63,10 @@ pub enum Call {
     Blob,
     /// [`crate::MetadataStore::parents`].
     Parents,
+    /// [`crate::MetadataStore::delivered`].
+    Delivered,
+    /// [`crate::MetadataStore::has_pushed`].
+    HasPushed,
     /// [`crate::MetadataStore::commit`].
     Commit,
     /// [`crate::UploadSessions::start_upload`].

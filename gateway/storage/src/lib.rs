@@ -25,7 +25,7 @@ pub mod sqlite;
 #[cfg(feature = "testing")]
 pub mod suite;
 
-pub use adopt::{Adopted, adopt};
+pub use adopt::{AdoptAs, Adopted, adopt, would_adopt};
 pub use blob::{Blob, BlobStore, BlobWriter, PublishError, StoredBlob};
 pub use cache::{CacheIndex, CacheQuery, CacheSize, Cached, CachedRepository, Pin, Use, Within};
 pub use cached::CachedMetadata;
@@ -35,10 +35,11 @@ pub use hash::{Hasher, digest_of};
 pub use kv::{KeyValueStore, KvEntry};
 pub use memory::{MemoryBlobStore, MemoryKv, MemoryMetadata};
 pub use metadata::{
-    Commit, CommitError, ManifestRecord, MetadataStore, Named, PushManifest, ReferenceRecord,
-    ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord, UploadSessions, naming,
+    Commit, CommitError, ContentOrigin, ManifestRecord, MetadataStore, Named, PushManifest,
+    ReferenceRecord, ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord,
+    UploadSessions, naming,
 };
 pub use outbox::{
     Depth, EventFilter, EventOutbox, OutboxSettings, Settled, Settlement, Take, Taken,
 };
-pub use sqlite::{SqliteKv, SqliteStore};
+pub use sqlite::{DecidedOrigins, NameOwner, SqliteKv, SqliteStore};

@@ -2,7 +2,7 @@
 //!
 //! One [`MetadataStore::commit`] per acknowledged verb; a tag moves only by compare-and-set. Knows nothing of policy.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
 use gantry_model::{
@@ -11,9 +11,31 @@ use gantry_model::{
 
 use crate::error::StorageError;
 
+/// How a repository came to have content. Content is readable through a repository only by the origin that the repository reads from: a
+/// mirror reads what its own upstream delivered, a hosted repository what was pushed to it.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum ContentOrigin {
+    /// A client pushed it, or mounted it from a repository that it may read.
+    Pushed,
+    /// The upstream with this URL delivered it. The caller normalises the URL: equal text is the same upstream.
+    Upstream(Arc<str>),
+}
+
+impl ContentOrigin {
+    /// The text in a store: the upstream's URL, or nothing.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Pushed => "",
+            Self::Upstream(url) => url,
+        }
+    }
+}
+
 /// A repository that exists.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RepositoryRecord {
+    /// Whether a manifest was ever pushed to it, by tag or by digest, and no operator released the name since.
+    pub claimed: bool,
     /// Raised by deletion, so that tokens and caches of a former repository of that name do not apply; starts at 1.
     pub generation: u64,
 }
@@ -206,13 +228,15 @@ impl TagMove {
 pub struct PushManifest {
     /// Where; made when it does not exist.
     pub repository: RepositoryName,
+    /// How the repository came to have the manifest. [`ContentOrigin::Pushed`] claims the repository.
+    pub origin: ContentOrigin,
     /// The manifest.
     pub manifest: ManifestRecord,
     /// What it names.
     pub references: Vec<ReferenceRecord>,
     /// Tags to move.
     pub tags: Vec<TagMove>,
-    /// Digests that must be linked (blobs) or stored (manifests) in this repository at the moment of the commit.
+    /// Digests that must be linked (blobs) or stored (manifests) in this repository, by the same origin, at the moment of the commit.
     pub required: Vec<Digest>,
 }
 
@@ -232,12 +256,16 @@ pub enum Commit {
     LinkBlob {
         /// Where.
         repository: RepositoryName,
+        /// How the repository came to have the blob.
+        origin: ContentOrigin,
         /// Which.
         digest: Digest,
         /// Its length in bytes.
         size: u64,
         /// The session to close.
         upload: Option<UploadId>,
+        /// The principal that uploaded or mounted the blob; see [`MetadataStore::has_pushed`].
+        principal: Option<String>,
     },
     /// A manifest and exactly these tags go; fails with [`CommitError::TagMoved`] when other tags name it, or one of these does not, or
     /// is marked immutable.
@@ -266,12 +294,22 @@ pub enum Commit {
         /// By whom, for the journal.
         by: String,
     },
-    /// A blob is no longer readable in a repository.
+    /// A blob is no longer readable in a repository, whatever its origin.
     UnlinkBlob {
         /// Where.
         repository: RepositoryName,
         /// Which.
         digest: Digest,
+    },
+    /// Everything that was pushed to a repository goes, so that the name is its upstream's again. Fails with [`CommitError::TagMoved`] when a
+    /// pushed tag is marked immutable, with [`CommitError::Absent`] when nothing was pushed.
+    ReleaseRepository {
+        /// Which.
+        repository: RepositoryName,
+        /// When, for the journal, in milliseconds since 1970.
+        at_ms: u64,
+        /// By whom, for the journal.
+        by: String,
     },
     /// An upstream confirmed a tag.
     ConfirmTag {
@@ -296,6 +334,7 @@ impl Commit {
             | Self::DeleteManifest { repository, .. }
             | Self::DeleteTag { repository, .. }
             | Self::UnlinkBlob { repository, .. }
+            | Self::ReleaseRepository { repository, .. }
             | Self::ConfirmTag { repository, .. } => repository,
             Self::Telling { commit, .. } => commit.repository(),
         }
@@ -358,13 +397,14 @@ pub trait MetadataStore: Debug + Send + Sync {
     /// [`StorageError`].
     async fn repositories(&self, page: &Page) -> Result<Vec<RepositoryName>, StorageError>;
 
-    /// A manifest of a repository.
+    /// A manifest that a repository has by this origin.
     ///
     /// # Errors
     /// [`StorageError`].
     async fn manifest(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<ManifestRecord>, StorageError>;
 
@@ -389,35 +429,59 @@ pub trait MetadataStore: Debug + Send + Sync {
         page: &Page,
     ) -> Result<Vec<TagRecord>, StorageError>;
 
-    /// Manifests of the repository whose subject is `subject`, whether or not that manifest exists.
+    /// Manifests that the repository has by this origin and whose subject is `subject`, whether or not that manifest exists.
     ///
     /// # Errors
     /// [`StorageError`].
     async fn referrers(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         subject: &Digest,
     ) -> Result<Vec<ReferrerRecord>, StorageError>;
 
-    /// The length of a blob that is readable in the repository.
+    /// The length of a blob that the repository has by this origin.
     ///
     /// # Errors
     /// [`StorageError`].
     async fn blob(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<u64>, StorageError>;
 
-    /// Manifests of the repository that name `digest`, with what each says it is.
+    /// Manifests that the repository has by this origin and that name `digest`, with what each says it is.
     ///
     /// # Errors
     /// [`StorageError`].
     async fn parents(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError>;
+
+    /// The length of a blob that this origin delivered to any repository which still has it.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn delivered(
+        &self,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError>;
+
+    /// Whether the principal itself uploaded the blob to the repository, or mounted it there.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn has_pushed(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        principal: &str,
+    ) -> Result<bool, StorageError>;
 
     /// Performs one transaction: all of it, durably, or nothing.
     ///

@@ -21,8 +21,8 @@ use self::{
 use crate::{
     error::StorageError,
     metadata::{
-        Commit, CommitError, ManifestRecord, MetadataStore, ReferenceRecord, ReferrerRecord,
-        RepositoryRecord, TagRecord, UploadRecord, UploadSessions,
+        Commit, CommitError, ContentOrigin, ManifestRecord, MetadataStore, ReferenceRecord,
+        ReferrerRecord, RepositoryRecord, TagRecord, UploadRecord, UploadSessions,
     },
 };
 
@@ -32,6 +32,7 @@ mod connect;
 mod failure;
 mod kv;
 mod migrations;
+mod origins;
 mod outbox;
 mod read;
 mod row;
@@ -39,6 +40,7 @@ mod versions;
 mod writer;
 
 pub use kv::SqliteKv;
+pub use origins::{DecidedOrigins, NameOwner};
 
 /// Metadata and upload sessions in an SQLite file.
 #[derive(Clone, Debug)]
@@ -63,6 +65,12 @@ impl SqliteStore {
             versions: Arc::default(),
             outbox: Bounds::default(),
         })
+    }
+
+    /// Whether anything was ever stored.
+    pub(crate) async fn has_repositories(&self) -> Result<bool, StorageError> {
+        let read = |connection: &_| read::has_repositories(connection);
+        self.readers.read("look for repositories", read).await
     }
 
     /// Performs many commits in one transaction, when the store knows no repository yet; whether it did.
@@ -125,10 +133,11 @@ impl MetadataStore for SqliteStore {
     async fn manifest(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<ManifestRecord>, StorageError> {
-        let (repository, digest) = (repository.clone(), digest.clone());
-        let read = move |connection: &_| read::manifest(connection, &repository, &digest);
+        let (repository, origin, digest) = (repository.clone(), origin.clone(), digest.clone());
+        let read = move |connection: &_| read::manifest(connection, &repository, &origin, &digest);
         self.readers.read("read a manifest's record", read).await
     }
 
@@ -159,31 +168,58 @@ impl MetadataStore for SqliteStore {
     async fn referrers(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         subject: &Digest,
     ) -> Result<Vec<ReferrerRecord>, StorageError> {
-        let (repository, subject) = (repository.clone(), subject.clone());
-        let read = move |connection: &_| read::referrers(connection, &repository, &subject);
+        let (repository, origin, subject) = (repository.clone(), origin.clone(), subject.clone());
+        let read =
+            move |connection: &_| read::referrers(connection, &repository, &origin, &subject);
         self.readers.read("list referrers", read).await
     }
 
     async fn blob(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<u64>, StorageError> {
-        let (repository, digest) = (repository.clone(), digest.clone());
-        let read = move |connection: &_| read::blob(connection, &repository, &digest);
+        let (repository, origin, digest) = (repository.clone(), origin.clone(), digest.clone());
+        let read = move |connection: &_| read::blob(connection, &repository, &origin, &digest);
         self.readers.read("read a blob's link", read).await
     }
 
     async fn parents(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError> {
-        let (repository, digest) = (repository.clone(), digest.clone());
-        let read = move |connection: &_| read::parents(connection, &repository, &digest);
+        let (repository, origin, digest) = (repository.clone(), origin.clone(), digest.clone());
+        let read = move |connection: &_| read::parents(connection, &repository, &origin, &digest);
         self.readers.read("list parents", read).await
+    }
+
+    async fn delivered(
+        &self,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError> {
+        let (origin, digest) = (origin.clone(), digest.clone());
+        let read = move |connection: &_| read::delivered(connection, &origin, &digest);
+        self.readers.read("look for a delivered blob", read).await
+    }
+
+    async fn has_pushed(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        principal: &str,
+    ) -> Result<bool, StorageError> {
+        let (repository, digest) = (repository.clone(), digest.clone());
+        let principal = principal.to_owned();
+        let read =
+            move |connection: &_| read::has_pushed(connection, &repository, &digest, &principal);
+        self.readers.read("look for a blob's pusher", read).await
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {

@@ -18,5 +18,7 @@ mod killed;
 mod memory;
 #[path = "storage/model.rs"]
 mod model;
+#[path = "storage/origins.rs"]
+mod origins;
 #[path = "storage/sqlite.rs"]
 mod sqlite;

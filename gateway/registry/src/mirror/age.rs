@@ -36,7 +36,9 @@ impl Engine {
         if min_age.is_zero() || names_already {
             return Ok(None);
         }
-        let record = self.metadata.manifest(origin.name(), &verified.digest);
+        let record = self
+            .metadata
+            .manifest(origin.name(), origin.content(), &verified.digest);
         let age_ms = match record.await? {
             Some(record) => self.now_ms().saturating_sub(record.pushed_at_ms),
             None => {

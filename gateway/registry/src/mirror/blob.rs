@@ -1,12 +1,13 @@
 //! Blobs of mirrored repositories: what is here, who may have it, and when to start a fill.
 //!
-//! Owns the rule that content which is here for one repository is not thereby readable in another: the other must name it in a
-//! manifest of its own, or its upstream must say that it has it (CVE-2024-39897 is what happens otherwise). Where upstreams decide who may
-//! read, only the latter counts.
+//! Owns the rule of possession: a repository answers from bytes that are here only when its own upstream delivered them. Delivered to this
+//! repository, they are its own. Delivered to another repository of the same upstream, the upstream's HEAD for this one decides, with the
+//! length. Anything else, such as a push to a hosted repository or another mirror's fill, says nothing (CVE-2024-39897): the blob is fetched
+//! in full. Invariant: a name in a manifest, a HEAD alone, or a length is never possession.
 
 use std::sync::Arc;
 
-use gantry_model::{AdmissionRequest, Change, Descriptor, Digest, Manifest, MediaType, Requester};
+use gantry_model::{AdmissionRequest, Change, Descriptor, Digest, MediaType, Requester};
 use gantry_storage::{Blob, Commit, Named, naming};
 
 use super::{
@@ -60,16 +61,37 @@ impl Engine {
         if let Some(blob) = self.linked(origin, digest).await? {
             return Ok(Some(blob.size()));
         }
-        if self.is_named(origin, digest).await? {
-            let agreed = self.sizes(origin, digest).await?.agreed;
-            if agreed.is_some() {
-                return Ok(agreed);
-            }
+        self.upstream_size(origin, digest).await
+    }
+
+    /// As [`Engine::stat_blob`], for a blob whose read follows: what the repository's manifests agree on saves the question.
+    pub(super) async fn expected_size(
+        self: &Arc<Self>,
+        origin: &Origin,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Failure> {
+        if let Some(size) = self.filling_size(origin, digest) {
+            return Ok(Some(size));
         }
-        let key = (origin.name().clone(), digest.clone());
+        if let Some(blob) = self.linked(origin, digest).await? {
+            return Ok(Some(blob.size()));
+        }
+        match self.sizes(origin, digest).await?.agreed {
+            Some(size) => Ok(Some(size)),
+            None => self.upstream_size(origin, digest).await,
+        }
+    }
+
+    /// What the upstream says of the blob's length in this repository.
+    async fn upstream_size(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Failure> {
+        let key = (origin.place(), digest.clone());
         let (upstream, remote) = (Arc::clone(&origin.settings.upstream), origin.remote.clone());
         let asked = digest.clone();
-        let span = tracing::info_span!(parent: None, "stat_blob", repository.name = %key.0, blob.digest = %digest);
+        let span = tracing::info_span!(parent: None, "stat_blob", repository.name = %origin.name(), blob.digest = %digest);
         self.running
             .stats
             .run(key, span, || async move {
@@ -78,20 +100,21 @@ impl Engine {
             .await
     }
 
-    /// The published blob, when this repository is known to hold it.
+    /// The published blob, when this repository's upstream delivered it to this repository.
     async fn linked(
         &self,
         origin: &Origin,
         digest: &Digest,
     ) -> Result<Option<Arc<dyn Blob>>, Failure> {
-        let name = origin.name();
-        if self.metadata.blob(name, digest).await?.is_none() {
+        let (name, content) = (origin.name(), origin.content());
+        if self.metadata.blob(name, content, digest).await?.is_none() {
             return Ok(None);
         }
         Ok(self.blobs.open(digest).await?)
     }
 
-    /// The published blob, when this repository holds it or proves that it does; proven content is linked without being fetched.
+    /// The published blob, when its bytes need not be fetched: this repository's upstream delivered them to it, or to another repository, and
+    /// says of the same length that this one has them too. Then they are linked.
     pub(super) async fn held(
         &self,
         origin: &Origin,
@@ -100,16 +123,20 @@ impl Engine {
         let Some(blob) = self.blobs.open(digest).await? else {
             return Ok(None);
         };
-        let name = origin.name();
-        if self.metadata.blob(name, digest).await?.is_some() {
+        let (name, content) = (origin.name(), origin.content());
+        if self.metadata.blob(name, content, digest).await?.is_some() {
             return Ok(Some(blob));
         }
-        if !origin.settings.names_prove || !self.is_named(origin, digest).await? {
-            let upstream = &origin.settings.upstream;
-            let _size = upstream.stat_blob(&origin.remote, digest).await?;
+        if self.metadata.delivered(content, digest).await? != Some(blob.size()) {
+            return Ok(None);
+        }
+        let upstream = &origin.settings.upstream;
+        let said = upstream.stat_blob(&origin.remote, digest).await?;
+        if said != Some(blob.size()) {
+            return Ok(None);
         }
         match self.link(origin, digest, blob.size()).await {
-            // It is proven, so a database without space costs the next caller another proof, not this one its bytes.
+            // The upstream said so, so a database without space costs the next caller another question, not this one its bytes.
             Err(failure @ Failure::Full(_)) => self.store_is_full(&failure),
             linked => linked?,
         }
@@ -124,41 +151,24 @@ impl Engine {
     ) -> Result<(), Failure> {
         let link = Commit::LinkBlob {
             repository: origin.name().clone(),
+            origin: origin.content().clone(),
             digest: digest.clone(),
             size,
             upload: None,
+            principal: None,
         };
         Ok(self.metadata.commit(link).await?)
     }
 
     pub(super) async fn sizes(&self, origin: &Origin, digest: &Digest) -> Result<Sizes, Failure> {
-        let name = origin.name();
-        let parents = self.metadata.parents(name, digest).await?;
+        let (name, content) = (origin.name(), origin.content());
+        let parents = self.metadata.parents(name, content, digest).await?;
         let most = parents.iter().map(|(_, reference)| reference.size).max();
         let least = parents.iter().map(|(_, reference)| reference.size).min();
         Ok(Sizes {
             agreed: most.filter(|_| most == least),
             most,
         })
-    }
-
-    /// Whether a manifest of this repository names the content as its own. A layer with `urls` is not: registries accept manifests
-    /// that name such layers without having them, so anybody may name any digest there.
-    async fn is_named(&self, origin: &Origin, digest: &Digest) -> Result<bool, Failure> {
-        let name = origin.name();
-        for (parent, _) in self.metadata.parents(name, digest).await? {
-            let Some((record, bytes)) = self.local_manifest(origin, &parent).await? else {
-                continue;
-            };
-            let Ok(manifest) = Manifest::parse(Some(&record.media_type), &bytes) else {
-                continue;
-            };
-            let own = |descriptor: &Descriptor| descriptor.digest == *digest;
-            if manifest.required_blobs().any(own) || manifest.manifests.iter().any(own) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Asks the admission hooks before an upstream's blob enters this repository. Every caller is asked for, so that one who may
@@ -172,8 +182,8 @@ impl Engine {
         if !self.admission.asks(&origin.repository, Change::Fill) {
             return Ok(());
         }
-        let name = origin.name();
-        let parents = self.metadata.parents(name, digest).await?;
+        let (name, content) = (origin.name(), origin.content());
+        let parents = self.metadata.parents(name, content, digest).await?;
         let own = parents
             .iter()
             .find(|(_, reference)| reference.named == Named::Blob);

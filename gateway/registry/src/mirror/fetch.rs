@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::{FutureExt as _, StreamExt as _, stream::BoxStream};
-use gantry_model::{Digest, RepositoryName, UploadId};
+use gantry_model::{Digest, UploadId};
 use gantry_storage::{BlobWriter, blob::PublishError};
 use gantry_upstream::{BlobStream, Kind, Part, UpstreamError};
 
@@ -41,7 +41,7 @@ impl Engine {
     /// The fill of `digest` for this repository: the one that runs, or a new one. Other repositories have their own, because what
     /// one of them may read another may not.
     pub(super) fn join_or_start(self: &Arc<Self>, origin: &Origin, digest: &Digest) -> Fill {
-        let key = (origin.name().clone(), digest.clone());
+        let key = (origin.place(), digest.clone());
         let mut fills = lock(&self.running.fills);
         if let Some(fill) = fills.get(&key) {
             origin.count(CacheContent::Blob, CacheOutcome::Joined);
@@ -71,12 +71,12 @@ impl Engine {
 
     /// The length of a blob that is being filled for this repository, when its upstream has said it.
     pub(super) fn filling_size(&self, origin: &Origin, digest: &Digest) -> Option<u64> {
-        self.filling(origin.name(), digest)?.known_size()
+        self.filling(origin, digest)?.known_size()
     }
 
     /// The fill that runs for a repository.
-    pub(super) fn filling(&self, name: &RepositoryName, digest: &Digest) -> Option<Fill> {
-        let key = (name.clone(), digest.clone());
+    pub(super) fn filling(&self, origin: &Origin, digest: &Digest) -> Option<Fill> {
+        let key = (origin.place(), digest.clone());
         lock(&self.running.fills).get(&key).cloned()
     }
 

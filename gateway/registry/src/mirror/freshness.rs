@@ -3,11 +3,11 @@
 //! Owns the order of questions to the upstream: a cold tag costs one GET, a known one a HEAD, which Docker Hub does not count.
 //! Invariant: a tag is unknown only when the upstream said so, and then its digests stay.
 
-use gantry_model::{Digest, Reference, RepositoryName, Requester, Tag, TagState};
-use gantry_storage::{Commit, CommitError, TagMove, TagRecord};
+use gantry_model::{Digest, Reference, Requester, Tag, TagState};
+use gantry_storage::{Commit, CommitError, ContentOrigin, TagMove, TagRecord};
 
 use super::{
-    Engine, MirroredManifest, Origin,
+    Engine, MirroredManifest, Origin, Place,
     failure::Failure,
     manifest::{StoreError, Verified, millis},
 };
@@ -26,7 +26,7 @@ const MAX_NOT_FOUND: u64 = 10_000;
 /// The upstream's 404s, until they are to be asked again.
 #[derive(Debug)]
 pub(super) struct NotFound {
-    until_ms: moka::sync::Cache<(RepositoryName, Reference), u64>,
+    until_ms: moka::sync::Cache<(Place, Reference), u64>,
 }
 
 impl Default for NotFound {
@@ -38,13 +38,13 @@ impl Default for NotFound {
 }
 
 impl NotFound {
-    pub(super) fn remembers(&self, key: &(RepositoryName, Reference), now_ms: u64) -> bool {
+    pub(super) fn remembers(&self, key: &(Place, Reference), now_ms: u64) -> bool {
         self.until_ms
             .get(key)
             .is_some_and(|until_ms| now_ms < until_ms)
     }
 
-    pub(super) fn remember(&self, key: (RepositoryName, Reference), until_ms: u64) {
+    pub(super) fn remember(&self, key: (Place, Reference), until_ms: u64) {
         self.until_ms.insert(key, until_ms);
     }
 
@@ -109,8 +109,16 @@ impl Engine {
         };
         // Pushed since this read was found to be the upstream's: nothing that is pushed here is held against an upstream.
         if !seen.is_cached() && origin.may_be_pushed() {
-            let pushed = self.tagged(origin, seen, None, CacheOutcome::Hit).await?;
-            return pushed.ok_or(Failure::Conflict);
+            let digest = &seen.state.digest;
+            let pushed = self.stored_manifest(origin.name(), &ContentOrigin::Pushed, digest);
+            let (record, bytes) = pushed.await?.ok_or(Failure::Conflict)?;
+            return Ok(MirroredManifest {
+                record,
+                bytes,
+                stale: None,
+                tag: Some(seen.state),
+                via: CacheOutcome::Hit,
+            });
         }
         match self.revalidate(origin, &seen, requester).await {
             Err(Failure::NotFound) => {

@@ -11,7 +11,9 @@ use std::{
 };
 
 use gantry_model::{Digest, Manifest, Page, RepositoryName};
-use gantry_storage::{CacheQuery, CacheSize, Cached, Commit, CommitError, Use, Within};
+use gantry_storage::{
+    CacheQuery, CacheSize, Cached, Commit, CommitError, ContentOrigin, Use, Within,
+};
 
 use super::{
     Engine,
@@ -274,7 +276,7 @@ impl Engine {
         }
         while let Some(digest) = named.pop() {
             if kept.insert(digest.clone()) {
-                named.extend(self.named_by(repository, &digest).await?);
+                named.extend(self.named_by(repository, &settings.origin, &digest).await?);
             }
         }
         Ok(kept)
@@ -297,9 +299,11 @@ impl Engine {
     pub(super) async fn named_by(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Vec<Digest>, Failure> {
-        let Some((record, bytes)) = self.stored_manifest(repository, digest).await? else {
+        let stored = self.stored_manifest(repository, origin, digest).await?;
+        let Some((record, bytes)) = stored else {
             return Ok(Vec::new());
         };
         let manifest = Manifest::parse(Some(&record.media_type), &bytes);

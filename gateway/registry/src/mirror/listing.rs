@@ -5,11 +5,11 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
-use gantry_model::{Client, Digest, Page, Principal, Reference, RepositoryName, Requester, Tag};
+use gantry_model::{Client, Digest, Page, Principal, Reference, Requester, Tag};
 use gantry_storage::{ManifestRecord, TagRecord};
 use serde_json::Value;
 
-use super::{Engine, Origin, failure::Failure, manifest::millis};
+use super::{Engine, Origin, Place, failure::Failure, manifest::millis};
 use crate::{admit::descriptor_of, referrers::fallback_tag};
 
 /// Referrers indexes kept in memory, in bytes.
@@ -24,7 +24,7 @@ struct CachedIndex {
 /// Referrers indexes by subject, until they are to be asked for again.
 #[derive(Debug)]
 pub(super) struct ReferrersCache {
-    indexes: moka::sync::Cache<(RepositoryName, Digest), CachedIndex>,
+    indexes: moka::sync::Cache<(Place, Digest), CachedIndex>,
 }
 
 impl Default for ReferrersCache {
@@ -99,13 +99,13 @@ impl Engine {
         origin: &Origin,
         digest: &Digest,
     ) -> Result<Vec<Value>, Failure> {
-        let key = (origin.name().clone(), digest.clone());
+        let key = (origin.place(), digest.clone());
         let now_ms = self.now_ms();
         let cached = self.running.referrers.indexes.get(&key);
         if let Some(cached) = cached.filter(|cached| now_ms < cached.until_ms) {
             return descriptors(&cached.index);
         }
-        let span = tracing::info_span!(parent: None, "mirror_referrers", repository.name = %key.0, manifest.digest = %digest);
+        let span = tracing::info_span!(parent: None, "mirror_referrers", repository.name = %origin.name(), manifest.digest = %digest);
         let (engine, asked, subject) = (Arc::clone(self), origin.clone(), digest.clone());
         let flight = self.running.indexes.run(key, span, || async move {
             engine.pull_referrers(&asked, &subject).await
@@ -138,7 +138,7 @@ impl Engine {
                 .saturating_add(millis(origin.settings.freshness.fresh_for)),
             index: index.clone(),
         };
-        let key = (origin.name().clone(), digest.clone());
+        let key = (origin.place(), digest.clone());
         self.running.referrers.indexes.insert(key, cached);
         Ok(index)
     }
@@ -166,7 +166,10 @@ impl Engine {
         digest: &Digest,
         failure: Failure,
     ) -> Result<Vec<Value>, Failure> {
-        let known = self.metadata.referrers(origin.name(), digest).await?;
+        let known = self
+            .metadata
+            .referrers(origin.name(), origin.content(), digest)
+            .await?;
         if known.is_empty() {
             return Err(failure);
         }

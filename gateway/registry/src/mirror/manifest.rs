@@ -11,8 +11,8 @@ use gantry_model::{
     RepositoryName, Requester, Tag, TagState,
 };
 use gantry_storage::{
-    Blob, Commit, CommitError, ManifestRecord, Named, PushManifest, ReferenceRecord, StorageError,
-    TagMove, digest_of, naming,
+    Blob, Commit, CommitError, ContentOrigin, ManifestRecord, Named, PushManifest, ReferenceRecord,
+    StorageError, TagMove, digest_of, naming,
 };
 use gantry_upstream::FetchedManifest;
 
@@ -63,7 +63,7 @@ impl Engine {
         if let Some(known) = self.known(origin, reference).await? {
             return Ok(known);
         }
-        let key = (origin.name().clone(), reference.clone());
+        let key = (origin.place(), reference.clone());
         if self.running.not_found.remembers(&key, self.now_ms()) {
             return Err(Failure::NotFound);
         }
@@ -74,7 +74,7 @@ impl Engine {
         let span = tracing::info_span!(
             parent: None,
             "mirror_manifest",
-            repository.name = %key.0,
+            repository.name = %origin.name(),
             reference = %reference,
             request.id = %requester.request_id,
         );
@@ -111,7 +111,7 @@ impl Engine {
                 let until_ms = self
                     .now_ms()
                     .saturating_add(millis(origin.settings.not_found_for));
-                let key = (origin.name().clone(), reference.clone());
+                let key = (origin.place(), reference.clone());
                 self.running.not_found.remember(key, until_ms);
             }
             Err(failure) => tracing::warn!(
@@ -194,16 +194,18 @@ impl Engine {
         origin: &Origin,
         digest: &Digest,
     ) -> Result<Option<(ManifestRecord, Bytes)>, Failure> {
-        self.stored_manifest(origin.name(), digest).await
+        self.stored_manifest(origin.name(), origin.content(), digest)
+            .await
     }
 
     /// As [`Engine::local_manifest`], by the repository's canonical name.
     pub(super) async fn stored_manifest(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<(ManifestRecord, Bytes)>, Failure> {
-        let Some(record) = self.metadata.manifest(repository, digest).await? else {
+        let Some(record) = self.metadata.manifest(repository, origin, digest).await? else {
             return Ok(None);
         };
         if let Some(bytes) = self.running.bytes.get(digest) {
@@ -272,7 +274,9 @@ impl Engine {
         if !self.admission.asks(&origin.repository, Change::Fill) {
             return Ok(());
         }
-        let parents = self.metadata.parents(origin.name(), &verified.digest);
+        let parents = self
+            .metadata
+            .parents(origin.name(), origin.content(), &verified.digest);
         let (tag, previous) = tag.unzip();
         let request = AdmissionRequest {
             requester: requester.clone(),
@@ -302,6 +306,7 @@ impl Engine {
         self.store_bytes(&verified.digest, &verified.bytes).await?;
         let push = PushManifest {
             repository: origin.name().clone(),
+            origin: origin.content().clone(),
             manifest: verified.record(self.now_ms(), format!("mirror:{}", origin.mirror())),
             references: ReferenceRecord::all_of(&verified.manifest),
             tags: tag.into_iter().collect(),

@@ -10,7 +10,7 @@ use std::{
 
 use gantry_model::{Digest, Page, RepositoryName, Tag, glob::Glob};
 use gantry_storage::{
-    CacheIndex, CacheQuery, Cached, CachedRepository, Commit, Pin, TagRecord, Within,
+    CacheIndex, CacheQuery, Cached, CachedRepository, Commit, ContentOrigin, Pin, TagRecord, Within,
 };
 use tokio::sync::mpsc;
 
@@ -245,7 +245,13 @@ impl Engine {
                 let tags = self.metadata.tags(repository, None, &EVERYTHING).await?;
                 tags.iter().any(|record| selection.covers_tag(&record.tag))
             }
-            What::Digest(digest) => self.metadata.manifest(repository, digest).await?.is_some(),
+            What::Digest(digest) => match self.mirror_of(repository) {
+                Some((_, settings)) => {
+                    let manifest = self.metadata.manifest(repository, &settings.origin, digest);
+                    manifest.await?.is_some()
+                }
+                None => false,
+            },
         })
     }
 
@@ -280,7 +286,7 @@ impl Engine {
             return Ok(true);
         };
         let pinned = self.pinned_in(repository, settings).await?;
-        let mut plan = Plan::new(self, repository, order).await?;
+        let mut plan = Plan::new(self, (repository, &settings.origin), order).await?;
         plan.make(&order.selection, &pinned).await?;
         evicted.pinned += plan.spared;
         for step in plan.steps {
@@ -379,6 +385,7 @@ impl Step {
 struct Plan<'a> {
     engine: &'a Engine,
     repository: &'a RepositoryName,
+    origin: &'a ContentOrigin,
     /// What is old enough to go, with its length.
     manifests: BTreeMap<Digest, u64>,
     blobs: BTreeMap<Digest, u64>,
@@ -390,7 +397,7 @@ struct Plan<'a> {
 impl<'a> Plan<'a> {
     async fn new(
         engine: &'a Engine,
-        repository: &'a RepositoryName,
+        (repository, origin): (&'a RepositoryName, &'a ContentOrigin),
         order: &EvictOrder,
     ) -> Result<Self, Failure> {
         let query = CacheQuery {
@@ -411,6 +418,7 @@ impl<'a> Plan<'a> {
         Ok(Self {
             engine,
             repository,
+            origin,
             manifests: sizes(engine.cache.least_used_manifests(&query).await?),
             blobs: sizes(engine.cache.least_used_blobs(&query).await?),
             goes: BTreeSet::new(),
@@ -499,7 +507,8 @@ impl<'a> Plan<'a> {
             size: self.manifests.get(digest).copied().unwrap_or(0),
         });
         let mut children = Vec::new();
-        for named in self.engine.named_by(self.repository, digest).await? {
+        let named = self.engine.named_by(self.repository, self.origin, digest);
+        for named in named.await? {
             if self.manifests.contains_key(&named) {
                 children.push(named);
             } else if !self.is_named(&named).await? {
@@ -507,7 +516,8 @@ impl<'a> Plan<'a> {
             }
         }
         // A signature is of no use without what it signs.
-        let referrers = self.engine.metadata.referrers(self.repository, digest);
+        let metadata = &self.engine.metadata;
+        let referrers = metadata.referrers(self.repository, self.origin, digest);
         let referrers = referrers.await?.into_iter();
         children.extend(referrers.map(|referrer| referrer.manifest.digest));
         Ok(children)
@@ -529,7 +539,9 @@ impl<'a> Plan<'a> {
     /// Whether a manifest that stays names the content.
     async fn is_named(&self, digest: &Digest) -> Result<bool, Failure> {
         let metadata = &self.engine.metadata;
-        let parents = metadata.parents(self.repository, digest).await?;
+        let parents = metadata
+            .parents(self.repository, self.origin, digest)
+            .await?;
         Ok(parents
             .iter()
             .any(|(parent, _)| !self.goes.contains(parent)))

@@ -132,7 +132,7 @@ impl Fetch {
 
     /// Takes this fill out of the table, so that whoever comes from now on starts another.
     pub(super) fn retire(&self) {
-        let key = (self.origin.name().clone(), self.digest.clone());
+        let key = (self.origin.place(), self.digest.clone());
         let mut fills = lock(&self.engine.running.fills);
         if fills.get(&key).is_some_and(|fill| fill.is(&self.fill)) {
             fills.remove(&key);

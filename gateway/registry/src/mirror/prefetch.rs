@@ -7,11 +7,11 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use gantry_model::{Descriptor, Digest, Manifest, RepositoryName, Requester};
+use gantry_model::{Descriptor, Digest, Manifest, Requester};
 use gantry_storage::ManifestRecord;
 use tokio::sync::Semaphore;
 
-use super::{Engine, Origin, failure::Failure, flight::Flights, manifest::millis};
+use super::{Engine, Origin, Place, failure::Failure, flight::Flights, manifest::millis};
 
 /// How long a manifest is new. A client such as containerd asks for the tag by HEAD, and comes for the content after that; later,
 /// clients that ask for the manifest have the layers, and what was evicted should not come back for them.
@@ -20,7 +20,7 @@ const NEW_FOR: Duration = Duration::from_secs(60);
 /// What is being prefetched.
 #[derive(Debug)]
 pub(super) struct Prefetches {
-    manifests: Flights<(RepositoryName, Digest), ()>,
+    manifests: Flights<(Place, Digest), ()>,
     places: Semaphore,
     max_fills: usize,
 }
@@ -56,11 +56,11 @@ impl Engine {
         if blobs.is_empty() {
             return;
         }
-        let key = (origin.name().clone(), record.digest.clone());
+        let key = (origin.place(), record.digest.clone());
         let span = tracing::info_span!(
             parent: None,
             "prefetch",
-            repository.name = %key.0,
+            repository.name = %origin.name(),
             manifest.digest = %key.1,
             request.id = %requester.request_id,
         );
@@ -106,7 +106,8 @@ impl Engine {
             .acquire()
             .await
             .map_err(Failure::internal)?;
-        if self.metadata.blob(origin.name(), digest).await?.is_some() {
+        let linked = self.metadata.blob(origin.name(), origin.content(), digest);
+        if linked.await?.is_some() {
             return Ok(());
         }
         // Before the fill is begun: one that waits for a place would make a client that joins it wait too.

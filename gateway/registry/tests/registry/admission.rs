@@ -326,7 +326,11 @@ impl Admission for Witness {
     async fn admit(&self, request: AdmissionRequest) -> Result<Admitted, Refusal> {
         let ports = self.ports.get().expect("set");
         let name = &request.repository.name;
-        let manifest = ports.metadata.manifest(name, &request.target.digest);
+        let manifest = ports.metadata.manifest(
+            name,
+            &gantry_storage::ContentOrigin::Pushed,
+            &request.target.digest,
+        );
         assert_eq!(
             manifest.await.unwrap(),
             None,

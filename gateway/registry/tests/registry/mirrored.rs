@@ -17,12 +17,14 @@ use gantry_registry::{
     Admission, Arrived, BlobContent, Body, Error, Freshness, Keep, MirrorSettings, Moves, Outcome,
     ServedBlob, Settings,
 };
+use gantry_storage::{Commit, ContentOrigin};
 use gantry_upstream::{
     BlobStream, FetchedManifest, Kind, ManifestHead, Part, TagPage, Upstream, UpstreamError,
 };
 
 use crate::harness::{
-    Content, Hooks, MIRRORED, World, bytes_of, denied, image, index, mirrored, page, sha256, tag,
+    Content, Hooks, MIRRORED, World, bytes_of, denied, image, index, mirrored, name, page, sha256,
+    tag,
 };
 
 /// An upstream that has an index `v1` with one child, lists referrers it does not have, and counts GETs.
@@ -216,7 +218,7 @@ fn world_of(upstream: Static, admission: Arc<dyn Admission>) -> (World, Arc<Stat
         parallel: None,
         not_found_for: Duration::from_secs(10),
         is_listed: true,
-        names_prove: true,
+        origin: ContentOrigin::Upstream("https://hub.test".into()),
     };
     let mut world = World::build(admission, Settings::default());
     world.ports.mirrors.insert("hub".into(), mirror);
@@ -387,4 +389,34 @@ async fn a_mirrors_list_that_policy_judges_fetches_so_many_and_lists_what_can_be
     let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
     assert_eq!(index["manifests"], serde_json::json!([]));
     assert_eq!(upstream.manifest_gets.load(Ordering::SeqCst), 200);
+}
+
+#[tokio::test]
+async fn a_blob_that_the_upstream_delivered_is_mounted_and_no_other() {
+    let (world, _upstream) = world(Arc::new(Hooks::none()));
+    let alice = world.client("alice");
+    let alice = alice.granted(Operation::pull_scope(&name(MIRRORED)));
+    let secret = alice.push_blob("secret/app", b"secret").await.unwrap();
+    let layer = sha256(b"0123456789");
+    let link = |digest: &Digest, size, origin| Commit::LinkBlob {
+        repository: name(MIRRORED),
+        origin,
+        digest: digest.clone(),
+        size,
+        upload: None,
+        principal: None,
+    };
+    let elsewhere = ContentOrigin::Upstream("https://elsewhere.test".into());
+    for origin in [ContentOrigin::Pushed, elsewhere] {
+        let commit = world.ports.metadata.commit(link(&secret, 6, origin));
+        commit.await.unwrap();
+    }
+    let served = alice.pull_mirrored_blob(&layer, None, true).await.unwrap();
+    drain(served).await;
+    for (digest, is_mounted) in [(&layer, true), (&secret, false)] {
+        let source = Some(mirrored(MIRRORED));
+        let outcome = alice.mount("apps/api", digest, source).await.unwrap();
+        let mounted = matches!(outcome, Outcome::BlobPushed { .. });
+        assert_eq!(mounted, is_mounted, "{digest}");
+    }
 }

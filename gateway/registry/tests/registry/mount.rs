@@ -5,7 +5,7 @@ use std::sync::Arc;
 use gantry_model::{Admitted, Change, Operation};
 use gantry_registry::{Error, Outcome};
 
-use crate::harness::{Client, Hooks, World, bytes_of, denied, hosted, mirrored, name, sha256};
+use crate::harness::{Client, Hooks, World, bytes_of, denied, hosted, name, sha256};
 
 fn reader_of(client: Client, source: &str) -> Client {
     client.granted(Operation::pull_scope(&name(source)))
@@ -50,23 +50,6 @@ async fn without_the_right_or_the_blob_or_a_source_a_mount_is_an_upload() {
         let error = alice.head_blob("apps/api", digest).await.unwrap_err();
         assert!(matches!(error, Error::BlobUnknown { .. }), "{error:?}");
     }
-}
-
-#[tokio::test]
-async fn a_cached_blob_of_a_mirror_is_mounted() {
-    let world = World::new();
-    let source = mirrored("docker.io/library/alpine");
-    let alice = reader_of(world.client("alice"), "docker.io/library/alpine");
-    let digest = alice.push_blob("apps/web", b"layer").await.unwrap();
-    let cached = gantry_storage::Commit::LinkBlob {
-        repository: source.name.clone(),
-        digest: digest.clone(),
-        size: 5,
-        upload: None,
-    };
-    world.ports.metadata.commit(cached).await.unwrap();
-    let mounted = alice.mount("apps/api", &digest, Some(source)).await;
-    assert!(matches!(mounted, Ok(Outcome::BlobPushed { .. })));
 }
 
 #[tokio::test]

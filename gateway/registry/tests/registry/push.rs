@@ -240,7 +240,11 @@ async fn a_repeated_push_keeps_who_pushed_first() {
     let record = world
         .ports
         .metadata
-        .manifest(&name("apps/web"), &image.digest)
+        .manifest(
+            &name("apps/web"),
+            &gantry_storage::ContentOrigin::Pushed,
+            &image.digest,
+        )
         .await
         .unwrap()
         .unwrap();

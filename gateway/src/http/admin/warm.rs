@@ -291,9 +291,11 @@ impl Warming {
 
     /// Its length, and how much of it came from the upstream for this.
     async fn blob(&self, image: &Image<'_>, blob: &Descriptor) -> Result<(u64, u64), Stop> {
-        let name = &image.repository.name;
         // Asked before: what another fill brought meanwhile is served as one that was here already.
-        let was_here = self.generation.registry.holds(name, &blob.digest);
+        let was_here = self
+            .generation
+            .registry
+            .holds(&image.repository, &blob.digest);
         let was_here = was_here.await.map_err(Error::from)?;
         let operation = Operation::PullBlob {
             repository: image.repository.clone(),
@@ -308,7 +310,10 @@ impl Warming {
         let fetched = match served.content {
             BlobContent::Filling(stream) => {
                 let received = self.receive(image, blob, stream).await?;
-                let kept = self.generation.registry.kept(name, &blob.digest);
+                let kept = self
+                    .generation
+                    .registry
+                    .kept(&image.repository, &blob.digest);
                 kept.await.map_err(Error::from)?;
                 received
             }

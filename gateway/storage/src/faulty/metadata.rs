@@ -8,8 +8,8 @@ use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 use super::{Call, Faults};
 use crate::{
     CacheIndex, CacheQuery, CacheSize, Cached, CachedRepository, Commit, CommitError,
-    ManifestRecord, MetadataStore, Pin, ReferenceRecord, ReferrerRecord, RepositoryRecord,
-    StorageError, TagRecord, UploadRecord, UploadSessions, Use,
+    ContentOrigin, ManifestRecord, MetadataStore, Pin, ReferenceRecord, ReferrerRecord,
+    RepositoryRecord, StorageError, TagRecord, UploadRecord, UploadSessions, Use,
 };
 
 /// Fails as [`Faults`] says; otherwise the stores behind.
@@ -57,9 +57,10 @@ impl MetadataStore for FaultyMetadata {
     async fn manifest(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<ManifestRecord>, StorageError> {
-        let read = self.metadata.manifest(repository, digest);
+        let read = self.metadata.manifest(repository, origin, digest);
         self.faults.around(Call::Manifest, read).await
     }
 
@@ -85,28 +86,50 @@ impl MetadataStore for FaultyMetadata {
     async fn referrers(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         subject: &Digest,
     ) -> Result<Vec<ReferrerRecord>, StorageError> {
-        let read = self.metadata.referrers(repository, subject);
+        let read = self.metadata.referrers(repository, origin, subject);
         self.faults.around(Call::Referrers, read).await
     }
 
     async fn blob(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<u64>, StorageError> {
-        let read = self.metadata.blob(repository, digest);
+        let read = self.metadata.blob(repository, origin, digest);
         self.faults.around(Call::Blob, read).await
     }
 
     async fn parents(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError> {
-        let read = self.metadata.parents(repository, digest);
+        let read = self.metadata.parents(repository, origin, digest);
         self.faults.around(Call::Parents, read).await
+    }
+
+    async fn delivered(
+        &self,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError> {
+        let read = self.metadata.delivered(origin, digest);
+        self.faults.around(Call::Delivered, read).await
+    }
+
+    async fn has_pushed(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        principal: &str,
+    ) -> Result<bool, StorageError> {
+        let read = self.metadata.has_pushed(repository, digest, principal);
+        self.faults.around(Call::HasPushed, read).await
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {

@@ -42,7 +42,7 @@ impl CacheIndex for MemoryMetadata {
                 repository
                     .blobs
                     .iter()
-                    .map(|(digest, size)| (digest, *size)),
+                    .map(|(digest, linked)| (digest, linked.size())),
             );
         }
         size.blobs = blobs.len() as u64;
@@ -69,10 +69,10 @@ impl CacheIndex for MemoryMetadata {
         let blobs = facts
             .within(&query.within, &query.except)
             .flat_map(|(name, repository)| {
-                repository.blobs.iter().map(|(digest, size)| Cached {
+                repository.blobs.iter().map(|(digest, linked)| Cached {
                     repository: name.clone(),
                     digest: digest.clone(),
-                    size: *size,
+                    size: linked.size(),
                     used_at_ms: repository.blob_used_at_ms(digest),
                 })
             });
@@ -155,7 +155,7 @@ impl Repository {
             tags: self.tags.len() as u64,
             manifests: self.manifests.len() as u64,
             blobs: self.blobs.len() as u64,
-            bytes: self.blobs.values().sum(),
+            bytes: self.blobs.values().map(|linked| linked.size()).sum(),
             used_at_ms: self.uses.values().copied().chain(came).max().unwrap_or(0),
         }
     }

@@ -14,8 +14,8 @@ use crate::{
     cache::Pin,
     error::{Kind, StorageError},
     metadata::{
-        Commit, CommitError, ManifestRecord, MetadataStore, PushManifest, ReferenceRecord,
-        ReferrerRecord, RepositoryRecord, TagRecord, UploadRecord, UploadSessions,
+        Commit, CommitError, ContentOrigin, ManifestRecord, MetadataStore, PushManifest,
+        ReferenceRecord, ReferrerRecord, RepositoryRecord, TagRecord, UploadRecord, UploadSessions,
     },
 };
 
@@ -37,9 +37,10 @@ pub(super) struct Facts {
 #[derive(Debug)]
 pub(super) struct Repository {
     generation: u64,
+    claimed: bool,
     pub(super) manifests: BTreeMap<Digest, Stored>,
     pub(super) tags: BTreeMap<Tag, TagRecord>,
-    pub(super) blobs: BTreeMap<Digest, u64>,
+    pub(super) blobs: BTreeMap<Digest, Linked>,
     pub(super) uses: BTreeMap<Digest, u64>,
 }
 
@@ -47,6 +48,7 @@ impl Default for Repository {
     fn default() -> Self {
         Self {
             generation: 1,
+            claimed: false,
             manifests: BTreeMap::new(),
             tags: BTreeMap::new(),
             blobs: BTreeMap::new(),
@@ -59,6 +61,21 @@ impl Default for Repository {
 pub(super) struct Stored {
     pub(super) record: ManifestRecord,
     pub(super) references: Vec<ReferenceRecord>,
+    origins: BTreeSet<ContentOrigin>,
+}
+
+/// A blob of a repository. Not empty.
+#[derive(Debug, Default)]
+pub(super) struct Linked {
+    /// Its length, as each origin said it when it was linked.
+    origins: BTreeMap<ContentOrigin, u64>,
+    principals: BTreeSet<String>,
+}
+
+impl Linked {
+    pub(super) fn size(&self) -> u64 {
+        self.origins.values().copied().max().unwrap_or_default()
+    }
 }
 
 impl MemoryMetadata {
@@ -89,8 +106,10 @@ impl MetadataStore for MemoryMetadata {
         name: &RepositoryName,
     ) -> Result<Option<RepositoryRecord>, StorageError> {
         Ok(self.read(name, |repository| {
-            let generation = repository.generation;
-            Some(RepositoryRecord { generation })
+            Some(RepositoryRecord {
+                claimed: repository.claimed,
+                generation: repository.generation,
+            })
         }))
     }
 
@@ -108,11 +127,13 @@ impl MetadataStore for MemoryMetadata {
     async fn manifest(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<ManifestRecord>, StorageError> {
         Ok(self.read(repository, |repository| {
             let stored = repository.manifests.get(digest)?;
-            Some(stored.record.clone())
+            let has = stored.origins.contains(origin);
+            has.then(|| stored.record.clone())
         }))
     }
 
@@ -142,11 +163,14 @@ impl MetadataStore for MemoryMetadata {
     async fn referrers(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         subject: &Digest,
     ) -> Result<Vec<ReferrerRecord>, StorageError> {
         Ok(self.read(repository, |repository| {
-            let manifests = repository.manifests.values().map(|stored| &stored.record);
+            let manifests = repository.manifests.values();
             manifests
+                .filter(|stored| stored.origins.contains(origin))
+                .map(|stored| &stored.record)
                 .filter(|record| record.subject.as_ref() == Some(subject))
                 .map(|record| ReferrerRecord {
                     manifest: record.clone(),
@@ -158,25 +182,48 @@ impl MetadataStore for MemoryMetadata {
     async fn blob(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Option<u64>, StorageError> {
-        Ok(self.read(repository, |repository| {
-            repository.blobs.get(digest).copied()
-        }))
+        Ok(self.read(repository, |repository| repository.blob(origin, digest)))
     }
 
     async fn parents(
         &self,
         repository: &RepositoryName,
+        origin: &ContentOrigin,
         digest: &Digest,
     ) -> Result<Vec<(Digest, ReferenceRecord)>, StorageError> {
         Ok(self.read(repository, |repository| {
             let mut parents = Vec::new();
-            for (parent, stored) in &repository.manifests {
+            let manifests = repository.manifests.iter();
+            for (parent, stored) in manifests.filter(|(_, it)| it.origins.contains(origin)) {
                 let named = stored.references.iter().filter(|it| it.digest == *digest);
                 parents.extend(named.map(|reference| (parent.clone(), reference.clone())));
             }
             parents
+        }))
+    }
+
+    async fn delivered(
+        &self,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<u64>, StorageError> {
+        let facts = lock(&self.facts);
+        let mut repositories = facts.repositories.values();
+        Ok(repositories.find_map(|repository| repository.blob(origin, digest)))
+    }
+
+    async fn has_pushed(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        principal: &str,
+    ) -> Result<bool, StorageError> {
+        Ok(self.read(repository, |repository| {
+            let linked = repository.blobs.get(digest);
+            linked.is_some_and(|linked| linked.principals.contains(principal))
         }))
     }
 
@@ -196,12 +243,16 @@ impl Facts {
             Commit::PushManifest(push) => self.push_manifest(*push),
             Commit::LinkBlob {
                 repository,
+                origin,
                 digest,
                 size,
                 upload,
+                principal,
             } => {
                 let repository = self.repositories.entry(repository).or_default();
-                repository.blobs.entry(digest).or_insert(size);
+                let linked = repository.blobs.entry(digest).or_default();
+                linked.origins.entry(origin).or_insert(size);
+                linked.principals.extend(principal);
                 upload.map(|upload| self.uploads.remove(&upload));
                 Ok(())
             }
@@ -223,6 +274,7 @@ impl Facts {
                 let blob = repository.blobs.remove(&digest);
                 blob.map(|_size| ()).ok_or(CommitError::Absent)
             }
+            Commit::ReleaseRepository { repository, .. } => self.existing(&repository)?.release(),
             Commit::ConfirmTag {
                 repository,
                 tag,
@@ -252,7 +304,11 @@ impl Facts {
                 return Err(moved(&to.tag, current));
             }
         }
-        if let Some(digest) = push.required.iter().find(|it| !repository.holds(it)) {
+        if let Some(digest) = push
+            .required
+            .iter()
+            .find(|it| !repository.holds(&push.origin, it))
+        {
             let digest = digest.clone();
             return Err(CommitError::MissingReference { digest });
         }
@@ -262,25 +318,70 @@ impl Facts {
             self.began_ms.get_or_insert(record.state.pushed_at_ms);
             repository.tags.insert(to.tag.clone(), record);
         }
-        repository.store(push.manifest, push.references);
+        repository.claimed |= push.origin == ContentOrigin::Pushed;
+        repository.store(push.origin, push.manifest, push.references);
         Ok(())
     }
 }
 
 impl Repository {
-    fn holds(&self, digest: &Digest) -> bool {
-        self.blobs.contains_key(digest) || self.manifests.contains_key(digest)
+    fn blob(&self, origin: &ContentOrigin, digest: &Digest) -> Option<u64> {
+        self.blobs.get(digest)?.origins.get(origin).copied()
+    }
+
+    fn holds(&self, origin: &ContentOrigin, digest: &Digest) -> bool {
+        let stored = self.manifests.get(digest);
+        self.blob(origin, digest).is_some() || stored.is_some_and(|it| it.origins.contains(origin))
+    }
+
+    fn release(&mut self) -> Result<(), CommitError> {
+        if !self.claimed {
+            return Err(CommitError::Absent);
+        }
+        let mut pushed = self.tags.values().filter(|record| !record.is_cached());
+        if let Some(kept) = pushed.find(|record| record.state.immutable) {
+            return Err(moved(&kept.tag, Some(kept)));
+        }
+        self.tags.retain(|_, record| record.is_cached());
+        let tagged: BTreeSet<_> = self
+            .tags
+            .values()
+            .map(|it| it.state.digest.clone())
+            .collect();
+        self.manifests.retain(|digest, stored| {
+            stored.origins.remove(&ContentOrigin::Pushed);
+            !stored.origins.is_empty() || tagged.contains(digest)
+        });
+        self.blobs.retain(|_, linked| {
+            linked.origins.remove(&ContentOrigin::Pushed);
+            linked.principals.clear();
+            !linked.origins.is_empty()
+        });
+        self.claimed = false;
+        self.generation += 1;
+        Ok(())
     }
 
     /// Keeps what is there; otherwise keeps once whatever the manifest says twice.
-    fn store(&mut self, record: ManifestRecord, mut references: Vec<ReferenceRecord>) {
-        self.manifests
+    fn store(
+        &mut self,
+        origin: ContentOrigin,
+        record: ManifestRecord,
+        mut references: Vec<ReferenceRecord>,
+    ) {
+        let stored = self
+            .manifests
             .entry(record.digest.clone())
             .or_insert_with(|| {
                 references.sort_by(|one, other| sort_key(one).cmp(&sort_key(other)));
                 references.dedup();
-                Stored { record, references }
+                Stored {
+                    record,
+                    references,
+                    origins: BTreeSet::new(),
+                }
             });
+        stored.origins.insert(origin);
     }
 
     fn delete_manifest(&mut self, digest: &Digest, tags: &[Tag]) -> Result<(), CommitError> {

@@ -20,6 +20,10 @@ use crate::{
 const WITHIN: &str = "r.name >= ?1 AND r.name < ?2 \
     AND r.name NOT IN (SELECT value FROM json_each(?3))";
 
+/// A blob that a repository has by several origins, once.
+const ONCE: &str = "NOT EXISTS (SELECT 1 FROM blob_links o \
+    WHERE o.repository = b.repository AND o.digest = b.digest AND o.origin < b.origin)";
+
 /// When a manifest was used: itself, an index that names it, or when it came.
 const MANIFEST_USED: &str = "max(m.pushed_at_ms, \
     coalesce((SELECT used_at_ms FROM uses WHERE repository = m.repository AND digest = m.digest), 0), \
@@ -65,7 +69,7 @@ impl CacheIndex for SqliteStore {
                     JOIN manifests m ON m.repository = p.repository AND m.digest = p.manifest \
                     WHERE p.repository = b.repository AND p.digest = b.digest), 0)) AS used \
             FROM repositories r JOIN blob_links b ON b.repository = r.id \
-            WHERE {WITHIN} AND used < ?4 ORDER BY used, b.size DESC, b.digest, r.name LIMIT ?5"
+            WHERE {WITHIN} AND {ONCE} AND used < ?4 ORDER BY used, b.size DESC, b.digest, r.name LIMIT ?5"
         );
         let query = query.clone();
         let read = move |connection: &_| least_used(connection, &sql, &query);
@@ -220,8 +224,10 @@ fn json(names: &[RepositoryName]) -> String {
 const HOLDING: &str = "SELECT r.name, \
     (SELECT count(*) FROM tags WHERE repository = r.id), \
     (SELECT count(*) FROM manifests WHERE repository = r.id) AS manifest_count, \
-    (SELECT count(*) FROM blob_links WHERE repository = r.id) AS blob_count, \
-    (SELECT coalesce(sum(size), 0) FROM blob_links WHERE repository = r.id), \
+    (SELECT count(DISTINCT digest) FROM blob_links WHERE repository = r.id) AS blob_count, \
+    (SELECT coalesce(sum(size), 0) FROM blob_links b WHERE repository = r.id \
+        AND NOT EXISTS (SELECT 1 FROM blob_links o \
+            WHERE o.repository = b.repository AND o.digest = b.digest AND o.origin < b.origin)), \
     max(coalesce((SELECT max(used_at_ms) FROM uses WHERE repository = r.id), 0), \
         coalesce((SELECT max(pushed_at_ms) FROM manifests WHERE repository = r.id), 0)) \
     FROM repositories r WHERE r.name > ?1 AND manifest_count + blob_count > 0 ORDER BY r.name LIMIT ?2";

@@ -11,7 +11,7 @@ use super::{
     read::{self, one},
     row::{int, named_word},
 };
-use crate::metadata::{Commit, CommitError, PushManifest, TagMove, TagRecord};
+use crate::metadata::{Commit, CommitError, ContentOrigin, PushManifest, TagMove, TagRecord};
 
 type Changed = Result<(), Stop<CommitError>>;
 
@@ -25,11 +25,16 @@ pub(super) fn apply(connection: &Connection, bounds: &Bounds, commit: &Commit) -
         Commit::PushManifest(push) => push_manifest(connection, push),
         Commit::LinkBlob {
             repository,
+            origin,
             digest,
             size,
             upload,
+            principal,
         } => {
-            link_blob(connection, repository, digest, *size)?;
+            link_blob(connection, repository, origin, digest, *size)?;
+            if let Some(principal) = principal {
+                remember_principal(connection, repository, digest, principal)?;
+            }
             if let Some(upload) = upload {
                 end_upload(connection, &upload.to_string())?;
             }
@@ -56,6 +61,14 @@ pub(super) fn apply(connection: &Connection, bounds: &Bounds, commit: &Commit) -
             delete_tag(connection, repository, tag, expected, when)
         }
         Commit::UnlinkBlob { repository, digest } => unlink_blob(connection, repository, digest),
+        Commit::ReleaseRepository {
+            repository,
+            at_ms,
+            by,
+        } => {
+            let when = When { at_ms: *at_ms, by };
+            release_repository(connection, repository, when)
+        }
         Commit::ConfirmTag {
             repository,
             tag,
@@ -81,13 +94,20 @@ fn push_manifest(connection: &Connection, push: &PushManifest) -> Changed {
             return Err(moved(to.tag.clone(), current));
         }
     }
+    let origin = make_origin(connection, &push.origin)?;
     for digest in &push.required {
-        if !holds(connection, id, digest)? {
+        if !holds(connection, id, origin, digest)? {
             let digest = digest.clone();
             return Err(Stop::Refused(CommitError::MissingReference { digest }));
         }
     }
     insert_manifest(connection, id, push)?;
+    let sql = "INSERT INTO manifest_origins VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    execute(connection, sql, (id, push.manifest.digest.as_str(), origin))?;
+    if push.origin == ContentOrigin::Pushed {
+        let sql = "UPDATE repositories SET claimed = 1 WHERE id = ?1 AND NOT claimed";
+        execute(connection, sql, [id])?;
+    }
     for to in &push.tags {
         point_tag(connection, id, push, to)?;
     }
@@ -168,13 +188,64 @@ fn point_tag(connection: &Connection, id: i64, push: &PushManifest, to: &TagMove
 fn link_blob(
     connection: &Connection,
     repository: &RepositoryName,
+    origin: &ContentOrigin,
     digest: &Digest,
     size: u64,
 ) -> Changed {
     let id = make_repository(connection, repository)?;
-    let sql = "INSERT INTO blob_links (repository, digest, size) VALUES (?1, ?2, ?3) \
+    let origin = make_origin(connection, origin)?;
+    let sql = "INSERT INTO blob_links (repository, digest, origin, size) VALUES (?1, ?2, ?3, ?4) \
         ON CONFLICT DO NOTHING";
-    execute(connection, sql, (id, digest.as_str(), int(size)?))?;
+    execute(connection, sql, (id, digest.as_str(), origin, int(size)?))?;
+    Ok(())
+}
+
+fn remember_principal(
+    connection: &Connection,
+    repository: &RepositoryName,
+    digest: &Digest,
+    principal: &str,
+) -> Changed {
+    let sql = "INSERT INTO blob_principals (repository, digest, principal) \
+        SELECT id, ?2, ?3 FROM repositories WHERE name = ?1 ON CONFLICT DO NOTHING";
+    let columns = (repository.as_str(), digest.as_str(), principal);
+    execute(connection, sql, columns)?;
+    Ok(())
+}
+
+/// Takes out what was pushed. What an upstream delivered stays, and so does a manifest that a cached tag names.
+fn release_repository(
+    connection: &Connection,
+    repository: &RepositoryName,
+    when: When<'_>,
+) -> Changed {
+    let claimed = read::repository(connection, repository)?.is_some_and(|it| it.claimed);
+    let id = find_repository(connection, repository)?.filter(|_| claimed);
+    let Some(id) = id else {
+        return Err(Stop::Refused(CommitError::Absent));
+    };
+    let everything = gantry_model::Page::default();
+    let mut pushed = read::tags(connection, repository, &everything)?;
+    pushed.retain(|record| !record.is_cached());
+    if let Some(kept) = pushed.iter().find(|record| record.state.immutable) {
+        return Err(moved(kept.tag.clone(), Some(kept.clone())));
+    }
+    for record in &pushed {
+        drop_tag(connection, (id, repository), record, when)?;
+    }
+    for sql in [
+        "DELETE FROM manifest_origins WHERE repository = ?1 AND origin = 0",
+        "DELETE FROM manifests WHERE repository = ?1 \
+            AND NOT EXISTS (SELECT 1 FROM manifest_origins o \
+                WHERE o.repository = manifests.repository AND o.digest = manifests.digest) \
+            AND NOT EXISTS (SELECT 1 FROM tags t \
+                WHERE t.repository = manifests.repository AND t.digest = manifests.digest)",
+        "DELETE FROM blob_links WHERE repository = ?1 AND origin = 0",
+        "DELETE FROM blob_principals WHERE repository = ?1",
+        "UPDATE repositories SET claimed = 0, generation = generation + 1 WHERE id = ?1",
+    ] {
+        execute(connection, sql, [id])?;
+    }
     Ok(())
 }
 
@@ -188,7 +259,8 @@ fn delete_manifest(
     let Some(id) = find_repository(connection, repository)? else {
         return Err(Stop::Refused(CommitError::Absent));
     };
-    if read::manifest(connection, repository, digest)?.is_none() {
+    let sql = "SELECT 1 FROM manifests WHERE repository = ?1 AND digest = ?2";
+    if one(connection, sql, (id, digest.as_str()), |_row| Ok(()))?.is_none() {
         return Err(Stop::Refused(CommitError::Absent));
     }
     for tag in BTreeSet::from_iter(tags) {
@@ -316,10 +388,25 @@ fn find_repository(
     one(connection, sql, [name.as_str()], |row| row.get(0))
 }
 
-fn holds(connection: &Connection, id: i64, digest: &Digest) -> rusqlite::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM blob_links WHERE repository = ?1 AND digest = ?2) \
-        OR EXISTS (SELECT 1 FROM manifests WHERE repository = ?1 AND digest = ?2)";
-    let held = one(connection, sql, (id, digest.as_str()), |row| row.get(0))?;
+pub(super) fn make_origin(
+    connection: &Connection,
+    origin: &ContentOrigin,
+) -> rusqlite::Result<i64> {
+    let find = "SELECT id FROM origins WHERE url = ?1";
+    if let Some(id) = one(connection, find, [origin.as_str()], |row| row.get(0))? {
+        return Ok(id);
+    }
+    let sql = "INSERT INTO origins (url) VALUES (?1)";
+    execute(connection, sql, [origin.as_str()])?;
+    Ok(connection.last_insert_rowid())
+}
+
+fn holds(connection: &Connection, id: i64, origin: i64, digest: &Digest) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM blob_links WHERE repository = ?1 AND digest = ?2 AND origin = ?3) \
+        OR EXISTS (SELECT 1 FROM manifest_origins WHERE repository = ?1 AND digest = ?2 AND origin = ?3)";
+    let held = one(connection, sql, (id, digest.as_str(), origin), |row| {
+        row.get(0)
+    })?;
     Ok(held.unwrap_or_default())
 }
 

@@ -5,17 +5,20 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::row;
 use crate::metadata::{
-    ManifestRecord, ReferenceRecord, ReferrerRecord, RepositoryRecord, TagRecord, UploadRecord,
+    ContentOrigin, ManifestRecord, ReferenceRecord, ReferrerRecord, RepositoryRecord, TagRecord,
+    UploadRecord,
 };
 
 pub(super) fn repository(
     connection: &Connection,
     name: &RepositoryName,
 ) -> rusqlite::Result<Option<RepositoryRecord>> {
-    let sql = "SELECT generation FROM repositories WHERE name = ?1";
+    let sql = "SELECT generation, claimed FROM repositories WHERE name = ?1";
     one(connection, sql, [name.as_str()], |row| {
-        let generation = row::unsigned(row, 0)?;
-        Ok(RepositoryRecord { generation })
+        Ok(RepositoryRecord {
+            generation: row::unsigned(row, 0)?,
+            claimed: row.get(1)?,
+        })
     })
 }
 
@@ -39,11 +42,14 @@ pub(super) fn has_repositories(connection: &Connection) -> rusqlite::Result<bool
 pub(super) fn manifest(
     connection: &Connection,
     repository: &RepositoryName,
+    origin: &ContentOrigin,
     digest: &Digest,
 ) -> rusqlite::Result<Option<ManifestRecord>> {
     let sql = "SELECT digest, media_type, size, artifact_type, subject, annotations, pushed_at_ms, pushed_by \
-        FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2";
-    let keys = [repository.as_str(), digest.as_str()];
+        FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 \
+        AND EXISTS (SELECT 1 FROM manifest_origins o WHERE o.repository = manifests.repository \
+            AND o.digest = manifests.digest AND o.origin = (SELECT id FROM origins WHERE url = ?3))";
+    let keys = [repository.as_str(), digest.as_str(), origin.as_str()];
     one(connection, sql, keys, row::manifest)
 }
 
@@ -93,12 +99,15 @@ pub(super) fn tags_of(
 pub(super) fn referrers(
     connection: &Connection,
     repository: &RepositoryName,
+    origin: &ContentOrigin,
     subject: &Digest,
 ) -> rusqlite::Result<Vec<ReferrerRecord>> {
     let sql = "SELECT digest, media_type, size, artifact_type, subject, annotations, pushed_at_ms, pushed_by \
         FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND subject = ?2 \
+        AND EXISTS (SELECT 1 FROM manifest_origins o WHERE o.repository = manifests.repository \
+            AND o.digest = manifests.digest AND o.origin = (SELECT id FROM origins WHERE url = ?3)) \
         ORDER BY digest";
-    let keys = [repository.as_str(), subject.as_str()];
+    let keys = [repository.as_str(), subject.as_str(), origin.as_str()];
     all(connection, sql, keys, |row| {
         let manifest = row::manifest(row)?;
         Ok(ReferrerRecord { manifest })
@@ -108,23 +117,51 @@ pub(super) fn referrers(
 pub(super) fn blob(
     connection: &Connection,
     repository: &RepositoryName,
+    origin: &ContentOrigin,
     digest: &Digest,
 ) -> rusqlite::Result<Option<u64>> {
     let sql = "SELECT size FROM blob_links \
-        WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2";
-    let keys = [repository.as_str(), digest.as_str()];
+        WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 \
+        AND origin = (SELECT id FROM origins WHERE url = ?3)";
+    let keys = [repository.as_str(), digest.as_str(), origin.as_str()];
     one(connection, sql, keys, |row| row::unsigned(row, 0))
+}
+
+pub(super) fn delivered(
+    connection: &Connection,
+    origin: &ContentOrigin,
+    digest: &Digest,
+) -> rusqlite::Result<Option<u64>> {
+    let sql = "SELECT size FROM blob_links INDEXED BY blob_links_by_digest \
+        WHERE digest = ?1 AND origin = (SELECT id FROM origins WHERE url = ?2) LIMIT 1";
+    let keys = [digest.as_str(), origin.as_str()];
+    one(connection, sql, keys, |row| row::unsigned(row, 0))
+}
+
+pub(super) fn has_pushed(
+    connection: &Connection,
+    repository: &RepositoryName,
+    digest: &Digest,
+    principal: &str,
+) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM blob_principals \
+        WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 AND principal = ?3";
+    let keys = [repository.as_str(), digest.as_str(), principal];
+    Ok(one(connection, sql, keys, |_row| Ok(()))?.is_some())
 }
 
 pub(super) fn parents(
     connection: &Connection,
     repository: &RepositoryName,
+    origin: &ContentOrigin,
     digest: &Digest,
 ) -> rusqlite::Result<Vec<(Digest, ReferenceRecord)>> {
     let sql = "SELECT manifest, digest, media_type, size, named FROM manifest_references \
         WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 \
+        AND EXISTS (SELECT 1 FROM manifest_origins o WHERE o.repository = manifest_references.repository \
+            AND o.digest = manifest_references.manifest AND o.origin = (SELECT id FROM origins WHERE url = ?3)) \
         ORDER BY manifest, media_type, size";
-    let keys = [repository.as_str(), digest.as_str()];
+    let keys = [repository.as_str(), digest.as_str(), origin.as_str()];
     all(connection, sql, keys, |row| {
         Ok((row::parsed(row, 0)?, row::reference(row)?))
     })

@@ -5,19 +5,21 @@ use std::{error::Error, fmt, sync::Arc};
 use gantry_model::{Algorithm, Digest, Page, RepositoryName, Tag, UploadId, media_type};
 
 use crate::{
-    CacheIndex, Commit, CommitError, ManifestRecord, MetadataStore, Named, PushManifest,
-    ReferenceRecord, TagMove, TagRecord, UploadRecord, UploadSessions, digest_of,
+    CacheIndex, Commit, CommitError, ContentOrigin, ManifestRecord, MetadataStore, Named,
+    PushManifest, ReferenceRecord, TagMove, TagRecord, UploadRecord, UploadSessions, digest_of,
 };
 
 mod cache;
 mod deletes;
 mod lists;
+mod origins;
 mod pushes;
 mod uploads;
 
 pub use cache::*;
 pub use deletes::*;
 pub use lists::*;
+pub use origins::*;
 pub use pushes::*;
 pub use uploads::*;
 
@@ -40,6 +42,12 @@ macro_rules! metadata_suite {
             of_racing_pushes_to_one_tag_exactly_one_wins
             racing_pushes_by_digest_all_succeed
             what_is_required_must_be_in_the_same_repository
+            content_is_found_by_its_own_origin_only
+            what_is_required_must_have_the_same_origin
+            a_pushed_manifest_claims_its_repository_until_it_is_released
+            a_release_leaves_what_an_upstream_delivered
+            a_release_stops_at_an_immutable_tag
+            who_uploaded_a_blob_is_remembered_while_it_is_linked
             a_linked_blob_is_readable_in_its_repository_only
             linking_a_blob_ends_its_upload
             a_blob_is_unlinked_once
@@ -110,7 +118,21 @@ impl Stores {
             repository: repository.clone(),
             digest: blob.clone(),
             size: 7,
+            origin: ContentOrigin::Pushed,
             upload: None,
+            principal: None,
+        };
+        self.metadata.commit(commit).await
+    }
+
+    async fn deliver(&self, repository: &RepositoryName, blob: &Digest) -> Result<(), CommitError> {
+        let commit = Commit::LinkBlob {
+            repository: repository.clone(),
+            origin: upstream(),
+            digest: blob.clone(),
+            size: 9,
+            upload: None,
+            principal: None,
         };
         self.metadata.commit(commit).await
     }
@@ -163,6 +185,12 @@ impl Stores {
     }
 }
 
+/// An upstream.
+#[must_use]
+pub fn upstream() -> ContentOrigin {
+    ContentOrigin::Upstream("https://upstream.test".into())
+}
+
 /// A digest that belongs to this text.
 #[must_use]
 pub fn digest(text: &str) -> Digest {
@@ -193,6 +221,7 @@ pub fn manifest(text: &str, pushed_at_ms: u64) -> Result<ManifestRecord, Failure
 pub fn push(repository: &RepositoryName, text: &str, at_ms: u64) -> Result<PushManifest, Failure> {
     Ok(PushManifest {
         repository: repository.clone(),
+        origin: ContentOrigin::Pushed,
         manifest: manifest(text, at_ms)?,
         references: Vec::new(),
         tags: Vec::new(),

@@ -15,8 +15,8 @@ use super::{
     metadata::{digest, push_tag},
 };
 use crate::{
-    Commit, CommitError, EventFilter, EventOutbox, MetadataStore, OutboxSettings, Settled,
-    Settlement, StorageError, Take, Taken,
+    Commit, CommitError, ContentOrigin, EventFilter, EventOutbox, MetadataStore, OutboxSettings,
+    Settled, Settlement, StorageError, Take, Taken,
     outbox::{EventCursor, EventEntry, MAX_CHANGED},
 };
 
@@ -178,7 +178,12 @@ pub async fn an_event_is_written_with_its_commit<S: Store>(store: Arc<S>) -> Che
     taken.batch.sort_by_key(|waiting| waiting.sequence);
     assert_eq!(ids(&taken), ["a", "b"]);
     let name = "apps/web".parse()?;
-    assert!(store.manifest(&name, &digest("m")).await?.is_some());
+    assert!(
+        store
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+            .await?
+            .is_some()
+    );
     Ok(())
 }
 

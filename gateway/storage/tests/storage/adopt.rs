@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use gantry_model::{Algorithm, Digest, Page};
 use gantry_storage::{
-    Adopted, FsBlobStore, MetadataStore as _, SqliteStore, adopt, digest_of, suite::Checked,
+    AdoptAs, Adopted, ContentOrigin, FsBlobStore, MetadataStore as _, SqliteStore, adopt,
+    digest_of, suite::Checked,
 };
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{"mediaType":"application/x.c","digest":"CONFIG","size":2},"layers":[]}"#;
@@ -52,7 +53,7 @@ async fn a_folder_that_cannot_be_read_to_its_end_is_not_adopted_by_halves() -> C
     fs::create_dir_all(&strange)?;
     let blobs = FsBlobStore::open(folder.path())?;
     let metadata = SqliteStore::open(&folder.path().join("metadata.sqlite"))?;
-    let error = adopt(&blobs, &metadata).await.unwrap_err();
+    let error = adopt(&blobs, &metadata, AdoptAs::Pushed).await.unwrap_err();
     assert_eq!(error.to_string(), "cannot adopt a registry's folder");
     assert_eq!(metadata.repositories(&Page::default()).await?, []);
 
@@ -64,11 +65,14 @@ async fn a_folder_that_cannot_be_read_to_its_end_is_not_adopted_by_halves() -> C
         blobs: 3,
         skipped: 1,
     };
-    assert_eq!(adopt(&blobs, &metadata).await?, Some(expected));
+    assert_eq!(
+        adopt(&blobs, &metadata, AdoptAs::Pushed).await?,
+        Some(expected)
+    );
     let names = metadata.repositories(&Page::default()).await?;
     assert_eq!(names, ["a".parse()?, "a/b".parse()?, "z".parse()?]);
     assert!(metadata.tag(&"z".parse()?, &"v1".parse()?).await?.is_some());
-    assert_eq!(adopt(&blobs, &metadata).await?, None);
+    assert_eq!(adopt(&blobs, &metadata, AdoptAs::Pushed).await?, None);
     Ok(())
 }
 
@@ -89,12 +93,29 @@ async fn links_to_content_that_is_missing_or_other_are_left_out() -> Checked {
     }
     let blobs = FsBlobStore::open(folder.path())?;
     let metadata = SqliteStore::open(&folder.path().join("metadata.sqlite"))?;
-    let adopted = adopt(&blobs, &metadata).await?.ok_or("nothing adopted")?;
+    let adopted = adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
     assert_eq!((adopted.blobs, adopted.skipped), (2, 2));
     let damaged = "damaged".parse()?;
-    assert_eq!(metadata.blob(&damaged, &config).await?, Some(2));
-    assert_eq!(metadata.blob(&damaged, &missing).await?, None);
-    assert_eq!(metadata.blob(&damaged, &other).await?, None);
+    assert_eq!(
+        metadata
+            .blob(&damaged, &ContentOrigin::Pushed, &config)
+            .await?,
+        Some(2)
+    );
+    assert_eq!(
+        metadata
+            .blob(&damaged, &ContentOrigin::Pushed, &missing)
+            .await?,
+        None
+    );
+    assert_eq!(
+        metadata
+            .blob(&damaged, &ContentOrigin::Pushed, &other)
+            .await?,
+        None
+    );
     let staged = folder.path().join("docker/registry/_gantry/uploads");
     assert_eq!(fs::read_dir(staged)?.count(), 0);
     Ok(())

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use gantry_model::Algorithm::Sha256;
 use gantry_storage::{
-    BlobStore, Commit, CommitError, Kind, MemoryBlobStore, MemoryMetadata, MetadataStore,
-    PublishError,
+    BlobStore, Commit, CommitError, ContentOrigin, Kind, MemoryBlobStore, MemoryMetadata,
+    MetadataStore, PublishError,
     faulty::{Call, Faults, FaultyBlobStore, FaultyMetadata},
     suite::{
         Checked,
@@ -104,7 +104,9 @@ async fn a_lost_answer_leaves_the_work_done() -> Checked {
     for is_done in [false, true] {
         let failed = store.commit(commit.clone()).await;
         assert!(matches!(failed, Err(CommitError::Storage(_))));
-        let stored = store.manifest(&name, &digest("m")).await?;
+        let stored = store
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+            .await?;
         assert_eq!(stored.is_some(), is_done);
     }
     Ok(())

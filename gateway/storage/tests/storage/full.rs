@@ -9,8 +9,8 @@ use std::{
 
 use gantry_model::{Algorithm::Sha256, RepositoryName};
 use gantry_storage::{
-    BlobStore, Commit, CommitError, FsBlobStore, Kind, MetadataStore, PublishError, SqliteStore,
-    StorageError, digest_of,
+    BlobStore, Commit, CommitError, ContentOrigin, FsBlobStore, Kind, MetadataStore, PublishError,
+    SqliteStore, StorageError, digest_of,
     suite::{
         Checked,
         blob::{content, publish, read_from, upload},
@@ -145,7 +145,12 @@ async fn metadata_on_a_full_disk_refuses_and_recovers() -> Checked {
     assert_eq!(full.to_string(), "cannot commit");
     assert!(stored > 0);
     let refused = digest(&format!("m{stored}"));
-    assert_eq!(store.manifest(&name, &refused).await?, None);
+    assert_eq!(
+        store
+            .manifest(&name, &ContentOrigin::Pushed, &refused)
+            .await?,
+        None
+    );
 
     fs::remove_file(filler)?;
     let again = push(&name, &format!("m{stored}"), 1_000)?;
@@ -154,7 +159,12 @@ async fn metadata_on_a_full_disk_refuses_and_recovers() -> Checked {
     let store = SqliteStore::open(&path)?;
     for number in 0..=stored {
         let digest = digest(&format!("m{number}"));
-        assert!(store.manifest(&name, &digest).await?.is_some());
+        assert!(
+            store
+                .manifest(&name, &ContentOrigin::Pushed, &digest)
+                .await?
+                .is_some()
+        );
     }
     Ok(())
 }

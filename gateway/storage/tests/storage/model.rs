@@ -4,14 +4,15 @@ use std::{mem::discriminant, sync::Arc};
 
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
 use gantry_storage::{
-    CachedMetadata, Commit, CommitError, MemoryMetadata, MetadataStore, Named, PushManifest,
-    ReferenceRecord, SqliteStore, TagMove,
+    CachedMetadata, Commit, CommitError, ContentOrigin, MemoryMetadata, MetadataStore, Named,
+    PushManifest, ReferenceRecord, SqliteStore, TagMove,
     suite::metadata::{digest, manifest},
 };
 use proptest::prelude::*;
 
 const REPOSITORIES: [&str; 3] = ["a", "a-b", "a/b"];
 const TAGS: [&str; 3] = ["v1", "V1", "v1-1"];
+const ORIGINS: [&str; 3] = ["", "https://a.test", "https://b.test"];
 const CONTENT: [&str; 4] = ["m", "n", "o", "p"];
 
 fn repository() -> impl Strategy<Value = RepositoryName> {
@@ -28,6 +29,13 @@ fn content() -> impl Strategy<Value = &'static str> {
 
 fn some_digest() -> impl Strategy<Value = Digest> {
     content().prop_map(digest)
+}
+
+fn origin() -> impl Strategy<Value = ContentOrigin> {
+    let upstream = |url: &str| ContentOrigin::Upstream(url.into());
+    let upstreams =
+        prop::sample::select(vec![upstream("https://a.test"), upstream("https://b.test")]);
+    prop_oneof![3 => Just(ContentOrigin::Pushed), 1 => upstreams]
 }
 
 fn tag_move() -> impl Strategy<Value = TagMove> {
@@ -47,10 +55,11 @@ fn a_push() -> impl Strategy<Value = Commit> {
         prop::collection::vec(some_digest(), 0..3),
         prop::collection::vec(tag_move(), 0..3),
         prop::collection::vec(some_digest(), 0..2),
+        origin(),
     );
     let subject = prop::option::of(some_digest());
     (repository(), content(), subject, 0..100_u64, lists).prop_map(
-        |(repository, text, subject, at_ms, (references, tags, required))| {
+        |(repository, text, subject, at_ms, (references, tags, required, origin))| {
             let mut manifest = manifest(text, at_ms).unwrap();
             manifest.subject = subject;
             let references = references.into_iter().map(|digest| ReferenceRecord {
@@ -61,6 +70,7 @@ fn a_push() -> impl Strategy<Value = Commit> {
             });
             Commit::PushManifest(Box::new(PushManifest {
                 repository,
+                origin,
                 manifest,
                 references: references.collect(),
                 tags,
@@ -96,13 +106,21 @@ fn a_deletion() -> impl Strategy<Value = Commit> {
 }
 
 fn another() -> impl Strategy<Value = Commit> {
-    let link = (repository(), some_digest(), 0..9_u64).prop_map(|(repository, digest, size)| {
-        Commit::LinkBlob {
+    let principal = prop::option::of(Just("alice".to_owned()));
+    let link = (repository(), origin(), some_digest(), 0..9_u64, principal).prop_map(
+        |(repository, origin, digest, size, principal)| Commit::LinkBlob {
             repository,
+            origin,
             digest,
             size,
             upload: Some(UploadId::from_random([1; 16])),
-        }
+            principal,
+        },
+    );
+    let release = repository().prop_map(|repository| Commit::ReleaseRepository {
+        repository,
+        at_ms: 1,
+        by: "r".to_owned(),
     });
     let confirm = (repository(), tag(), some_digest(), 0..9_u64).prop_map(
         |(repository, tag, digest, checked_at_ms)| Commit::ConfirmTag {
@@ -112,7 +130,7 @@ fn another() -> impl Strategy<Value = Commit> {
             checked_at_ms,
         },
     );
-    prop_oneof![link, confirm]
+    prop_oneof![4 => link, 4 => confirm, 1 => release]
 }
 
 /// Everything a store can be asked, as text.
@@ -126,10 +144,31 @@ async fn facts(store: &dyn MetadataStore) -> Vec<String> {
             facts.push(format!("{:?}", store.tag(&name, &tag).await));
         }
         for digest in CONTENT.map(digest) {
-            facts.push(format!("{:?}", store.manifest(&name, &digest).await));
-            facts.push(format!("{:?}", store.blob(&name, &digest).await));
-            facts.push(format!("{:?}", store.parents(&name, &digest).await));
-            facts.push(format!("{:?}", store.referrers(&name, &digest).await));
+            for origin in ORIGINS {
+                let origin = match origin {
+                    "" => ContentOrigin::Pushed,
+                    url => ContentOrigin::Upstream(url.into()),
+                };
+                facts.push(format!(
+                    "{:?}",
+                    store.manifest(&name, &origin, &digest).await
+                ));
+                facts.push(format!("{:?}", store.blob(&name, &origin, &digest).await));
+                facts.push(format!(
+                    "{:?}",
+                    store.parents(&name, &origin, &digest).await
+                ));
+                facts.push(format!(
+                    "{:?}",
+                    store.referrers(&name, &origin, &digest).await
+                ));
+                let delivered = store.delivered(&origin, &digest).await;
+                facts.push(format!("{:?}", delivered.map(|size| size.is_some())));
+            }
+            facts.push(format!(
+                "{:?}",
+                store.has_pushed(&name, &digest, "alice").await
+            ));
             let page = Page {
                 limit: Some(2),
                 after: Some("V".to_owned()),

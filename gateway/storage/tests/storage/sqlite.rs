@@ -4,8 +4,8 @@ use std::{error::Error, fs, path::Path, sync::Arc, time::Instant};
 
 use gantry_model::{Page, RepositoryName, Tag, media_type};
 use gantry_storage::{
-    Commit, KeyValueStore, Kind, MetadataStore, Named, ReferenceRecord, SqliteKv, SqliteStore,
-    StorageError, UploadSessions,
+    Commit, ContentOrigin, KeyValueStore, Kind, MetadataStore, NameOwner, Named, SqliteKv,
+    SqliteStore, StorageError, UploadSessions,
     kv::KvPut,
     naming,
     suite::{
@@ -66,11 +66,15 @@ async fn a_reopened_file_keeps_everything() -> Checked {
     let before = {
         let store = SqliteStore::open(&path)?;
         push_to(&store, "m", &tag, None).await?;
-        let manifest = store.manifest(&name, &digest("m")).await?;
+        let manifest = store
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+            .await?;
         (manifest, store.tag(&name, &tag).await?)
     };
     let store = SqliteStore::open(&path)?;
-    let manifest = store.manifest(&name, &digest("m")).await?;
+    let manifest = store
+        .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+        .await?;
     assert!(manifest.is_some());
     assert_eq!((manifest, store.tag(&name, &tag).await?), before);
     Ok(())
@@ -223,27 +227,25 @@ async fn a_file_of_a_newer_version_is_refused_and_left_alone() -> Checked {
 async fn what_an_earlier_version_stored_is_a_child_in_an_index_and_a_blob_elsewhere() -> Checked {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("metadata.sqlite");
-    let store = SqliteStore::open(&path)?;
+    let old = super::origins::old_database(&path, 4)?;
     let name: RepositoryName = "apps/web".parse()?;
+    super::origins::old_repository(&old, 1, "apps/web")?;
     for (text, media_type) in [
         ("image", media_type::OCI_MANIFEST),
         ("index", media_type::OCI_INDEX),
     ] {
-        let mut push = push(&name, text, 1_000)?;
-        push.manifest.media_type = media_type.parse()?;
-        push.references = vec![ReferenceRecord {
-            digest: digest("content"),
-            media_type: "application/x.any".parse()?,
-            size: 1,
-            named: Named::Elsewhere,
-        }];
-        store.commit(Commit::PushManifest(Box::new(push))).await?;
+        super::origins::old_manifest(&old, (1, text), media_type, "alice")?;
+        old.execute(
+            "INSERT INTO manifest_references VALUES (1, ?1, ?2, 'application/x.any', 1)",
+            (digest(text).as_str(), digest("content").as_str()),
+        )?;
     }
-    drop(store);
-    let earlier = "ALTER TABLE manifest_references DROP COLUMN named; PRAGMA user_version = 4";
-    Connection::open(&path)?.execute_batch(earlier)?;
+    drop(old);
     let store = SqliteStore::open(&path)?;
-    let parents = store.parents(&name, &digest("content")).await?;
+    store.decide_origins(|_| NameOwner::Hosted).await?;
+    let parents = store
+        .parents(&name, &ContentOrigin::Pushed, &digest("content"))
+        .await?;
     assert_eq!(naming(parents.clone(), Named::Blob), [digest("image")]);
     assert_eq!(naming(parents, Named::Child), [digest("index")]);
     Ok(())
@@ -341,6 +343,8 @@ async fn a_number_beyond_the_databases_is_refused_and_changes_nothing() -> Check
     let name: RepositoryName = "apps/web".parse()?;
     let huge = Commit::LinkBlob {
         repository: name.clone(),
+        origin: ContentOrigin::Pushed,
+        principal: None,
         digest: digest("b"),
         size: u64::MAX,
         upload: None,

@@ -246,9 +246,15 @@ async fn a_tag_that_was_deleted_meanwhile_is_made_again() {
 async fn move_tag(world: &World, tag: &str, from: &Digest, to: &Digest) {
     let name = repository(NAME).name;
     let metadata = &world.ports.metadata;
-    let manifest = metadata.manifest(&name, to).await.unwrap().unwrap();
+    let origin = super::world::upstream_of("https://hub.test");
+    let manifest = metadata
+        .manifest(&name, &origin, to)
+        .await
+        .unwrap()
+        .unwrap();
     let push = gantry_storage::PushManifest {
         repository: name,
+        origin,
         manifest,
         references: Vec::new(),
         tags: vec![TagMove {

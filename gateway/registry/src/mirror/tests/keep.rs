@@ -182,15 +182,18 @@ async fn a_blob_that_another_repository_holds_keeps_its_bytes() {
     let (_, layer, bytes) = pulled(&world, "a/a", "latest", 1).await;
     let hosted = Commit::LinkBlob {
         repository: "apps/web".parse().unwrap(),
+        origin: gantry_storage::ContentOrigin::Pushed,
         digest: layer.clone(),
         size: bytes.len() as u64,
         upload: None,
+        principal: None,
     };
     world.ports.metadata.commit(hosted).await.unwrap();
     assert_eq!(world.mirrors.evict().await.unwrap(), gone(0, 1, 0));
     assert_eq!(world.stored(&layer).await, Some(bytes.len() as u64));
     let name = "hub.test/a/a".parse().unwrap();
-    let link = world.ports.metadata.blob(&name, &layer);
+    let origin = super::world::upstream_of("https://hub.test");
+    let link = world.ports.metadata.blob(&name, &origin, &layer);
     assert_eq!(link.await.unwrap(), None, "the mirror has let go of it");
 }
 

@@ -223,9 +223,11 @@ async fn what_is_listed_is_mirrored_matches_and_is_paged() {
     }
     let hosted = Commit::LinkBlob {
         repository: "apps/web".parse().unwrap(),
+        origin: gantry_storage::ContentOrigin::Pushed,
         digest: super::world::sha256(b"x"),
         size: 1,
         upload: None,
+        principal: None,
     };
     world.ports.metadata.commit(hosted).await.unwrap();
     let glob = gantry_model::glob::Glob::parse("hub.test/a/*").unwrap();

@@ -18,7 +18,8 @@ use gantry_model::{
     Repository, RepositoryName, Source, Tag, glob::Glob, media_type::OCI_MANIFEST,
 };
 use gantry_storage::{
-    BlobStore, CacheIndex, FsBlobStore, MetadataStore, SqliteStore, UploadSessions, digest_of,
+    BlobStore, CacheIndex, ContentOrigin, FsBlobStore, MetadataStore, SqliteStore, UploadSessions,
+    digest_of,
     faulty::{Faults, FaultyBlobStore},
     memory::{MemoryBlobStore, MemoryMetadata},
 };
@@ -178,7 +179,7 @@ impl World {
             parallel: None,
             not_found_for: NOT_FOUND_FOR,
             is_listed: true,
-            names_prove: true,
+            origin: upstream_of("https://hub.test"),
         };
         let ports = Ports {
             blobs,
@@ -217,14 +218,6 @@ impl World {
                 tags: Vec::clone(&tags),
                 freshness,
             });
-        }
-        self.restart();
-    }
-
-    /// Restarts where no manifest proves by naming a blob that its repository has it.
-    pub(super) fn distrust_names(&mut self) {
-        for mirror in self.ports.mirrors.values_mut() {
-            mirror.names_prove = false;
         }
         self.restart();
     }
@@ -307,8 +300,7 @@ impl World {
 
     /// Waits until the blob's fill is over.
     pub(super) async fn kept(&self, name: &str, digest: &Digest) -> Result<(), Error> {
-        let name = repository(name).name;
-        self.mirrors.kept(&name, digest).await
+        self.mirrors.kept(&repository(name), digest).await
     }
 
     /// How long the blob in the store is, whoever may read it.
@@ -374,6 +366,11 @@ pub(super) fn filling(blob: MirroredBlob) -> Fill {
         MirroredContent::Filling(fill) => fill,
         MirroredContent::Published(_) => panic!("the blob is published"),
     }
+}
+
+/// The origin of what the upstream with this URL delivers.
+pub(super) fn upstream_of(url: &str) -> ContentOrigin {
+    ContentOrigin::Upstream(url.into())
 }
 
 /// A repository of the mirror `hub`.

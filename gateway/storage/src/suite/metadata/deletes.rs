@@ -3,7 +3,7 @@
 use gantry_model::Tag;
 
 use super::{Stores, digest, everything, is_absent, moved, push, push_tag, reference};
-use crate::suite::Checked;
+use crate::{ContentOrigin, suite::Checked};
 
 pub async fn a_manifest_goes_with_exactly_its_tags(stores: Stores) -> Checked {
     let name = "apps/web".parse()?;
@@ -23,14 +23,34 @@ pub async fn a_manifest_goes_with_exactly_its_tags(stores: Stores) -> Checked {
         .await?;
 
     let store = &stores.metadata;
-    assert_eq!(store.manifest(&name, &digest("m")).await?, None);
+    assert_eq!(
+        store
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+            .await?,
+        None
+    );
     assert_eq!(
         stores.tag_names(&name, None, &everything()).await?,
         ["other"]
     );
-    assert_eq!(store.referrers(&name, &digest("subject")).await?, []);
-    assert_eq!(store.parents(&name, &digest("layer")).await?, []);
-    assert!(store.manifest(&name, &digest("n")).await?.is_some());
+    assert_eq!(
+        store
+            .referrers(&name, &ContentOrigin::Pushed, &digest("subject"))
+            .await?,
+        []
+    );
+    assert_eq!(
+        store
+            .parents(&name, &ContentOrigin::Pushed, &digest("layer"))
+            .await?,
+        []
+    );
+    assert!(
+        store
+            .manifest(&name, &ContentOrigin::Pushed, &digest("n"))
+            .await?
+            .is_some()
+    );
     Ok(())
 }
 
@@ -53,7 +73,7 @@ pub async fn a_manifest_stays_when_another_tag_appeared(stores: Stores) -> Check
     assert!(
         stores
             .metadata
-            .manifest(&name, &digest("m"))
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
             .await?
             .is_some()
     );
@@ -79,7 +99,7 @@ pub async fn a_manifest_stays_when_a_tag_moved_away(stores: Stores) -> Checked {
     assert!(
         stores
             .metadata
-            .manifest(&name, &digest("m"))
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
             .await?
             .is_some()
     );
@@ -113,7 +133,7 @@ pub async fn a_tag_is_deleted_only_from_what_was_expected(stores: Stores) -> Che
     assert!(
         stores
             .metadata
-            .manifest(&name, &digest("m"))
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
             .await?
             .is_some()
     );

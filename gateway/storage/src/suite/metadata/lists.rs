@@ -3,18 +3,38 @@
 use gantry_model::{Digest, Page, RepositoryName};
 
 use super::{Failure, Stores, digest, everything, names, page, push, push_tag, reference};
-use crate::{Named, ReferenceRecord, suite::Checked};
+use crate::{ContentOrigin, Named, ReferenceRecord, suite::Checked};
 
 pub async fn an_unknown_repository_holds_nothing(stores: Stores) -> Checked {
     let (name, store) = ("none".parse()?, &stores.metadata);
     assert_eq!(store.repository(&name).await?, None);
     assert_eq!(store.repositories(&everything()).await?, []);
-    assert_eq!(store.manifest(&name, &digest("m")).await?, None);
+    assert_eq!(
+        store
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+            .await?,
+        None
+    );
     assert_eq!(store.tag(&name, &"t".parse()?).await?, None);
     assert_eq!(store.tags(&name, None, &everything()).await?, []);
-    assert_eq!(store.referrers(&name, &digest("m")).await?, []);
-    assert_eq!(store.blob(&name, &digest("b")).await?, None);
-    assert_eq!(store.parents(&name, &digest("b")).await?, []);
+    assert_eq!(
+        store
+            .referrers(&name, &ContentOrigin::Pushed, &digest("m"))
+            .await?,
+        []
+    );
+    assert_eq!(
+        store
+            .blob(&name, &ContentOrigin::Pushed, &digest("b"))
+            .await?,
+        None
+    );
+    assert_eq!(
+        store
+            .parents(&name, &ContentOrigin::Pushed, &digest("b"))
+            .await?,
+        []
+    );
     Ok(())
 }
 
@@ -28,13 +48,19 @@ pub async fn referrers_are_listed_whether_or_not_the_subject_exists(stores: Stor
     let mut expected = [digest("sig"), digest("sbom")];
     expected.sort();
     for _round in 0..2 {
-        let listed = stores.metadata.referrers(&name, &digest("m")).await?;
+        let listed = stores
+            .metadata
+            .referrers(&name, &ContentOrigin::Pushed, &digest("m"))
+            .await?;
         let listed: Vec<Digest> = listed.into_iter().map(|it| it.manifest.digest).collect();
         assert_eq!(listed, expected);
         stores.push(push(&name, "m", 2_000)?).await?;
     }
     stores.delete_manifest(&name, &digest("sig"), &[]).await?;
-    let left = stores.metadata.referrers(&name, &digest("m")).await?;
+    let left = stores
+        .metadata
+        .referrers(&name, &ContentOrigin::Pushed, &digest("m"))
+        .await?;
     assert_eq!(left.len(), 1);
     Ok(())
 }
@@ -63,9 +89,15 @@ pub async fn parents_say_what_they_call_the_content(stores: Stores) -> Checked {
         (digest("two"), elsewhere),
     ];
     expected.sort_by_key(|(parent, _)| parent.clone());
-    let parents = stores.metadata.parents(&name, &digest("shared")).await?;
+    let parents = stores
+        .metadata
+        .parents(&name, &ContentOrigin::Pushed, &digest("shared"))
+        .await?;
     assert_eq!(parents, expected);
-    let parents = stores.metadata.parents(&name, &digest("own")).await?;
+    let parents = stores
+        .metadata
+        .parents(&name, &ContentOrigin::Pushed, &digest("own"))
+        .await?;
     assert_eq!(parents, [(digest("two"), child)]);
     Ok(())
 }

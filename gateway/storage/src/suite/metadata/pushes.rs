@@ -4,7 +4,9 @@ use futures_util::future::try_join_all;
 use gantry_model::{MediaType, RepositoryName, Tag, TagState};
 
 use super::{Failure, Stores, digest, everything, moved, push, push_tag, reference};
-use crate::{Commit, CommitError, ManifestRecord, TagMove, TagRecord, suite::Checked};
+use crate::{
+    Commit, CommitError, ContentOrigin, ManifestRecord, TagMove, TagRecord, suite::Checked,
+};
 
 pub async fn a_push_makes_the_repository_and_everything_of_the_manifest(stores: Stores) -> Checked {
     let (name, tag) = ("apps/web".parse()?, "v1".parse()?);
@@ -18,7 +20,9 @@ pub async fn a_push_makes_the_repository_and_everything_of_the_manifest(stores: 
     let store = &stores.metadata;
     let repository = store.repository(&name).await?.ok_or("no repository")?;
     assert_eq!(repository.generation, 1);
-    let stored = store.manifest(&name, &digest("m")).await?;
+    let stored = store
+        .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+        .await?;
     assert_eq!(stored.as_ref(), Some(&push.manifest));
     let expected = TagRecord {
         tag: tag.clone(),
@@ -31,10 +35,14 @@ pub async fn a_push_makes_the_repository_and_everything_of_the_manifest(stores: 
         checked_at_ms: 0,
     };
     assert_eq!(stores.state(&name, &tag).await?, expected);
-    let referrers = store.referrers(&name, &digest("subject")).await?;
+    let referrers = store
+        .referrers(&name, &ContentOrigin::Pushed, &digest("subject"))
+        .await?;
     let referring: Vec<&ManifestRecord> = referrers.iter().map(|it| &it.manifest).collect();
     assert_eq!(referring, [&push.manifest]);
-    let parents = store.parents(&name, &digest("layer")).await?;
+    let parents = store
+        .parents(&name, &ContentOrigin::Pushed, &digest("layer"))
+        .await?;
     let layer = reference("layer", "application/x.layer")?;
     assert_eq!(parents, [(digest("m"), layer)]);
     assert_eq!(store.repositories(&everything()).await?, [name]);
@@ -49,9 +57,15 @@ pub async fn a_manifest_pushed_again_keeps_its_first_record(stores: Stores) -> C
     again.manifest.media_type = MediaType::octet_stream();
     again.references = vec![reference("layer", "application/x.layer")?];
     stores.push(again).await?;
-    let stored = stores.metadata.manifest(&name, &digest("m")).await?;
+    let stored = stores
+        .metadata
+        .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+        .await?;
     assert_eq!(stored, Some(first.manifest));
-    let parents = stores.metadata.parents(&name, &digest("layer")).await?;
+    let parents = stores
+        .metadata
+        .parents(&name, &ContentOrigin::Pushed, &digest("layer"))
+        .await?;
     assert_eq!(parents, []);
     Ok(())
 }
@@ -117,7 +131,13 @@ pub async fn a_refused_push_changes_nothing(stores: Stores) -> Checked {
         checked_at_ms: 0,
     });
     assert!(stores.push(refused).await.is_err());
-    assert_eq!(stores.metadata.manifest(&name, &digest("two")).await?, None);
+    assert_eq!(
+        stores
+            .metadata
+            .manifest(&name, &ContentOrigin::Pushed, &digest("two"))
+            .await?,
+        None
+    );
     assert_eq!(stores.tag_names(&name, None, &everything()).await?, ["v1"]);
     Ok(())
 }
@@ -187,7 +207,13 @@ pub async fn a_tag_marked_immutable_moves_nowhere_and_stays(stores: Stores) -> C
         assert_eq!(moved(refused)?, (tag.clone(), Some(marked.clone())));
     }
     assert_eq!(stores.state(&name, &tag).await?, marked);
-    assert_eq!(stores.metadata.manifest(&name, &digest("n")).await?, None);
+    assert_eq!(
+        stores
+            .metadata
+            .manifest(&name, &ContentOrigin::Pushed, &digest("n"))
+            .await?,
+        None
+    );
     stores
         .push(push_tag(&name, "m", 3_000, &tag, Some("m"))?)
         .await?;
@@ -233,7 +259,11 @@ pub async fn racing_pushes_by_digest_all_succeed(stores: Stores) -> Checked {
     for number in 0..16 {
         let stored = stores
             .metadata
-            .manifest(&name, &digest(&format!("m{number}")))
+            .manifest(
+                &name,
+                &ContentOrigin::Pushed,
+                &digest(&format!("m{number}")),
+            )
             .await;
         assert!(stored?.is_some());
     }
@@ -255,7 +285,13 @@ pub async fn what_is_required_must_be_in_the_same_repository(stores: Stores) -> 
             other => return Err(format!("not a missing reference: {other:?}").into()),
         }
     }
-    assert_eq!(stores.metadata.manifest(&name, &digest("m")).await?, None);
+    assert_eq!(
+        stores
+            .metadata
+            .manifest(&name, &ContentOrigin::Pushed, &digest("m"))
+            .await?,
+        None
+    );
     stores.link(&name, &digest("layer")).await?;
     stores.push(push(&name, "child", 1_000)?).await?;
     let mut complete = push(&name, "m", 1_000)?;

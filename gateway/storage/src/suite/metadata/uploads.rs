@@ -3,16 +3,34 @@
 use gantry_model::{RepositoryName, UploadId};
 
 use super::{Stores, digest, is_absent, push, session, upload_id};
-use crate::{Commit, suite::Checked};
+use crate::{Commit, ContentOrigin, suite::Checked};
 
 pub async fn a_linked_blob_is_readable_in_its_repository_only(stores: Stores) -> Checked {
     let (name, other) = ("apps/web".parse()?, "apps/other".parse()?);
     stores.push(push(&other, "m", 1_000)?).await?;
     stores.link(&name, &digest("b")).await?;
     stores.link(&name, &digest("b")).await?;
-    assert_eq!(stores.metadata.blob(&name, &digest("b")).await?, Some(7));
-    assert_eq!(stores.metadata.blob(&other, &digest("b")).await?, None);
-    assert_eq!(stores.metadata.blob(&other, &digest("m")).await?, None);
+    assert_eq!(
+        stores
+            .metadata
+            .blob(&name, &ContentOrigin::Pushed, &digest("b"))
+            .await?,
+        Some(7)
+    );
+    assert_eq!(
+        stores
+            .metadata
+            .blob(&other, &ContentOrigin::Pushed, &digest("b"))
+            .await?,
+        None
+    );
+    assert_eq!(
+        stores
+            .metadata
+            .blob(&other, &ContentOrigin::Pushed, &digest("m"))
+            .await?,
+        None
+    );
     let repository = stores.metadata.repository(&name).await?;
     assert_eq!(repository.map(|it| it.generation), Some(1));
     Ok(())
@@ -28,6 +46,8 @@ pub async fn linking_a_blob_ends_its_upload(stores: Stores) -> Checked {
     }
     let commit = Commit::LinkBlob {
         repository: name,
+        origin: ContentOrigin::Pushed,
+        principal: None,
         digest: digest("b"),
         size: 7,
         upload: Some(upload_id(1)),
@@ -48,7 +68,13 @@ pub async fn a_blob_is_unlinked_once(stores: Stores) -> Checked {
     assert!(is_absent(&stores.metadata.commit(unlink.clone()).await));
     stores.link(&name, &digest("b")).await?;
     stores.metadata.commit(unlink.clone()).await?;
-    assert_eq!(stores.metadata.blob(&name, &digest("b")).await?, None);
+    assert_eq!(
+        stores
+            .metadata
+            .blob(&name, &ContentOrigin::Pushed, &digest("b"))
+            .await?,
+        None
+    );
     assert!(is_absent(&stores.metadata.commit(unlink).await));
     Ok(())
 }
