@@ -9,6 +9,7 @@ mod events;
 mod first_start;
 mod htpasswd;
 mod plugin;
+mod repository;
 
 use std::{
     io::{self, Write},
@@ -59,6 +60,9 @@ enum Command {
     /// About what the mirrors of a running gateway have cached.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    /// About one repository of a running gateway.
+    #[command(subcommand)]
+    Repository(repository::RepositoryCommand),
     /// About events that wait for their receivers in a running gateway.
     #[command(subcommand)]
     Events(events::EventsCommand),
@@ -169,6 +173,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Htpasswd(arguments) => Ok(htpasswd::run(&arguments)?),
         Command::Reload(target) => admin::reload(&target),
         Command::Cache(command) => cache::run(&command),
+        Command::Repository(command) => repository::run(&command),
         Command::Events(command) => events::run(&command),
         Command::Plugin(PluginCommand::List { target, output }) => admin::list(&target, output),
         Command::Plugin(PluginCommand::Inspect { file }) => inspect(&file),

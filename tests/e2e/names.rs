@@ -1,10 +1,12 @@
 //! Whose a name is: at a listener that is one mirror's, and where names are pushed here over a mirror's.
 
+use std::{fs, process::Command};
+
 use tests::{
     Gateway, Image, Origin, Wire,
     dockerd::Dockerd,
-    gateway::{USER, usual_config},
-    tools::free_port,
+    gateway::{USER, program, usual_config},
+    tools::{Run, free_port, run},
 };
 
 use crate::clients::dockerd;
@@ -232,7 +234,9 @@ fn a_name_that_may_fall_through_is_the_upstreams_until_a_manifest_is_pushed() {
     origin.push("acme/tool", "old", &upstreams);
     let hosted = "hosted: { names: [\"apps/**\"], or_upstream: [\"docker.io/acme/*\"] }\n";
     let mirrors = origin.mirror_entry("docker.io", ", tags: { fresh_for: 1ms }");
-    let gateway = Gateway::start(&with_hosted(hosted, &mirrors));
+    let admin = "        - { who: [\"user:alice\"], may: [admin] }\n        - { who: [\"user:*\"]";
+    let config = with_hosted(hosted, &mirrors).replace("        - { who: [\"user:*\"]", admin);
+    let gateway = Gateway::start(&format!("{config}audit: {{ file: ./audit.jsonl }}\n"));
     let wire = Wire::basic(gateway.port, USER);
     let name = "docker.io/acme/tool";
     let tags = || {
@@ -259,4 +263,39 @@ fn a_name_that_may_fall_through_is_the_upstreams_until_a_manifest_is_pushed() {
         wire.get(&format!("/v2/{name}/manifests/{gone}"))
             .expect(404);
     }
+    let released = release(&gateway, name).ok();
+    assert_eq!(released, format!("released: {name}\n"));
+    origin.start_again();
+    wire.pull_image(name, "latest", &upstreams);
+    let digest = &own.manifest.digest;
+    wire.get(&format!("/v2/{name}/manifests/{digest}"))
+        .expect(404);
+    // A push by digest claims it too.
+    wire.push_image(name, digest, &own);
+    wire.get(&format!("/v2/{name}/manifests/latest"))
+        .expect(404);
+    release(&gateway, name).ok();
+    let again = release(&gateway, name).fails();
+    assert!(again.contains("nothing was pushed"), "{again}");
+    let hosted = release(&gateway, "apps/web").fails();
+    assert!(
+        hosted.contains("not below `hosted.or_upstream`"),
+        "{hosted}"
+    );
+    let audit = gateway.audit().into_iter();
+    let changes: Vec<_> = audit
+        .filter(|line| line["change"] == "repository-release")
+        .map(|line| line["reference"].clone())
+        .collect();
+    assert_eq!(changes, [name, name]);
+}
+
+/// `gantry repository release`, as an operator calls it.
+fn release(gateway: &Gateway, name: &str) -> Run {
+    let password = gateway.folder().join("password");
+    fs::write(&password, USER.1).unwrap();
+    let mut command = Command::new(program());
+    command.args(["repository", "release", name, "--user", USER.0, "--config"]);
+    command.arg(gateway.config_path());
+    run(command.arg("--password-file").arg(&password))
 }

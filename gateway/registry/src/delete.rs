@@ -91,7 +91,7 @@ impl Call {
         Err(Error::Conflict)
     }
 
-    /// Makes a blob unreadable in the repository; manifests that name it stay, as with other registries.
+    /// Makes a blob unreadable in the repository. One that a manifest of the repository names stays: what protects a tag protects its layers.
     pub(crate) async fn delete_blob(
         &self,
         repository: &Repository,
@@ -100,7 +100,7 @@ impl Call {
         self.refuse_when_disabled()?;
         let mut events = self.events(repository);
         events.tell(EventKind::BlobDeleted, Told::blob(&digest, None))?;
-        let commit = Commit::UnlinkBlob {
+        let commit = Commit::DeleteBlob {
             repository: repository.name.clone(),
             digest: digest.clone(),
         };

@@ -160,6 +160,9 @@ impl Error {
             CommitError::MissingReference { digest } => Self::ManifestBlobUnknown {
                 digests: vec![digest],
             },
+            CommitError::StillNamed { manifest } => Self::Unsupported(format!(
+                "manifest {manifest} of this repository names the blob: delete the manifest first"
+            )),
             CommitError::Absent => absent,
             CommitError::Storage(error) => error.into(),
         }

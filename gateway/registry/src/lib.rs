@@ -2,7 +2,7 @@
 //!
 //! Map: `registry` is the struct and the one entry [`Registry::perform`]; `pull` `push` `upload` `mount` `list` `referrers` `delete`
 //! hold one family of operations each; `admit` asks the hooks; `events` tells what happened; `staging` knows which staging files are in
-//! use; `mirror` fills the cache; `layered` is what is hosted over it; `ports` is what the binary must bring; `cache` is what operators do
+//! use; `mirror` fills the cache; `layered` is what is hosted over it and `release` gives that back; `ports` is what the binary must bring; `cache` is what operators do
 //! with the mirrors' cache, `cache_counts` counts what the mirrors did;
 //! `outcome` and `error` are what comes out.
 //! Invariant: nothing here runs without a [`gantry_model::Permit`].
@@ -25,6 +25,7 @@ mod pull;
 mod push;
 mod referrers;
 pub mod registry;
+mod release;
 mod staging;
 mod upload;
 

@@ -102,7 +102,8 @@ impl Call {
         let mut required = Vec::new();
         let mut missing = Vec::new();
         for (digest, descriptor) in distinct(manifest.required_blobs()) {
-            match self.own_blob(repository, digest).await? {
+            let size = self.own_blob(repository, digest).await?;
+            match self.lawful(repository, digest, size).await? {
                 None => missing.push(digest.clone()),
                 Some(size) => check_size(descriptor, size)?,
             }
@@ -149,6 +150,43 @@ impl Call {
         let linked = self.commit(link, Vec::new()).await;
         linked.map_err(|error| Error::from_commit(error, Error::ManifestUnknown))?;
         Ok(Some(size))
+    }
+
+    /// The length of a blob that the principal may name. One that it neither uploaded nor mounted here itself must be one that it could
+    /// pull; otherwise it counts as absent, so that a client uploads it: a manifest would make another image's denied layer its own.
+    async fn lawful(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<Option<u64>, Error> {
+        let ports = &self.shared.ports;
+        let Some(size) = size.filter(|_| ports.admission.asks(repository, Change::ServeBlob))
+        else {
+            return Ok(size);
+        };
+        let principal = &self.requester.principal.id;
+        let own = ports
+            .metadata
+            .has_pushed(&repository.name, digest, principal);
+        if own.await? {
+            return Ok(Some(size));
+        }
+        let served = self.admit(Question {
+            repository,
+            change: Change::ServeBlob,
+            tag: None,
+            content: Content::Blob {
+                digest,
+                size,
+                described_in: repository,
+            },
+        });
+        match served.await {
+            Ok(_admitted) => Ok(Some(size)),
+            Err(Error::Denied(_) | Error::Held { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// A repeated push finds its bytes stored: content under a digest never changes.

@@ -10,6 +10,7 @@ mod events;
 mod lines;
 mod plugins;
 mod reload;
+mod repositories;
 mod warm;
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -47,6 +48,7 @@ const ROUTES: &[&[Route]] = &[
     events::ROUTES,
     plugins::ROUTES,
     reload::ROUTES,
+    repositories::ROUTES,
 ];
 
 /// What takes long: it answers line by line, and ends when the client leaves.

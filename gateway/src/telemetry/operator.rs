@@ -15,6 +15,8 @@ pub enum CacheChange {
     Evict,
     /// An image was pulled into the cache.
     Warm,
+    /// A claimed repository was given back to its upstream.
+    Release,
 }
 
 impl CacheChange {
@@ -26,6 +28,7 @@ impl CacheChange {
             Self::Unpin => "cache-unpin",
             Self::Evict => "cache-evict",
             Self::Warm => "cache-warm",
+            Self::Release => "repository-release",
         }
     }
 }

@@ -301,6 +301,13 @@ pub enum Commit {
         /// Which.
         digest: Digest,
     },
+    /// A pushed blob is no longer readable in a repository, unless a pushed manifest names it: then it fails with [`CommitError::StillNamed`].
+    DeleteBlob {
+        /// Where.
+        repository: RepositoryName,
+        /// Which.
+        digest: Digest,
+    },
     /// Everything that was pushed to a repository goes, so that the name is its upstream's again. Fails with [`CommitError::TagMoved`] when a
     /// pushed tag is marked immutable, with [`CommitError::Absent`] when nothing was pushed.
     ReleaseRepository {
@@ -334,6 +341,7 @@ impl Commit {
             | Self::DeleteManifest { repository, .. }
             | Self::DeleteTag { repository, .. }
             | Self::UnlinkBlob { repository, .. }
+            | Self::DeleteBlob { repository, .. }
             | Self::ReleaseRepository { repository, .. }
             | Self::ConfirmTag { repository, .. } => repository,
             Self::Telling { commit, .. } => commit.repository(),
@@ -369,6 +377,12 @@ pub enum CommitError {
     MissingReference {
         /// Which.
         digest: Digest,
+    },
+    /// A blob was to be deleted that a manifest of the repository names.
+    #[error("manifest {manifest} names it")]
+    StillNamed {
+        /// One of the manifests.
+        manifest: Digest,
     },
     /// What was to be deleted is not there.
     #[error("nothing there to delete")]

@@ -187,7 +187,9 @@ impl From<CommitError> for Failure {
         match error {
             CommitError::TagMoved { .. } => Self::Conflict,
             CommitError::Storage(error) => error.into(),
-            CommitError::MissingReference { .. } | CommitError::Absent => Self::internal(error),
+            CommitError::MissingReference { .. }
+            | CommitError::StillNamed { .. }
+            | CommitError::Absent => Self::internal(error),
         }
     }
 }

@@ -356,3 +356,43 @@ async fn admission_comes_after_the_digest_and_before_the_commit() {
     alice.push_image(REPOSITORY, "v1", "one").await;
     alice.pull(REPOSITORY, "v1").await.unwrap();
 }
+
+#[tokio::test]
+async fn a_manifest_names_only_blobs_that_its_pusher_brought_or_may_pull() {
+    let hooks = Hooks::on(&[Change::ServeBlob], |request| {
+        match request.requester.principal.id.as_str() {
+            "mallory" => Err(denied("scan")),
+            _ => Ok(Admitted::default()),
+        }
+    });
+    let hooks = Arc::new(hooks);
+    let world = World::with_admission(Arc::clone(&hooks) as _);
+    let image = world
+        .client("alice")
+        .push_image(REPOSITORY, "v1", "one")
+        .await;
+    assert!(hooks.take_seen().is_empty(), "what alice brought is hers");
+    let mallory = world.client("mallory");
+    let refused = mallory.push(REPOSITORY, "mine", &image).await;
+    let Err(Error::ManifestBlobUnknown { digests }) = &refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(digests.len(), 2);
+    let blobs: Vec<_> = hooks
+        .take_seen()
+        .into_iter()
+        .map(|it| it.target.digest)
+        .collect();
+    assert_eq!(&blobs, digests);
+    world
+        .client("bob")
+        .push(REPOSITORY, "bobs", &image)
+        .await
+        .unwrap();
+    mallory.push_image(REPOSITORY, "mine", "one").await;
+    let error = mallory
+        .pull_blob(REPOSITORY, &digests[0], None)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Denied(_)), "{error:?}");
+}

@@ -81,6 +81,27 @@ async fn a_deleted_blob_is_gone_from_its_repository_alone() {
 }
 
 #[tokio::test]
+async fn a_blob_that_a_manifest_names_is_deleted_after_the_manifest_only() {
+    let world = World::new();
+    let alice = world.client("alice");
+    let image = alice.push_image(REPOSITORY, "v1", "one").await;
+    for blob in [b"layer of one".as_slice(), b"config of one"] {
+        let refused = alice.delete_blob(REPOSITORY, &sha256(blob)).await;
+        let Err(Error::Unsupported(message)) = &refused else {
+            panic!("{refused:?}");
+        };
+        assert!(message.contains(image.digest.as_str()), "{message}");
+        alice.head_blob(REPOSITORY, &sha256(blob)).await.unwrap();
+    }
+    let deleted = alice.delete_manifest(REPOSITORY, &image.digest).await;
+    deleted.unwrap();
+    for blob in [b"layer of one".as_slice(), b"config of one"] {
+        let deleted = alice.delete_blob(REPOSITORY, &sha256(blob)).await;
+        deleted.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn what_is_unknown_cannot_be_deleted() {
     let world = World::new();
     let alice = world.client("alice");

@@ -109,6 +109,7 @@ enum Expect {
     ManifestUnknown,
     NameUnknown,
     ContentUnknown,
+    StillNamed,
 }
 
 fn seen(result: &Result<Outcome, Error>) -> Expect {
@@ -119,6 +120,7 @@ fn seen(result: &Result<Outcome, Error>) -> Expect {
         Err(Error::ManifestUnknown) => Expect::ManifestUnknown,
         Err(Error::NameUnknown) => Expect::NameUnknown,
         Err(Error::ManifestBlobUnknown { .. }) => Expect::ContentUnknown,
+        Err(Error::Unsupported(_)) => Expect::StillNamed,
         Err(error) => panic!("{error:?}"),
     }
 }
@@ -160,10 +162,17 @@ fn expect(references: &mut [Reference], step: &Step, required: &[Vec<usize>]) ->
             references[*repository].blobs.insert(*blob);
             Expect::Done
         }
-        Step::DeleteBlob { repository, blob } => match references[*repository].blobs.remove(blob) {
-            true => Expect::Done,
-            false => Expect::BlobUnknown,
-        },
+        Step::DeleteBlob { repository, blob } => {
+            let reference = &mut references[*repository];
+            let names = |manifest: &usize| required[*manifest].contains(blob);
+            if reference.blobs.contains(blob) && reference.manifests.iter().any(names) {
+                return Expect::StillNamed;
+            }
+            match reference.blobs.remove(blob) {
+                true => Expect::Done,
+                false => Expect::BlobUnknown,
+            }
+        }
         Step::MountBlob { repository, blob } => {
             if !references[1 - *repository].blobs.contains(blob) {
                 return Expect::Upload;

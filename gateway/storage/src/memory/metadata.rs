@@ -274,6 +274,9 @@ impl Facts {
                 let blob = repository.blobs.remove(&digest);
                 blob.map(|_size| ()).ok_or(CommitError::Absent)
             }
+            Commit::DeleteBlob { repository, digest } => {
+                self.existing(&repository)?.delete_blob(&digest)
+            }
             Commit::ReleaseRepository { repository, .. } => self.existing(&repository)?.release(),
             Commit::ConfirmTag {
                 repository,
@@ -332,6 +335,32 @@ impl Repository {
     fn holds(&self, origin: &ContentOrigin, digest: &Digest) -> bool {
         let stored = self.manifests.get(digest);
         self.blob(origin, digest).is_some() || stored.is_some_and(|it| it.origins.contains(origin))
+    }
+
+    fn delete_blob(&mut self, digest: &Digest) -> Result<(), CommitError> {
+        if self.blob(&ContentOrigin::Pushed, digest).is_none() {
+            return Err(CommitError::Absent);
+        }
+        let names = |stored: &Stored| {
+            let mut named = stored.references.iter();
+            stored.origins.contains(&ContentOrigin::Pushed) && named.any(|it| it.digest == *digest)
+        };
+        let mut manifests = self.manifests.iter();
+        if let Some((manifest, _)) = manifests.find(|(_, stored)| names(stored)) {
+            let manifest = manifest.clone();
+            return Err(CommitError::StillNamed { manifest });
+        }
+        self.blobs.retain(|linked_digest, linked| {
+            if linked_digest == digest {
+                linked.origins.remove(&ContentOrigin::Pushed);
+                linked.principals.clear();
+            }
+            !linked.origins.is_empty()
+        });
+        if !self.blobs.contains_key(digest) {
+            self.uses.remove(digest);
+        }
+        Ok(())
     }
 
     fn release(&mut self) -> Result<(), CommitError> {

@@ -61,6 +61,7 @@ pub(super) fn apply(connection: &Connection, bounds: &Bounds, commit: &Commit) -
             delete_tag(connection, repository, tag, expected, when)
         }
         Commit::UnlinkBlob { repository, digest } => unlink_blob(connection, repository, digest),
+        Commit::DeleteBlob { repository, digest } => delete_blob(connection, repository, digest),
         Commit::ReleaseRepository {
             repository,
             at_ms,
@@ -318,6 +319,28 @@ fn unlink_blob(connection: &Connection, repository: &RepositoryName, digest: &Di
     let sql = "DELETE FROM blob_links \
         WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2";
     match execute(connection, sql, (repository.as_str(), digest.as_str()))? {
+        0 => Err(Stop::Refused(CommitError::Absent)),
+        _ => Ok(()),
+    }
+}
+
+fn delete_blob(connection: &Connection, repository: &RepositoryName, digest: &Digest) -> Changed {
+    let pushed = &ContentOrigin::Pushed;
+    let parents = read::parents(connection, repository, pushed, digest)?;
+    let has = read::blob(connection, repository, pushed, digest)?.is_some();
+    if let Some((manifest, _)) = parents.into_iter().next().filter(|_| has) {
+        return Err(Stop::Refused(CommitError::StillNamed { manifest }));
+    }
+    let mut deleted = 0;
+    for sql in [
+        "DELETE FROM blob_principals \
+            WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2",
+        "DELETE FROM blob_links \
+            WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 AND origin = 0",
+    ] {
+        deleted = execute(connection, sql, (repository.as_str(), digest.as_str()))?;
+    }
+    match deleted {
         0 => Err(Stop::Refused(CommitError::Absent)),
         _ => Ok(()),
     }

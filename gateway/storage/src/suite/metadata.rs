@@ -51,6 +51,7 @@ macro_rules! metadata_suite {
             a_linked_blob_is_readable_in_its_repository_only
             linking_a_blob_ends_its_upload
             a_blob_is_unlinked_once
+            a_blob_is_deleted_only_when_no_pushed_manifest_names_it
             a_manifest_goes_with_exactly_its_tags
             a_manifest_stays_when_another_tag_appeared
             a_manifest_stays_when_a_tag_moved_away

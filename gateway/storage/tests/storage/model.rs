@@ -102,7 +102,9 @@ fn a_deletion() -> impl Strategy<Value = Commit> {
     });
     let blob = (repository(), some_digest())
         .prop_map(|(repository, digest)| Commit::UnlinkBlob { repository, digest });
-    prop_oneof![manifest, tag, blob]
+    let pushed = (repository(), some_digest())
+        .prop_map(|(repository, digest)| Commit::DeleteBlob { repository, digest });
+    prop_oneof![manifest, tag, blob, pushed]
 }
 
 fn another() -> impl Strategy<Value = Commit> {

@@ -506,7 +506,11 @@ async fn a_length_that_a_manifest_tells_is_not_asked_for_before_a_read() {
     world.manifest(NAME, "latest", &image(&[(&digest, BLOB_BYTES)]));
     world.pull(NAME, "latest").await.unwrap();
     world.upstream.calls();
-    let size = world.mirrors.expected_size(&repository, &digest).await.unwrap();
+    let size = world
+        .mirrors
+        .expected_size(&repository, &digest)
+        .await
+        .unwrap();
     assert_eq!(size, Some(BLOB_BYTES as u64));
     assert_eq!(world.upstream.calls(), []);
 }

@@ -1,9 +1,9 @@
 //! What deleting a manifest or a tag takes along, and when it is refused.
 
-use gantry_model::Tag;
+use gantry_model::{RepositoryName, Tag};
 
 use super::{Stores, digest, everything, is_absent, moved, push, push_tag, reference};
-use crate::{ContentOrigin, suite::Checked};
+use crate::{Commit, CommitError, ContentOrigin, suite::Checked};
 
 pub async fn a_manifest_goes_with_exactly_its_tags(stores: Stores) -> Checked {
     let name = "apps/web".parse()?;
@@ -144,5 +144,29 @@ pub async fn a_tag_is_deleted_only_from_what_was_expected(stores: Stores) -> Che
         .push(push_tag(&name, "m", 2_000, &tag, None)?)
         .await?;
     assert_eq!(stores.state(&name, &tag).await?.state.pushed_at_ms, 2_000);
+    Ok(())
+}
+
+pub async fn a_blob_is_deleted_only_when_no_pushed_manifest_names_it(stores: Stores) -> Checked {
+    let name = "apps/web".parse()?;
+    let delete = async || {
+        let (repository, digest) = (RepositoryName::clone(&name), digest("layer"));
+        let commit = Commit::DeleteBlob { repository, digest };
+        stores.metadata.commit(commit).await
+    };
+    stores.link(&name, &digest("layer")).await?;
+    stores.deliver(&name, &digest("layer")).await?;
+    let mut image = push(&name, "m", 1_000)?;
+    image.references = vec![reference("layer", "application/x.layer")?];
+    stores.push(image).await?;
+    let refused = delete().await;
+    let names_it = matches!(&refused, Err(CommitError::StillNamed { manifest }) if *manifest == super::digest("m"));
+    assert!(names_it, "{refused:?}");
+    stores.delete_manifest(&name, &digest("m"), &[]).await?;
+    delete().await?;
+    assert!(is_absent(&delete().await));
+    let (origin, layer) = (super::upstream(), digest("layer"));
+    let left = stores.metadata.blob(&name, &origin, &layer).await?;
+    assert_eq!(left, Some(9));
     Ok(())
 }
