@@ -160,7 +160,8 @@ pub async fn a_blob_is_deleted_only_when_no_pushed_manifest_names_it(stores: Sto
     image.references = vec![reference("layer", "application/x.layer")?];
     stores.push(image).await?;
     let refused = delete().await;
-    let names_it = matches!(&refused, Err(CommitError::StillNamed { manifest }) if *manifest == super::digest("m"));
+    let names_it =
+        matches!(&refused, Err(CommitError::StillNamed { manifest }) if *manifest == digest("m"));
     assert!(names_it, "{refused:?}");
     stores.delete_manifest(&name, &digest("m"), &[]).await?;
     delete().await?;
