@@ -1,13 +1,14 @@
 //! The folder of a real docker-registry becomes Gantry's: everything that was pushed to the one pulls from the other.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use serde_json::json;
 use tests::{
     Gateway, Image, Origin, Wire,
-    gateway::{USER, usual_config},
+    gateway::{USER, program, usual_config},
     image::{Content, INDEX, MANIFEST, index_of, sha512},
     ledger::listed_tags,
+    tools::{free_port, run},
     wire::with_query,
 };
 
@@ -158,4 +159,60 @@ fn referrers_of_adopted_manifests_are_listed() {
     let path = format!("/v2/apps/web/referrers/{}", image.manifest.digest);
     let referrers = wire.get(&path).expect(200).json();
     assert_eq!(referrers["manifests"][0]["digest"], json!(signature.digest));
+}
+
+/// The folder of a registry that filled it as a pull-through cache.
+fn pull_through(repository: &str, image: &Image) -> Origin {
+    let origin = Origin::start();
+    origin.push(repository, "v1", image);
+    fs::write(origin.data().join("scheduler-state.json"), "{}").unwrap();
+    origin
+}
+
+#[test]
+fn the_folder_of_a_pull_through_cache_becomes_its_mirrors_content() {
+    let image = Image::random(5000);
+    let cache = pull_through("team/app", &image);
+    let mut upstream = Origin::start();
+    upstream.stop();
+    let mirror = upstream.mirror_entry("up", "");
+    let gateway = Gateway::start_with(&usual_config(&mirror, ""), |folder| {
+        std::os::unix::fs::symlink(cache.data(), folder.join("data")).unwrap();
+    });
+    let wire = Wire::basic(gateway.port, USER);
+    wire.pull_image("up/team/app", "v1", &image);
+    wire.get("/v2/team/app/manifests/v1").expect(404);
+    let blob = &image.layers[0].digest;
+    wire.get(&format!("/v2/team/app/blobs/{blob}")).expect(404);
+}
+
+#[test]
+fn a_pull_through_caches_folder_without_a_mirror_stops_the_first_start_and_names_the_key() {
+    let image = Image::random(5000);
+    let cache = pull_through("team/app", &image);
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("gantry.yaml");
+    let text = format!(
+        "listen: {{ address: 127.0.0.1:{} }}\nadmin: 127.0.0.1:{}\nhosted: {{ names: [\"team/**\"] }}\nplugins: [{{ name: access, from: builtin:access, config: {{ rules: [{{ who: [anonymous], may: [pull], what: [\"**\"] }}] }} }}]\nstorage:\n  blobs: {{ filesystem: {} }}\n",
+        free_port(),
+        free_port(),
+        cache.data().display(),
+    );
+    fs::write(&config, text).unwrap();
+    let stopped = run(Command::new(program()).arg("serve").arg(&config)).fails();
+    assert!(
+        stopped.contains("`adopt: hosted`") && stopped.contains("scheduler-state.json"),
+        "{stopped}"
+    );
+    let usual = format!("  adopt: hosted\n{}", usual_config("", ""));
+    let mut gateway = Gateway::start_with(&usual, |folder| {
+        std::os::unix::fs::symlink(cache.data(), folder.join("data")).unwrap();
+    });
+    let wire = Wire::basic(gateway.port, USER);
+    wire.pull_image("team/app", "v1", &image);
+    // Adopted before, and the key is not there any more.
+    gateway.write_config(&usual_config("", ""));
+    gateway.restart();
+    wire.pull_image("team/app", "v1", &image);
+    assert!(gateway.log().contains("was a pull-through cache's"));
 }
