@@ -291,9 +291,9 @@ pub async fn issue_token(
     };
     // Of an upstream's caller: as long as its word is good.
     let mut longest = identified.upstream.as_ref().map(|it| it.remember_for);
-    let mut granted = Vec::new();
-    let mut spelled = Vec::new();
-    for (scope, repository) in request.scopes {
+    let tokens = &generation.authentication.tokens;
+    let mut draft = tokens.draft(identified, &request.service)?;
+    'scopes: for (scope, repository) in request.scopes {
         let canonical = match &repository {
             Some(repository) => Scope {
                 name: repository.name.to_string(),
@@ -318,18 +318,20 @@ pub async fn issue_token(
             let Some((scope_granted, good_for)) = confirmation else {
                 continue;
             };
-            longest = longest.map(|longest| good_for.map_or(longest, |it| it.min(longest)));
-            spelled.push(Scope {
+            let canonical = scope_granted.name;
+            let spelled = Scope {
                 name: scope.name.clone(),
-                ..scope_granted.clone()
-            });
-            granted.push(scope_granted);
+                kind: scope_granted.kind,
+                actions: scope_granted.actions,
+            };
+            // What a token cannot hold is left out from the end.
+            if draft.hold(spelled, &canonical).is_err() {
+                break 'scopes;
+            }
+            longest = longest.map(|longest| good_for.map_or(longest, |it| it.min(longest)));
         }
     }
-    generation
-        .authentication
-        .tokens
-        .issue(identified, &granted, spelled, &request.service, longest)
+    tokens.sign(draft, longest)
 }
 
 /// What the authorizers, and the credential, allow of one scope.

@@ -122,6 +122,42 @@ fn granting_less_than_asked_is_no_error_and_strange_scopes_are_dropped() {
 }
 
 #[test]
+fn a_token_for_many_scopes_is_accepted_and_grants_exactly_what_its_answer_says() {
+    let gateway = Gateway::usual();
+    let wire = Wire::basic(gateway.port, USER);
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    for (count, length, all_fit) in [(64, 240, true), (100, 62, true), (400, 100, false)] {
+        let name = |index| format!("apps/{index:03}{}", "x".repeat(length - 8));
+        let asked: Vec<String> = (0..count)
+            .map(|index| format!("repository:{}:pull,push", name(index)))
+            .collect();
+        let query = format!("service=x&scope={}", asked.join("&scope="));
+        for answer in [
+            wire.get(&format!("/token?{query}")),
+            wire.send("POST", "/token", &form, query.as_str()),
+        ] {
+            let json = answer.expect(200).json();
+            let granted: Vec<&str> = json["scope"].as_str().unwrap().split(' ').collect();
+            assert_eq!(granted, asked.get(..granted.len()).unwrap(), "{count}");
+            assert_eq!(granted.len() == count, all_fit, "{}", granted.len());
+            assert!(granted.len() >= 64, "{}", granted.len());
+            let bearer = Wire::bearer(gateway.port, json["token"].as_str().unwrap());
+            let upload = |index| {
+                let path = format!("/v2/{}/blobs/uploads/", name(index));
+                bearer.send("POST", &path, &[], "")
+            };
+            upload(0).expect(202);
+            upload(granted.len() - 1).expect(202);
+            if !all_fit {
+                let refused = upload(granted.len()).expect(401);
+                let challenge = refused.header("www-authenticate");
+                assert!(challenge.contains("insufficient_scope"), "{challenge}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_wrong_password_is_refused_at_the_endpoint_and_on_the_api() {
     let gateway = Gateway::usual();
     for credentials in [(USER.0, "wrong"), ("nobody", "x"), (USER.0, ""), ("", "")] {

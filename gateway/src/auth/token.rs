@@ -1,10 +1,11 @@
 //! Our own tokens: ES256 JWTs that hold an identity and the most it may do.
 //!
 //! A token never decides: authorization runs on every request, so that revoking is fast. `access` is in the client's spelling, as
-//! docker's token specification has it; `gantry.at_most` holds the canonical names that count.
+//! docker's token specification has it; `gantry.names` holds the canonical names that count, where they differ.
 //! Invariant: only a key of the key folder verifies a token; no key is ever taken from a token's header.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write as _,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
@@ -30,13 +31,23 @@ use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use super::{Identified, IssuedToken};
-use crate::{callers::UpstreamCaller, clock::SystemClock, http::error::Error};
+use crate::{
+    callers::UpstreamCaller,
+    clock::SystemClock,
+    http::{credential::MAX_CREDENTIAL_BYTES, error::Error},
+};
 
 /// Clock skew between a token's issuer and a replica that verifies it, as Distribution allows.
 const LEEWAY_SECONDS: u64 = 60;
 
 /// Good tokens kept at most.
 const MAX_GOOD_TOKENS: u64 = 10_000;
+
+/// Bytes of a token that are not its claims: header, signature and two dots.
+const MAX_FRAME_BYTES: usize = 256;
+
+/// Bytes of a token's claims as JSON at most. Base64 makes four of three, and the token is a credential that this registry accepts.
+const MAX_CLAIMS_BYTES: usize = (MAX_CREDENTIAL_BYTES - MAX_FRAME_BYTES) / 4 * 3;
 
 /// Length of a coordinate on P-256.
 const COORDINATE_BYTES: usize = 32;
@@ -102,10 +113,12 @@ struct Inside {
     issuer: String,
     groups: Vec<String>,
     attributes: Vec<(String, Attribute)>,
-    at_most: Vec<Scope>,
+    /// Canonical names by place in `access`, of scopes that the client spells otherwise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    names: BTreeMap<usize, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity_ends_at_ms: Option<u64>,
-    /// The mirror whose upstream vouches for the identity, and confirmed what `at_most` holds.
+    /// The mirror whose upstream vouches for the identity, and confirmed what `access` holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     upstream: Option<String>,
 }
@@ -162,26 +175,13 @@ impl Tokens {
         &self.published
     }
 
-    /// Signs a token for `identified` that allows `at_most` (canonical names), shown to the client as `access`. It lives for `longest` at
-    /// most, but no client is given less than a minute.
+    /// Begins a token for `identified`, which holds nothing yet.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when it cannot be signed.
-    pub(crate) fn issue(
-        &self,
-        identified: &Identified,
-        at_most: &[Scope],
-        access: Vec<Scope>,
-        service: &str,
-        longest: Option<Duration>,
-    ) -> Result<IssuedToken, Error> {
+    /// [`Error::Unavailable`] when the identity alone is larger than a token can be, or the system has no randomness.
+    pub(crate) fn draft(&self, identified: &Identified, service: &str) -> Result<Draft, Error> {
         let principal = &identified.principal;
         let now = SystemClock.now_ms() / 1000;
-        let lifetime = longest.map_or(self.lifetime, |longest| longest.min(self.lifetime));
-        let mut expires_in = lifetime.as_secs().max(60);
-        if let Some(end) = principal.expires_at_ms {
-            expires_in = expires_in.min((end / 1000).saturating_sub(now)).max(60);
-        }
         let mut jti = [0_u8; 16];
         rand::fill(&mut jti).map_err(|unspecified| Error::unavailable(unspecified.to_string()))?;
         let claims = Claims {
@@ -190,11 +190,40 @@ impl Tokens {
             aud: service.to_owned(),
             iat: now,
             nbf: now,
-            exp: now + expires_in,
+            exp: now,
             jti: URL_SAFE_NO_PAD.encode(jti),
-            access: access.clone(),
-            gantry: Inside::of(identified, at_most),
+            access: Vec::new(),
+            gantry: Inside::of(identified),
         };
+        let length = json_bytes(&claims)?;
+        // `"names":{},` comes with the first name.
+        let left = MAX_CLAIMS_BYTES.checked_sub(length + 11);
+        let left = left.ok_or_else(|| {
+            Error::unavailable(format!(
+                "groups and attributes make the identity of {} {length} bytes long; a token holds {MAX_CLAIMS_BYTES}",
+                principal.id
+            ))
+        })?;
+        Ok(Draft { claims, left })
+    }
+
+    /// Signs a token. It lives for `longest` at most, but no client is given less than a minute.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when it cannot be signed.
+    pub(crate) fn sign(
+        &self,
+        draft: Draft,
+        longest: Option<Duration>,
+    ) -> Result<IssuedToken, Error> {
+        let Draft { mut claims, .. } = draft;
+        let now = claims.iat;
+        let lifetime = longest.map_or(self.lifetime, |longest| longest.min(self.lifetime));
+        let mut expires_in = lifetime.as_secs().max(60);
+        if let Some(end) = claims.gantry.identity_ends_at_ms {
+            expires_in = expires_in.min((end / 1000).saturating_sub(now)).max(60);
+        }
+        claims.exp = now + expires_in;
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.signing.0.clone());
         let token = encode(&header, &claims, &self.signing.1)
@@ -203,7 +232,7 @@ impl Tokens {
             token,
             expires_in,
             issued_at: now,
-            scopes: access,
+            scopes: claims.access,
         })
     }
 
@@ -256,8 +285,59 @@ impl Tokens {
     }
 }
 
+/// A token that is not signed yet.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    claims: Claims,
+    /// Bytes of JSON that there is room for.
+    left: usize,
+}
+
+impl Draft {
+    /// Adds a scope, in the client's spelling and with the canonical name that counts. A token that has no room for it stays as it is.
+    ///
+    /// # Errors
+    /// [`TokenFull`]: there is no room for it.
+    pub(crate) fn hold(&mut self, spelled: Scope, canonical: &str) -> Result<(), TokenFull> {
+        let index = self.claims.access.len();
+        let name = (spelled.name != canonical).then(|| canonical.to_owned());
+        let scope = json_bytes(&spelled).map_err(|_never| TokenFull)?;
+        let entry = name.as_ref().map(|name| BTreeMap::from([(index, name)]));
+        let entry = entry.map_or(Ok(0), |entry| json_bytes(&entry));
+        let bytes = scope + 1 + entry.map_err(|_never| TokenFull)?;
+        self.left = self.left.checked_sub(bytes).ok_or(TokenFull)?;
+        self.claims.access.push(spelled);
+        if let Some(name) = name {
+            self.claims.gantry.names.insert(index, name);
+        }
+        Ok(())
+    }
+}
+
+/// A token has no room for another scope.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct TokenFull;
+
+/// Whether scopes of so many bytes may still be for one token: what is longer cannot be held, whoever asks.
+pub(crate) fn may_fit(scopes: &[Scope]) -> bool {
+    let bytes: usize = scopes
+        .iter()
+        .map(|scope| scope.kind.len() + scope.name.len() + MIN_SCOPE_BYTES)
+        .sum();
+    bytes < MAX_CLAIMS_BYTES
+}
+
+/// `{"type":"","name":"","actions":[]},`.
+const MIN_SCOPE_BYTES: usize = 35;
+
+fn json_bytes(value: &impl Serialize) -> Result<usize, Error> {
+    let text = serde_json::to_vec(value);
+    let text = text.map_err(|error| Error::unavailable(error.to_string()))?;
+    Ok(text.len())
+}
+
 impl Inside {
-    fn of(identified: &Identified, at_most: &[Scope]) -> Self {
+    fn of(identified: &Identified) -> Self {
         let principal = &identified.principal;
         let upstream = identified.upstream.as_ref();
         let attribute = |value: &AttributeValue| match value {
@@ -275,7 +355,7 @@ impl Inside {
                 .iter()
                 .map(|(name, value)| (name.clone(), attribute(value)))
                 .collect(),
-            at_most: at_most.to_vec(),
+            names: BTreeMap::new(),
             identity_ends_at_ms: principal.expires_at_ms,
             upstream: upstream.map(|caller| caller.confirmed.mirror.to_string()),
         }
@@ -322,12 +402,22 @@ impl Claims {
                 .collect(),
             expires_at_ms: self.gantry.identity_ends_at_ms,
         };
+        let mut names = self.gantry.names;
+        let at_most: Vec<Scope> = self
+            .access
+            .into_iter()
+            .enumerate()
+            .map(|(index, scope)| Scope {
+                name: names.remove(&index).unwrap_or(scope.name),
+                ..scope
+            })
+            .collect();
         let upstream = self.gantry.upstream.as_deref();
-        let upstream = upstream.map(|it| UpstreamCaller::by_token(it, &self.gantry.at_most));
+        let upstream = upstream.map(|it| UpstreamCaller::by_token(it, &at_most));
         Identified {
             principal: Arc::new(principal),
             upstream: upstream.map(Arc::new),
-            at_most: Some(self.gantry.at_most.into()),
+            at_most: Some(at_most.into()),
             by_token: true,
         }
     }
@@ -439,10 +529,10 @@ mod tests {
     }
 
     fn issue(tokens: &Tokens, identified: &Identified, longest: Option<u64>) -> IssuedToken {
-        let at_most = [PULL.parse().unwrap()];
         let longest = longest.map(Duration::from_secs);
-        let issued = tokens.issue(identified, &at_most, Vec::new(), "test", longest);
-        issued.ok().unwrap()
+        let mut draft = tokens.draft(identified, "test").ok().unwrap();
+        draft.hold(PULL.parse().unwrap(), "up/team/app").unwrap();
+        tokens.sign(draft, longest).ok().unwrap()
     }
 
     #[test]
@@ -453,6 +543,51 @@ mod tests {
             let issued = issue(&tokens, &caller(Some("up")), longest);
             assert_eq!(issued.expires_in, expect, "{longest:?}");
         }
+    }
+
+    #[test]
+    fn a_token_that_is_full_keeps_its_first_scopes_whole_and_is_accepted() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        // Names as clients spell them, and names that count: the same, or longer ones.
+        for prefix in ["", "registry.example/"] {
+            let mut draft = tokens.draft(&caller(None), "test").ok().unwrap();
+            let mut canonical = Vec::new();
+            let full = (0..1000).find(|index| {
+                let name = format!("team/{index}/{}", "x".repeat(index % 200));
+                let scope: Scope = format!("repository:{name}:pull,push").parse().unwrap();
+                let counts = format!("{prefix}{name}");
+                let held = draft.hold(scope.clone(), &counts);
+                let counted = Scope {
+                    name: counts,
+                    ..scope
+                };
+                canonical.extend(held.is_ok().then_some(counted));
+                held.is_err()
+            });
+            assert!(full.is_some_and(|index| index > 64), "{full:?}");
+            let issued = tokens.sign(draft, None).ok().unwrap();
+            let length = issued.token.len();
+            let room = MAX_CREDENTIAL_BYTES - 1024;
+            assert!((room..=MAX_CREDENTIAL_BYTES).contains(&length), "{length}");
+            assert_eq!(issued.scopes.len(), canonical.len());
+            let identified = tokens.verify(&issued.token).unwrap().unwrap();
+            assert_eq!(identified.at_most.as_deref(), Some(&*canonical));
+        }
+    }
+
+    #[test]
+    fn an_identity_that_no_token_can_hold_is_an_error_and_no_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        let mut identified = caller(None);
+        let principal = Principal {
+            groups: vec!["g".repeat(255); 200],
+            ..Principal::anonymous()
+        };
+        identified.principal = Arc::new(principal);
+        let refused = tokens.draft(&identified, "test").unwrap_err().to_string();
+        assert!(refused.contains("a token holds"), "{refused}");
     }
 
     #[test]
@@ -508,7 +643,7 @@ mod tests {
                 exp: now - 10,
                 jti: String::new(),
                 access: Vec::new(),
-                gantry: Inside::of(&caller(mirror), &[]),
+                gantry: Inside::of(&caller(mirror)),
             };
             let mut header = Header::new(Algorithm::ES256);
             header.kid = Some(kid.clone());

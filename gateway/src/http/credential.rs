@@ -10,8 +10,8 @@ use http::{HeaderMap, header};
 
 use super::error::{ChallengeError, Error};
 
-/// Bytes of a credential at most; tokens stay far below, because proxies cut headers at 8 KiB.
-pub const MAX_CREDENTIAL_BYTES: usize = 16 << 10;
+/// Bytes of a credential at most: half of what a request's head may have. Our tokens have no more, and hold 64 scopes of any length.
+pub const MAX_CREDENTIAL_BYTES: usize = 32 << 10;
 
 /// Clients disagree about padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

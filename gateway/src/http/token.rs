@@ -21,14 +21,14 @@ use super::{
 };
 use crate::{
     app::Generation,
-    auth::{self, IssuedToken, TokenRequest},
+    auth::{self, IssuedToken, TokenRequest, token::may_fit},
 };
 
 /// Bytes of a form at most.
 const MAX_FORM_BYTES: usize = 64 << 10;
 
-/// Scopes of one request at most; more are dropped like unknown ones.
-const MAX_SCOPES: usize = 64;
+/// Parameters at most, in the query and in the form: as many scopes as either has bytes for.
+const MAX_PARAMETERS: usize = 4096;
 
 /// Answers a request to `/token`.
 ///
@@ -79,7 +79,7 @@ struct Form {
 
 impl Form {
     async fn read(parts: &Parts, body: Body) -> Result<Self, Error> {
-        let query = Query::parse(parts.uri.query().unwrap_or_default())?;
+        let query = Query::parse_up_to(MAX_PARAMETERS, parts.uri.query().unwrap_or_default())?;
         let form = match parts.method {
             Method::GET => Query::default(),
             Method::POST => Self::read_body(parts, body).await?,
@@ -112,7 +112,7 @@ impl Form {
         let bytes: Bytes = body.read_capped(MAX_FORM_BYTES).await.map_err(body_error)?;
         let text =
             std::str::from_utf8(&bytes).map_err(|_bytes| RouteError::Encoding("not UTF-8"))?;
-        Ok(Query::parse(text)?)
+        Ok(Query::parse_up_to(MAX_PARAMETERS, text)?)
     }
 
     fn credential(&self, parts: &Parts) -> Result<Credential, Error> {
@@ -131,7 +131,8 @@ impl Form {
         })
     }
 
-    /// Every scope, repeated or joined by spaces, merged by resource. What is no scope is dropped.
+    /// Every scope, repeated or joined by spaces, merged by resource, in order. What is no scope is dropped, and from the end what no token
+    /// has room for.
     fn scopes(&self) -> Vec<Scope> {
         let mut scopes: Vec<Scope> = Vec::new();
         let words = [&self.query, &self.form]
@@ -144,7 +145,7 @@ impl Form {
                 .find(|known| known.kind == scope.kind && known.name == scope.name);
             if let Some(known) = known {
                 known.actions.extend(scope.actions);
-            } else if scopes.len() < MAX_SCOPES {
+            } else if may_fit(&scopes) {
                 scopes.push(scope);
             }
         }
@@ -297,23 +298,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thousand_scopes_are_cut() {
-        use std::fmt::Write as _;
-        let mut body = String::from("a=b");
-        for index in 0..1000 {
-            write!(body, "&scope=repository:r{index}:pull").unwrap();
+    async fn many_scopes_are_read_in_order_whether_in_the_query_or_in_a_form() {
+        let scope = |index| format!("repository:team/image-{index}:pull,push");
+        let words: Vec<String> = (0..400).map(scope).collect();
+        let repeated = format!("scope={}", words.join("&scope="));
+        let joined = format!("scope={}", words.join("+"));
+        for text in [repeated, joined] {
+            let query = parts("GET", &format!("/token?{text}"), None);
+            let form = read(&query, "").await.ok().unwrap();
+            let read_from_query = scopes(&form);
+            let form = read(&parts("POST", "/token", FORM), &text).await;
+            assert_eq!(scopes(&form.ok().unwrap()), read_from_query);
+            let held = read_from_query.len();
+            assert!(held >= 256, "{held}");
+            assert_eq!(read_from_query, words.get(..held).unwrap());
         }
-        // 1000 pairs is more than a query may have: only one parameter with many scopes gets this far.
-        let parts = parts("POST", "/token", FORM);
-        assert_eq!(
-            read(&parts, &body).await.err(),
-            Some(StatusCode::BAD_REQUEST)
-        );
-        let joined = body
-            .trim_start_matches("a=b&scope=")
-            .replace("&scope=", "+");
-        let form = read(&parts, &format!("scope={joined}")).await.ok().unwrap();
-        assert_eq!(form.scopes().len(), MAX_SCOPES);
+    }
+
+    #[tokio::test]
+    async fn what_no_token_has_room_for_is_dropped_from_the_end() {
+        use std::fmt::Write as _;
+        let mut body = String::from("scope=repository:first:pull");
+        for index in 0..5000 {
+            write!(body, "+r:{index}:pull").unwrap();
+        }
+        body.push_str("+repository:first:push");
+        let form = read(&parts("POST", "/token", FORM), &body).await;
+        let scopes = scopes(&form.ok().unwrap());
+        assert!(scopes.len() < 1000, "{}", scopes.len());
+        assert_eq!(scopes.first().unwrap(), "repository:first:pull,push");
     }
 
     #[test]

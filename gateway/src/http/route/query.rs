@@ -17,9 +17,17 @@ impl Query {
     /// # Errors
     /// [`RouteError::Encoding`].
     pub fn parse(raw: &str) -> Result<Self, RouteError> {
+        Self::parse_up_to(MAX_PAIRS, raw)
+    }
+
+    /// The same for a reader that expects many pairs.
+    ///
+    /// # Errors
+    /// [`RouteError::Encoding`].
+    pub fn parse_up_to(most: usize, raw: &str) -> Result<Self, RouteError> {
         let mut pairs = Vec::new();
         for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
-            if pairs.len() == MAX_PAIRS {
+            if pairs.len() == most {
                 return Err(RouteError::Encoding("too many query parameters"));
             }
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
