@@ -9,6 +9,7 @@ mod generation;
 pub(crate) mod plugins;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,12 +26,13 @@ use tokio::sync::{mpsc, watch};
 
 pub use self::generation::Generation;
 use crate::{
-    auth::verified::VerifiedCredentials,
+    auth::{logins::Logins, revocation::Revocation, verified::VerifiedCredentials},
     callers::memory::Memory,
     clock::SystemClock,
     config::{self, BlobStorage, Config, MetadataStorage},
     events::Events,
     hooks::{PluginValues, StoredContent},
+    modes,
     origins::Origins,
     outbound::{Names, Requests, SystemNames},
     policy::{
@@ -72,6 +74,8 @@ pub(crate) struct Lasting {
     decisions: Arc<Decisions<AuthorizeAnswer>>,
     serves: Arc<Decisions<AdmitAnswer>>,
     verified: VerifiedCredentials,
+    logins: Logins,
+    pub(crate) revocation: Arc<Revocation>,
     shadows: Shadows,
     trips: mpsc::Sender<Trip>,
     generations: Gauge,
@@ -118,7 +122,9 @@ impl App {
         // Beside the stores, which wait for the disk.
         let _engine = tokio::task::spawn_blocking(PluginHost::prepare);
         let stores = Stores::open(config).await?;
-        let lasting = stores.lasting(config, &telemetry, trips)?;
+        let values = Arc::<SqliteKv>::clone(&stores.values);
+        let revocation = Revocation::open(values).await?;
+        let lasting = stores.lasting(config, &telemetry, trips, revocation)?;
         watch(&telemetry, &lasting.host, &stores.database);
         watch_registry(&telemetry, &lasting.registry);
         let bindings = plugins::load(&lasting, config, None)
@@ -163,6 +169,7 @@ impl App {
         let origins = Origins::new(&next.config);
         self.lasting.origins_current.store(Some(Arc::new(origins)));
         self.generation_current.store(Arc::clone(&next));
+        self.lasting.revocation.reconfigured();
         self.lasting.swapped.send_replace(next.number);
         next
     }
@@ -220,13 +227,23 @@ impl Stores {
             .parent()
             .unwrap_or_else(|| Path::new("."))
             .to_owned();
+        let keys = root.join("keys");
+        let beside = state.join("plugins.db");
+        // Before anything is made: what was there keeps its mode.
+        let kept = BTreeSet::from([
+            root,
+            state.as_path(),
+            database,
+            beside.as_path(),
+            keys.as_path(),
+        ]);
+        modes::warn_of_open(kept);
         std::fs::create_dir_all(&state)
             .with_context(|| format!("cannot make the folder {}", state.display()))?;
         let blobs = FsBlobStore::open(root)
             .with_context(|| format!("cannot open the blob folder {}", root.display()))?;
         let metadata = SqliteStore::open(database)
             .with_context(|| format!("cannot open the database {}", database.display()))?;
-        let beside = state.join("plugins.db");
         let values = SqliteKv::open(&beside)
             .with_context(|| format!("cannot open the plugins' database {}", beside.display()))?;
         let metadata = Arc::new(metadata);
@@ -244,6 +261,7 @@ impl Stores {
         config: &Config,
         telemetry: &Arc<Telemetry>,
         trips: mpsc::Sender<Trip>,
+        revocation: Arc<Revocation>,
     ) -> anyhow::Result<Lasting> {
         let policy_current = Arc::new(ArcSwapOption::empty());
         let origins_current = Arc::new(ArcSwapOption::empty());
@@ -273,6 +291,8 @@ impl Stores {
             decisions: Arc::new(Decisions::new(MAX_DECISION_BYTES)),
             serves: Arc::new(Decisions::new(MAX_DECISION_BYTES)),
             verified: VerifiedCredentials::new()?,
+            logins: Logins::new()?,
+            revocation,
             shadows,
             trips,
             generations,

@@ -2,7 +2,10 @@
 //!
 //! No credential is anonymous; a credential that nobody claims is refused, never anonymous; a failed authenticator is 503.
 
+pub mod ids;
 pub(crate) mod keyed;
+pub(crate) mod logins;
+pub(crate) mod revocation;
 pub mod token;
 pub(crate) mod verified;
 
@@ -12,14 +15,18 @@ use gantry_model::{
     Client, Decision, Denial, DenialCode, OperationKind, Principal, Requester, Scope,
 };
 use gantry_plugin_host::{AuthenticateAnswer, AuthenticateRequest, Credential, Identity};
+use gantry_registry::Clock as _;
 
 use self::{
+    logins::{Attempt, Logins},
+    revocation::{Proof, Revocation},
     token::{TokenError, Tokens},
-    verified::VerifiedCredentials,
+    verified::{Verified, VerifiedCredentials},
 };
 use crate::{
     app::Generation,
     callers::{ShownFor, Standing, UpstreamCaller},
+    clock::SystemClock,
     http::error::{ChallengeError, Error},
     policy::{Request, binding::Binding},
     telemetry,
@@ -30,6 +37,8 @@ use crate::{
 pub struct Authentication {
     authenticators: Vec<Arc<Binding>>,
     verified: VerifiedCredentials,
+    logins: Logins,
+    revocation: Arc<Revocation>,
     /// Issues and verifies our tokens.
     pub tokens: Tokens,
 }
@@ -43,20 +52,12 @@ pub struct Identified {
     pub at_most: Option<Arc<[Scope]>>,
     /// Whether a token of ours was shown: then a lack of scope is answered `insufficient_scope`.
     pub by_token: bool,
+    /// When that token ends, in seconds since 1970; a token got with it ends no later.
+    pub token_ends: Option<u64>,
+    /// What the principal was proved with; `None` = nobody was.
+    pub proof: Option<Arc<Proof>>,
     /// The upstream that vouches for the principal, when it is neither a plugin nor nobody.
     pub upstream: Option<Arc<UpstreamCaller>>,
-}
-
-/// What a credential other than a token of ours proves.
-impl From<Identity> for Identified {
-    fn from(identity: Identity) -> Self {
-        Self {
-            principal: Arc::new(identity.principal),
-            at_most: identity.at_most.map(Arc::from),
-            by_token: false,
-            upstream: None,
-        }
-    }
 }
 
 impl Identified {
@@ -73,6 +74,8 @@ impl Identified {
             principal: Arc::new(Principal::anonymous()),
             at_most: None,
             by_token: false,
+            token_ends: None,
+            proof: None,
             upstream: None,
         }
     }
@@ -84,12 +87,53 @@ impl Authentication {
     pub(crate) fn new(
         authenticators: Vec<Arc<Binding>>,
         verified: VerifiedCredentials,
+        logins: Logins,
+        revocation: Arc<Revocation>,
         tokens: Tokens,
     ) -> Self {
         Self {
             authenticators,
             verified,
+            logins,
+            revocation,
             tokens,
+        }
+    }
+
+    /// What became of principals.
+    pub(crate) fn revocation(&self) -> &Arc<Revocation> {
+        &self.revocation
+    }
+
+    /// The authenticators, in order.
+    pub(crate) fn chain(&self) -> &[Arc<Binding>] {
+        &self.authenticators
+    }
+
+    /// Who a credential was found to belong to a moment ago, if that still holds.
+    async fn known(
+        &self,
+        client: &Client,
+        credential: &Credential,
+    ) -> Result<Option<Identified>, Error> {
+        let Some(known) = self.verified.known(client, credential).await else {
+            return Ok(None);
+        };
+        if self.stands(&known).await? {
+            return Ok(Some(known));
+        }
+        self.verified.forget(client, credential).await;
+        Ok(None)
+    }
+
+    /// Whether what was proved before still holds.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the authenticator cannot tell.
+    async fn stands(&self, identified: &Identified) -> Result<bool, Error> {
+        match &identified.proof {
+            Some(proof) => Ok(self.revocation.stands(&self.authenticators, proof).await?),
+            None => Ok(true),
         }
     }
 
@@ -99,10 +143,12 @@ impl Authentication {
     }
 
     /// Asks the chain about a credential, in order, until one claims it.
-    async fn ask(&self, request: &AuthenticateRequest) -> Result<Option<Identity>, Error> {
+    async fn ask(&self, request: &AuthenticateRequest) -> Result<Option<Verified>, Error> {
         for binding in &self.authenticators {
             match binding.authenticate(request).await {
-                Ok(AuthenticateAnswer::Authenticated(identity)) => return Ok(Some(identity)),
+                Ok(AuthenticateAnswer::Authenticated(identity)) => {
+                    return self.vouched(binding, identity).map(Some);
+                }
                 Ok(AuthenticateAnswer::NotMine) => {}
                 Ok(AuthenticateAnswer::Rejected(denial))
                     if denial.code == DenialCode::TooManyRequests =>
@@ -117,6 +163,24 @@ impl Authentication {
             }
         }
         Ok(None)
+    }
+
+    /// What a credential other than a token of ours proves.
+    fn vouched(&self, binding: &Binding, identity: Identity) -> Result<Verified, Error> {
+        let principal = &identity.principal;
+        if principal
+            .expires_at_ms
+            .is_some_and(|end| end <= SystemClock.now_ms())
+        {
+            let message = "the identity has ended";
+            let denial = Denial::new(DenialCode::Unauthorized, "identity-ended", message);
+            telemetry::audit_rejected(binding.name(), &denial);
+            return Err(bad_credential());
+        }
+        let by = Some(Arc::clone(binding.name()));
+        let generation = Arc::clone(&identity.generation);
+        let proof = self.revocation.prove(by, &principal.id, generation);
+        Ok(Verified::new(identity, proof))
     }
 }
 
@@ -144,31 +208,54 @@ pub async fn authenticate(
     if let Credential::Bearer(token) = &credential
         && let Some(verdict) = authentication.tokens.verify(token)
     {
-        return verdict.map_err(invalid_token);
+        let identified = verdict.map_err(invalid_token)?;
+        return match authentication.stands(&identified).await? {
+            true => Ok(identified),
+            false => Err(invalid_token(TokenError::Revoked)),
+        };
     }
     let anonymous = credential == Credential::Anonymous;
     if anonymous && client.tls_subject.is_none() {
         return Ok(Identified::anonymous());
     }
-    if let Some(known) = authentication.verified.known(client, &credential).await {
+    if let Some(known) = authentication.known(client, &credential).await? {
         return Ok(known);
     }
     // Boxed: most credentials are known, or tokens, and whoever shows one need not keep room for the chain.
-    let identified = Box::pin(ask_chain(authentication, client, &credential)).await?;
-    match identified {
-        Some(identified) => Ok(identified),
-        None if anonymous => Ok(Identified::anonymous()),
-        None if matches!(credential, Credential::Bearer(_)) => {
-            Err(invalid_token(TokenError::Unknown))
-        }
-        None => Box::pin(identify_upstream(generation, &credential, shown_for)).await,
+    Box::pin(log_in(generation, client, &credential, shown_for)).await
+}
+
+/// Checks a credential that is not known, when its turn comes.
+async fn log_in(
+    generation: &Generation,
+    client: &Arc<Client>,
+    credential: &Credential,
+    shown_for: ShownFor,
+) -> Result<Identified, Error> {
+    let authentication = &generation.authentication;
+    let attempt = authentication.logins.begin(client, credential).await?;
+    // The turn before may have been of the same credential.
+    if let Some(known) = authentication.known(client, credential).await? {
+        return Ok(known);
     }
+    let identified = match ask_chain(authentication, client, credential, &attempt).await {
+        Ok(Some(identified)) => Ok(identified),
+        Ok(None) => match credential {
+            Credential::Anonymous => Ok(Identified::anonymous()),
+            Credential::Bearer(_) => Err(invalid_token(TokenError::Unknown)),
+            Credential::Basic(_) => identify_upstream(generation, credential, shown_for).await,
+        },
+        Err(error) => Err(error),
+    };
+    authentication.logins.settle(attempt, &identified);
+    identified
 }
 
 async fn ask_chain(
     authentication: &Authentication,
     client: &Arc<Client>,
     credential: &Credential,
+    attempt: &Attempt,
 ) -> Result<Option<Identified>, Error> {
     let request = AuthenticateRequest {
         client: Arc::clone(client),
@@ -176,7 +263,10 @@ async fn ask_chain(
         service: String::new(),
         scopes: Vec::new(),
     };
-    let ask = authentication.ask(&request);
+    let ask = async {
+        let _place = authentication.logins.place(attempt).await?;
+        authentication.ask(&request).await
+    };
     let verified = &authentication.verified;
     verified.get_or_ask(client, credential, ask).await
 }
@@ -187,7 +277,7 @@ async fn identify_upstream(
     credential: &Credential,
     shown_for: ShownFor,
 ) -> Result<Identified, Error> {
-    let Credential::Basic { username, password } = credential else {
+    let Credential::Basic(shown) = credential else {
         return Err(bad_credential());
     };
     let mirror = match shown_for {
@@ -196,14 +286,19 @@ async fn identify_upstream(
         ShownFor::Several => return Err(for_several()),
     };
     let callers = generation.policy.callers();
-    let Some((principal, caller)) = callers.identify(&mirror, username, password).await? else {
+    let identified = callers.identify(&mirror, shown.username(), shown.password());
+    let Some((principal, caller)) = identified.await? else {
         telemetry::audit_rejected(&upstream_name(&mirror), &unknown_upstream());
         return Err(bad_credential());
     };
+    let revocation = &generation.authentication.revocation;
+    let proof = revocation.prove(None, &principal.id, Arc::from(""));
     Ok(Identified {
         principal: Arc::new(principal),
         at_most: None,
         by_token: false,
+        token_ends: None,
+        proof: Some(proof),
         upstream: Some(Arc::new(caller)),
     })
 }
@@ -241,7 +336,7 @@ fn invalid_token(error: TokenError) -> Error {
 pub struct IssuedToken {
     /// The JWT.
     pub token: String,
-    /// Seconds it is valid; at least 60.
+    /// Seconds it is valid; at least 60, unless the identity, or the token it was got with, ends before.
     pub expires_in: u64,
     /// Seconds since 1970.
     pub issued_at: u64,

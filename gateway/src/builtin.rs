@@ -11,6 +11,12 @@ pub fn builtin(name: &str) -> Option<&'static [u8]> {
         .map(|(_, component)| *component)
 }
 
+/// The pattern of ids that a built-in makes; only authenticators make any.
+#[must_use]
+pub fn ids(name: &str) -> Option<&'static str> {
+    (name == "htpasswd").then_some("user:*")
+}
+
 /// Every name, in alphabetical order.
 pub fn names() -> impl Iterator<Item = &'static str> {
     BUILTINS.iter().map(|(name, _)| *name)
@@ -62,20 +68,24 @@ mod tests {
     #[test]
     fn a_builtin_exports_its_hook_and_imports_only_what_it_uses() {
         for (name, exports, imports) in [
-            ("access", ["authorizer@0.1.0", "lifecycle@0.1.0"], &[][..]),
+            (
+                "access",
+                &["authorizer@0.1.0", "lifecycle@0.1.0"][..],
+                &[][..],
+            ),
             (
                 "htpasswd",
-                ["authenticator@0.1.0", "lifecycle@0.1.0"],
+                &["authenticator@0.1.0", "lifecycle@0.1.0", "principals@0.1.0"],
                 &["crypto@0.1.0"],
             ),
             (
                 "immutable-tags",
-                ["admission@0.1.0", "lifecycle@0.1.0"],
+                &["admission@0.1.0", "lifecycle@0.1.0"],
                 &["logging@0.1.0"],
             ),
             (
                 "webhook",
-                ["events@0.1.0", "lifecycle@0.1.0"],
+                &["events@0.1.0", "lifecycle@0.1.0"],
                 &[
                     "clock@0.1.0",
                     "config@0.1.0",

@@ -57,6 +57,8 @@ enum Command {
     Htpasswd(Htpasswd),
     /// Have a running gateway take its configuration anew, or say every reason why it does not.
     Reload(admin::Target),
+    /// End a principal's tokens, remembered logins and running transfers in a running gateway.
+    Revoke(admin::Revoke),
     /// About what the mirrors of a running gateway have cached.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
@@ -172,6 +174,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Config(ConfigCommand::Schema) => schema(),
         Command::Htpasswd(arguments) => Ok(htpasswd::run(&arguments)?),
         Command::Reload(target) => admin::reload(&target),
+        Command::Revoke(revoke) => admin::revoke(&revoke),
         Command::Cache(command) => cache::run(&command),
         Command::Repository(command) => repository::run(&command),
         Command::Events(command) => events::run(&command),

@@ -35,7 +35,7 @@ pub use self::{
     report::{Problem, Report, Warnings},
     schema::schema,
 };
-use crate::events::EventSettings;
+use crate::{auth::ids::IdPattern, events::EventSettings};
 
 /// What `gantry serve` is without a file: `examples/quickstart.yaml`.
 pub const QUICKSTART: &str = include_str!("../../examples/quickstart.yaml");
@@ -238,6 +238,8 @@ pub struct Binding {
     pub on_error: OnError,
     /// How long a serve waits where it answers `hold`.
     pub hold_for: Duration,
+    /// Ids of principals it may make, for authenticators; `None` = a built-in's own, or none.
+    pub ids: Option<Vec<IdPattern>>,
     /// What asks it, for admission plugins; `None` = every change, no fill and no serve.
     pub changes: Option<BTreeSet<Change>>,
     /// What it may reach.
@@ -261,6 +263,7 @@ impl fmt::Debug for Binding {
             .field("repositories", &self.repositories)
             .field("mode", &self.mode)
             .field("on_error", &self.on_error)
+            .field("ids", &self.ids)
             .field("changes", &self.changes)
             .field("grants", &self.grants)
             .field("limits", &self.limits)

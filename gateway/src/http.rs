@@ -33,7 +33,8 @@ use self::{
 };
 use crate::{
     app::{App, EdgeSettings, Generation},
-    auth, policy,
+    auth::{self, revocation::Proof},
+    policy,
     server::{Handler, Peer, RequestBody},
 };
 
@@ -83,7 +84,6 @@ async fn operate(
         .callers()
         .of_operation(&operation, address);
     exchange.asks(&operation);
-    let body = domain_body(&operation, body, &generation.edge);
     let credential = credential::parse(&parts.headers)?;
     let client = Arc::clone(exchange.client());
     // Each step is pinned where it is made: wrapped by value, its whole room would be copied once for every wrapper.
@@ -94,7 +94,9 @@ async fn operate(
         .deadline(authenticate)
         .instrument(tracing::debug_span!("authenticate"))
         .await?;
-    exchange.identified(&identified.principal);
+    exchange.identified(&identified);
+    let proof = identified.proof.as_ref();
+    let body = domain_body(&operation, body, &generation.edge, proof);
     let requester = exchange.requester(Arc::clone(&identified.principal));
     let authorize = pin!(policy::authorize(
         generation,
@@ -147,12 +149,19 @@ fn keys(generation: &Generation, exchange: &mut Exchange) -> Done {
 }
 
 /// The body, for operations that take one. A manifest's own limit is the registry's; what nobody takes is never read.
-fn domain_body(operation: &Operation, body: RequestBody, edge: &EdgeSettings) -> Body {
+fn domain_body(
+    operation: &Operation,
+    body: RequestBody,
+    edge: &EdgeSettings,
+    proof: Option<&Arc<Proof>>,
+) -> Body {
     match operation {
         Operation::PushManifest { .. }
         | Operation::PushBlob { .. }
         | Operation::AppendChunk { .. }
-        | Operation::CommitUpload { .. } => body::capped(body, edge.max_blob_bytes, rate(edge)),
+        | Operation::CommitUpload { .. } => {
+            body::capped_of(body, edge.max_blob_bytes, rate(edge), proof)
+        }
         Operation::Ping
         | Operation::ListCatalog { .. }
         | Operation::PullManifest { .. }

@@ -6,6 +6,7 @@
 //! builds everything, `run` serves it until told to stop, `reload` replaces it while it serves, `author` is for
 //! those who write plugins, `telemetry` logs, measures and audits.
 
+mod address;
 pub mod app;
 pub mod auth;
 pub mod author;
@@ -16,6 +17,7 @@ pub mod config;
 pub mod events;
 pub mod hooks;
 pub mod http;
+mod modes;
 pub mod origins;
 pub mod outbound;
 pub mod policy;

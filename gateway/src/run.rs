@@ -14,8 +14,10 @@ use tokio::{
 use self::telling::Telling;
 use crate::{
     app::App,
+    auth::revocation,
     config::{AuditTo, Config, ListenAddress, LogFormat},
     http::admin::{Admin, Readiness},
+    modes,
     reload::{Reloader, Source, Trigger},
     server::{
         self, Listener, Stage,
@@ -46,6 +48,7 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 /// # Errors
 /// A sentence for the operator, when something of the configuration does not work here.
 pub fn run(config: &Config, source: Source) -> anyhow::Result<()> {
+    modes::set();
     let format = match config.log.format {
         LogFormat::Human => telemetry::LogFormat::Human,
         LogFormat::Json => telemetry::LogFormat::Json,
@@ -118,6 +121,7 @@ async fn serve(
         tokio::spawn(follow_hangups(hangup, Arc::clone(&reloader))),
         tokio::spawn(Arc::clone(&reloader).follow_trips(tripped)),
         tokio::spawn(Arc::clone(&reloader).follow_files()),
+        tokio::spawn(revocation::follow(Arc::clone(&app))),
         tokio::spawn(sweep(Arc::clone(&app))),
         tokio::spawn(evict(Arc::clone(&app))),
         tokio::spawn(sweep_store(Arc::clone(&app))),

@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use self::{connection::Connection, io::Transport, tls::ServedTls};
 pub use self::{mapped::Mappings, served::RequestBody};
-use crate::{app::EdgeSettings, http::body::ResponseBody, telemetry::Telemetry};
+use crate::{app::EdgeSettings, http::body::ResponseBody, modes, telemetry::Telemetry};
 
 /// Connections the kernel holds while we are busy.
 const BACKLOG: i32 = 1024;
@@ -93,6 +93,12 @@ enum Bound {
     Unix(UnixListener),
 }
 
+fn bind_unix(path: &Path) -> std_io::Result<UnixListener> {
+    let listener = UnixListener::bind(path)?;
+    modes::open_socket(path)?;
+    Ok(listener)
+}
+
 impl Listener {
     /// Binds a TCP address.
     ///
@@ -125,7 +131,7 @@ impl Listener {
             _ => {}
         }
         Ok(Self {
-            socket: Bound::Unix(UnixListener::bind(path)?),
+            socket: Bound::Unix(bind_unix(path)?),
             tls: None,
             mirror: None,
         })

@@ -37,7 +37,7 @@ pub use self::{
     json::in_one_write,
     lines::{AccessLine, AuditLine},
     logging::{LogFormat, Logging, LoggingError, audits_apart, init},
-    operator::{CacheChange, audit_cache},
+    operator::{CacheChange, audit_cache, audit_revoked},
     plugins::{Asked, PluginMeter},
     readings::Reading,
     traces::{OtlpSettings, Traces, TracesError, adopt_parent, describe},

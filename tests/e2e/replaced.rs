@@ -16,6 +16,7 @@ hosted: { names: ["apps/**", "team/**"] }
 plugins:
   - name: people
     from: ./third_party.wasm
+    ids: ["user:*"]
     config: { users: { file: ./htpasswd } }
   - name: access
     from: ./third_party.wasm

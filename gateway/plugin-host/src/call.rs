@@ -22,7 +22,9 @@ use wasmtime::{
 
 use crate::{
     bindings::{
-        exports::gantry::plugin::{admission, authenticator, authorizer, events, lifecycle},
+        exports::gantry::plugin::{
+            admission, authenticator, authorizer, events, lifecycle, principals,
+        },
         gantry::plugin::types,
     },
     code::Shared,
@@ -62,6 +64,7 @@ pub(crate) struct Loaded {
 pub(crate) struct Exports {
     pub(crate) lifecycle: lifecycle::GuestIndices,
     pub(crate) authenticator: Option<authenticator::GuestIndices>,
+    pub(crate) principals: Option<principals::GuestIndices>,
     pub(crate) authorizer: Option<authorizer::GuestIndices>,
     pub(crate) admission: Option<admission::GuestIndices>,
     pub(crate) events: Option<events::GuestIndices>,
@@ -72,6 +75,7 @@ pub(crate) enum Question {
     Configure,
     SelfTest,
     Authenticate(authenticator::AuthnRequest),
+    Current(String),
     Authorize(authorizer::AuthzRequest),
     Admit(Box<admission::AdmissionRequest>),
     Observe(Vec<events::Event>),
@@ -82,6 +86,7 @@ pub(crate) enum Said {
     Configured(Vec<lifecycle::ConfigIssue>),
     Tested(Result<(), String>),
     Authenticated(authenticator::Outcome),
+    Current(Option<String>),
     Authorized(authorizer::Decision),
     Admitted(admission::Decision),
     Observed(Vec<events::Outcome>),
@@ -132,6 +137,29 @@ impl Plugin {
         let answer = async {
             match self.loaded.call(None, question).await? {
                 Said::Authenticated(outcome) => convert::authenticate_answer(self.name(), outcome),
+                _ => Err(mismatch()),
+            }
+        };
+        let answer = answer.await;
+        self.loaded.record(began, answer)
+    }
+
+    /// Whether it tells what became of its principals.
+    #[must_use]
+    pub fn knows_principals(&self) -> bool {
+        self.loaded.exports.principals.is_some()
+    }
+
+    /// Asks which generation a principal has now; `None` when it is gone.
+    ///
+    /// # Errors
+    /// [`CallError`]; never that it is gone.
+    pub async fn current(&self, id: &str) -> Result<Option<Arc<str>>, CallError> {
+        let question = Question::Current(id.to_owned());
+        let began = Instant::now();
+        let answer = async {
+            match self.loaded.call(None, question).await? {
+                Said::Current(generation) => generation.map(convert::generation).transpose(),
                 _ => Err(mismatch()),
             }
         };
@@ -364,6 +392,11 @@ impl Loaded {
                 let outcome = hook.call_authenticate(&mut *store, &request).await?;
                 Ok(Said::Authenticated(answered(outcome)?))
             }
+            Question::Current(id) => {
+                let hook = exported(exports.principals.as_ref())?.load(&mut *store, instance)?;
+                let generation = hook.call_current(&mut *store, &id).await?;
+                Ok(Said::Current(answered(generation)?))
+            }
             Question::Authorize(request) => {
                 let hook = exported(exports.authorizer.as_ref())?.load(&mut *store, instance)?;
                 let decision = hook.call_authorize(&mut *store, &request).await?;
@@ -390,6 +423,9 @@ impl Loaded {
         instance: &Instance,
     ) -> wasmtime::Result<()> {
         if let Some(indices) = &self.exports.authenticator {
+            indices.load(&mut *store, instance)?;
+        }
+        if let Some(indices) = &self.exports.principals {
             indices.load(&mut *store, instance)?;
         }
         if let Some(indices) = &self.exports.authorizer {

@@ -35,6 +35,7 @@ const MAX_CODE_BYTES: usize = 128;
 const MAX_DETAIL_BYTES: usize = 4096;
 const MAX_WARNINGS: usize = 8;
 const MAX_NAME_BYTES: usize = 255;
+const MAX_GENERATION_BYTES: usize = 128;
 const MAX_GROUPS: usize = 1024;
 const MAX_ATTRIBUTES: usize = 64;
 const MAX_SCOPES: usize = 1024;
@@ -50,9 +51,10 @@ pub(crate) fn authenticate_request(request: &AuthenticateRequest) -> authenticat
         client: client(&request.client),
         credential: match &request.credential {
             Credential::Anonymous => authenticator::Credential::Anonymous,
-            Credential::Basic { username, password } => {
-                authenticator::Credential::Basic((username.clone(), password.clone()))
-            }
+            Credential::Basic(shown) => authenticator::Credential::Basic((
+                shown.username().to_owned(),
+                shown.password().to_owned(),
+            )),
             Credential::Bearer(token) => authenticator::Credential::Bearer(token.clone()),
         },
         service: request.service.clone(),
@@ -246,6 +248,7 @@ pub(crate) fn authenticate_answer(
         authenticator::Outcome::Authenticated(identity) => {
             AuthenticateAnswer::Authenticated(Identity {
                 principal: vouched(identity.principal)?,
+                generation: generation(identity.generation)?,
                 at_most: identity.at_most.map(answered_scopes).transpose()?,
                 cache: cache_hint(identity.cache, MAX_TTL),
             })
@@ -334,7 +337,18 @@ pub(crate) fn plugin_error(error: &types::PluginError) -> Stop {
     Stop::new(Failure::Plugin, text::clean(&detail, MAX_REASON_BYTES))
 }
 
-/// A principal that a plugin may vouch for: named, and neither the gateway nor nobody.
+/// A generation; cut, it would be another one.
+pub(crate) fn generation(generation: String) -> Result<std::sync::Arc<str>, Stop> {
+    let plain = text::clean(&generation, MAX_GENERATION_BYTES) == generation;
+    if plain && generation.len() <= MAX_GENERATION_BYTES {
+        return Ok(generation.into());
+    }
+    Err(contract(format!(
+        "answered a generation longer than {MAX_GENERATION_BYTES} bytes or not plain text"
+    )))
+}
+
+/// A principal that a plugin may vouch for: named, and neither the gateway nor nobody nor an upstream's.
 fn vouched(principal: types::Principal) -> Result<Principal, Stop> {
     let named = |what: &str, text: &str| {
         let plain = !text.is_empty() && text.len() <= MAX_NAME_BYTES;
@@ -354,9 +368,12 @@ fn vouched(principal: types::Principal) -> Result<Principal, Stop> {
         let id = id.trim();
         id.eq_ignore_ascii_case("anonymous") || id.eq_ignore_ascii_case("system")
     };
-    if reserved(&principal.id) || reserved(&principal.kind) {
+    if reserved(&principal.id)
+        || reserved(&principal.kind)
+        || principal.id.trim().starts_with("upstream:")
+    {
         return Err(contract(
-            "answered a principal that only the gateway may name: anonymous or system",
+            "answered a principal that only the gateway may name: anonymous, system or upstream:…",
         ));
     }
     if principal.groups.len() > MAX_GROUPS || principal.attributes.len() > MAX_ATTRIBUTES {

@@ -11,6 +11,8 @@ use gantry_model::{
 pub enum Hook {
     /// `authenticator`.
     Authenticate,
+    /// `principals`: no hook by itself, it goes with `authenticator`.
+    Principals,
     /// `authorizer`.
     Authorize,
     /// `admission`.
@@ -40,22 +42,71 @@ impl Hooks {
 pub enum Credential {
     /// None was shown.
     Anonymous,
-    /// `Authorization: Basic`.
-    Basic {
-        /// Before the first colon.
-        username: String,
-        /// After it.
-        password: String,
-    },
+    /// A user name and a password, however they were sent.
+    Basic(Basic),
     /// `Authorization: Bearer` with a token that is not ours.
     Bearer(String),
+}
+
+/// A user name and a password. There is one way to make it, so that no way in takes what another refuses.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Basic {
+    username: String,
+    password: String,
+}
+
+/// The user name holds a colon, or one of the two holds a control character.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a user name holds no colon, and neither it nor a password holds control characters")]
+pub struct MalformedBasic;
+
+impl Basic {
+    /// The user name.
+    #[must_use]
+    pub fn username(&self) -> &str {
+        &self.username
+    }
+
+    /// The password.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+}
+
+impl Credential {
+    /// A user name and a password. RFC 7617 has no colons in user names and no control characters in either: a name that one way in
+    /// cuts and another does not would be two names.
+    ///
+    /// # Errors
+    /// [`MalformedBasic`].
+    pub fn basic(
+        username: impl Into<String>,
+        password: impl Into<String>,
+    ) -> Result<Self, MalformedBasic> {
+        let (username, password) = (username.into(), password.into());
+        let is_malformed = username.contains(':')
+            || [&username, &password]
+                .iter()
+                .any(|it| it.contains(char::is_control));
+        match is_malformed {
+            true => Err(MalformedBasic),
+            false => Ok(Self::Basic(Basic { username, password })),
+        }
+    }
+}
+
+impl fmt::Debug for Basic {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Basic(***)")
+    }
 }
 
 impl fmt::Debug for Credential {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Anonymous => "Anonymous",
-            Self::Basic { .. } => "Basic(***)",
+            Self::Basic(_) => "Basic(***)",
             Self::Bearer(_) => "Bearer(***)",
         })
     }
@@ -101,6 +152,8 @@ pub struct AuthenticateRequest {
 pub struct Identity {
     /// The principal.
     pub principal: Principal,
+    /// Which secret or life of the principal it was proved with; empty = the plugin does not tell.
+    pub generation: Arc<str>,
     /// What the credential itself allows at most; `None` = no limit of its own.
     pub at_most: Option<Vec<Scope>>,
     /// How long it may be reused.

@@ -206,6 +206,12 @@ fn problems(exports: &[String], imports: &[String], wasi: &[String]) -> Vec<Stri
             "does not export {PACKAGE}/lifecycle, which every plugin has"
         ));
     }
+    let exported = |interface: &str| exports.iter().any(|name| own(name) == Some(interface));
+    if exported("principals") && !exported("authenticator") {
+        problems.push(format!(
+            "exports {PACKAGE}/principals without {PACKAGE}/authenticator, and so has made no principals"
+        ));
+    }
     if hooks(exports).0.is_empty() {
         let names: Vec<&str> = HOOKS.iter().map(|(interface, _)| *interface).collect();
         problems.push(format!(
@@ -314,6 +320,8 @@ mod tests {
     fn a_component_without_lifecycle_or_hook_says_so() {
         assert!(said(&GOOD[1..], &[]).contains("does not export gantry:plugin/lifecycle"));
         assert!(said(&GOOD[..1], &[]).contains("exports no hook"));
+        let principals = [GOOD[0], GOOD[1], "gantry:plugin/principals@0.1.0"];
+        assert!(said(&principals, &[]).contains("principals without"));
     }
 
     #[test]

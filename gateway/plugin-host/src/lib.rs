@@ -28,8 +28,8 @@ pub use call::Plugin;
 pub use error::{CallError, Failure, LoadError};
 pub use grant::HttpGrant;
 pub use hook::{
-    AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest,
-    CacheHint, Credential, Hook, Hooks, Identity, Varies,
+    AdmitAnswer, AuthenticateAnswer, AuthenticateRequest, AuthorizeAnswer, AuthorizeRequest, Basic,
+    CacheHint, Credential, Hook, Hooks, Identity, MalformedBasic, Varies,
 };
 pub use inspect::{Capability, Inspection};
 pub use load::{HostUsage, PluginHost};

@@ -10,7 +10,9 @@ use tokio::sync::Semaphore;
 use wasmtime::component::{Component, InstancePre};
 
 use crate::{
-    bindings::exports::gantry::plugin::{admission, authenticator, authorizer, events, lifecycle},
+    bindings::exports::gantry::plugin::{
+        admission, authenticator, authorizer, events, lifecycle, principals,
+    },
     cache::{CompiledCache, file_name},
     call::{Allowance, Exports, Loaded, Plugin, Question, Said},
     code::{LoadedCode, Shared},
@@ -305,6 +307,9 @@ fn exports(instance: &InstancePre<CallState>, inspection: &Inspection) -> Result
         lifecycle: lifecycle::GuestIndices::new(instance).map_err(|error| does_not_fit(&error))?,
         authenticator: optional(inspection, "authenticator", || {
             authenticator::GuestIndices::new(instance)
+        })?,
+        principals: optional(inspection, "principals", || {
+            principals::GuestIndices::new(instance)
         })?,
         authorizer: optional(inspection, "authorizer", || {
             authorizer::GuestIndices::new(instance)

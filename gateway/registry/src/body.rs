@@ -17,6 +17,9 @@ pub enum BodyError {
     /// The client sends slower than the minimum rate.
     #[error("the body arrives too slowly")]
     TooSlow,
+    /// The client's principal was revoked.
+    #[error("the credential was revoked while the body arrived")]
+    Revoked,
     /// More than the cap.
     #[error("the body is too large")]
     TooLarge,

@@ -83,9 +83,10 @@ impl Call {
             .await
             .map_err(|error| match error {
                 BodyError::TooLarge => Error::ManifestTooLarge { max_bytes },
-                BodyError::Disconnected | BodyError::Malformed(_) | BodyError::TooSlow => {
-                    error.into()
-                }
+                BodyError::Disconnected
+                | BodyError::Malformed(_)
+                | BodyError::TooSlow
+                | BodyError::Revoked => error.into(),
             })
     }
 

@@ -104,6 +104,7 @@ impl Generation {
             &config.tokens.keys,
             &config.tokens.issuer,
             config.tokens.lifetime,
+            Arc::clone(&lasting.revocation),
         )?;
         let authenticators = taking_part(Hook::Authenticate);
         let verified = lasting.verified.of_chain(&authenticators);
@@ -122,7 +123,13 @@ impl Generation {
             number: before.map_or(1, |before| before.number + 1),
             namespaces: config.namespaces(),
             registry,
-            authentication: Authentication::new(authenticators, verified, tokens),
+            authentication: Authentication::new(
+                authenticators,
+                verified,
+                lasting.logins.clone(),
+                Arc::clone(&lasting.revocation),
+                tokens,
+            ),
             policy: Arc::new(policy),
             telemetry: Arc::clone(&lasting.telemetry),
             events: Arc::clone(&lasting.events),

@@ -13,6 +13,7 @@ use gantry_plugin_host::{Hook, PluginSource, Redaction};
 
 use super::{Generation, Lasting};
 use crate::{
+    auth::ids::IdPattern,
     builtin,
     config::{self, Config, PluginFrom},
     policy::binding::{Binding, Health, default_changes},
@@ -66,6 +67,9 @@ pub(crate) async fn load(
                 message: withheld(written).clean(sentence(&written.name, &error)),
             }),
         }
+    }
+    if mistakes.0.is_empty() {
+        mistakes.0.extend(overlap(&bindings));
     }
     if mistakes.0.is_empty() {
         Ok(bindings)
@@ -127,6 +131,7 @@ async fn bind(
         fingerprint,
         from: written.from.clone(),
         repositories: written.repositories.clone(),
+        ids: ids(written),
         changes: written.changes.clone().unwrap_or_else(default_changes),
         mode: written.mode,
         on_error: written.on_error,
@@ -144,6 +149,14 @@ fn refuse_misfit(written: &config::Binding, binding: &Binding) -> anyhow::Result
             "plugin {name} has `changes`, but the component does not take part in admission"
         );
     }
+    if written.ids.is_some() && !hooks.has(Hook::Authenticate) {
+        anyhow::bail!("plugin {name} has `ids`, but the component is no authenticator");
+    }
+    if binding.ids.is_empty() && hooks.0.len() == 1 && hooks.has(Hook::Authenticate) {
+        anyhow::bail!(
+            "plugin {name} is an authenticator, and its binding does not say which principals it may make: write `ids: [\"{name}:*\"]`, or what their ids begin with"
+        );
+    }
     if hooks.has(Hook::Authenticate)
         && (binding.on_error != config::OnError::Deny || binding.mode != config::Mode::Enforce)
     {
@@ -152,6 +165,44 @@ fn refuse_misfit(written: &config::Binding, binding: &Binding) -> anyhow::Result
         );
     }
     Ok(())
+}
+
+/// The ids that a binding may make: as written, a built-in's own, or none.
+fn ids(written: &config::Binding) -> Vec<IdPattern> {
+    written.ids.clone().unwrap_or_else(|| {
+        let own = match &written.from {
+            PluginFrom::Builtin(name) => builtin::ids(name),
+            PluginFrom::File(_) => None,
+        };
+        own.and_then(|own| IdPattern::parse(own).ok())
+            .into_iter()
+            .collect()
+    })
+}
+
+/// Two authenticators that could make the same id.
+fn overlap(bindings: &[Arc<Binding>]) -> Option<Mistake> {
+    let authenticators = || {
+        let takes_part = |binding: &&Arc<Binding>| binding.plugin.hooks().has(Hook::Authenticate);
+        bindings.iter().filter(takes_part).enumerate()
+    };
+    authenticators().find_map(|(index, second)| {
+        let before = authenticators().take(index);
+        let pairs = before.flat_map(|(_, first)| first.ids.iter().map(move |id| (first, id)));
+        let mut pairs = pairs.flat_map(|(first, id)| second.ids.iter().map(move |it| (first, id, it)));
+        let (first, one, other) = pairs.find(|(_, one, other)| one.overlaps(other))?;
+        let (first, name) = (first.name(), second.name());
+        let also = match &second.from {
+            PluginFrom::Builtin(_) => format!(" and `prefix: {name}` in its config"),
+            PluginFrom::File(_) => ", or what its principals' ids begin with".to_owned(),
+        };
+        Some(Mistake {
+            plugin: Arc::clone(name),
+            message: format!(
+                "plugin {name} may make the principals {other}, and plugin {first} the principals {one}: the same id could mean two. Say in each binding which ids are its own; for {name}, write `ids: [\"{name}:*\"]`{also}"
+            ),
+        })
+    })
 }
 
 async fn component(from: &PluginFrom) -> anyhow::Result<Bytes> {

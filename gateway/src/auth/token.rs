@@ -1,6 +1,7 @@
 //! Our own tokens: ES256 JWTs that hold an identity and the most it may do.
 //!
-//! A token never decides: authorization runs on every request, so that revoking is fast. `access` is in the client's spelling, as
+//! A token never decides, and buys no longer one: what is got with a token ends with it, and names what the first credential proved.
+//! Whoever verifies a token issued it, so no clock differs and no leeway is given. A token never decides: authorization runs on every request, so that revoking is fast. `access` is in the client's spelling, as
 //! docker's token specification has it; `gantry.names` holds the canonical names that count, where they differ.
 //! Invariant: only a key of the key folder verifies a token; no key is ever taken from a token's header.
 
@@ -30,15 +31,15 @@ use jsonwebtoken::{
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
-use super::{Identified, IssuedToken};
+use super::{
+    Identified, IssuedToken,
+    revocation::{ProofParts, Revocation},
+};
 use crate::{
     callers::UpstreamCaller,
     clock::SystemClock,
     http::{credential::MAX_CREDENTIAL_BYTES, error::Error},
 };
-
-/// Clock skew between a token's issuer and a replica that verifies it, as Distribution allows.
-const LEEWAY_SECONDS: u64 = 60;
 
 /// Good tokens kept at most.
 const MAX_GOOD_TOKENS: u64 = 10_000;
@@ -55,9 +56,12 @@ const COORDINATE_BYTES: usize = 32;
 /// Why a token of ours is not good.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TokenError {
-    /// Its time is over, or has not come.
+    /// Its time is over.
     #[error("the token has expired")]
     Expired,
+    /// Its principal is gone, disabled, or has another secret.
+    #[error("the token was revoked")]
+    Revoked,
     /// Not a token this registry gave out.
     #[error("the token was not issued by this registry")]
     Unknown,
@@ -70,6 +74,7 @@ pub struct Tokens {
     signing: (String, EncodingKey),
     verifying: Vec<(String, DecodingKey)>,
     published: String,
+    revocation: Arc<Revocation>,
     /// Tokens found good, by their digest: a client shows one with each of its requests, and to verify one costs more than all the rest
     /// of a small answer.
     good: Cache<[u8; 32], GoodToken>,
@@ -79,7 +84,7 @@ pub struct Tokens {
 #[derive(Clone, Debug)]
 struct GoodToken {
     identified: Identified,
-    /// Seconds since 1970, leeway included: from then on it is good no more.
+    /// Seconds since 1970: from then on it is good no more.
     ends: u64,
 }
 
@@ -118,9 +123,22 @@ struct Inside {
     names: BTreeMap<usize, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity_ends_at_ms: Option<u64>,
+    /// `None` = the token is anonymous.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    proved: Option<Proved>,
     /// The mirror whose upstream vouches for the identity, and confirmed what `access` holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     upstream: Option<String>,
+}
+
+/// What the first credential proved.
+#[derive(Debug, Deserialize, Serialize)]
+struct Proved {
+    /// The binding that vouched; `None` = an upstream did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<Arc<str>>,
+    generation: Arc<str>,
+    at_ms: u64,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -137,7 +155,12 @@ impl Tokens {
     ///
     /// # Errors
     /// When the folder cannot be read or written, or holds a file that is not a P-256 key in PKCS#8 PEM.
-    pub fn open(folder: &Path, issuer: &str, lifetime: Duration) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        folder: &Path,
+        issuer: &str,
+        lifetime: Duration,
+        revocation: Arc<Revocation>,
+    ) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the token key folder {}", folder.display()))?;
         let mut keys = key_files(folder)?;
@@ -167,6 +190,7 @@ impl Tokens {
             verifying,
             published: serde_json::json!({ "keys": published }).to_string(),
             good: Cache::new(MAX_GOOD_TOKENS),
+            revocation,
         })
     }
 
@@ -204,10 +228,15 @@ impl Tokens {
                 principal.id
             ))
         })?;
-        Ok(Draft { claims, left })
+        Ok(Draft {
+            claims,
+            left,
+            ends: identified.token_ends,
+        })
     }
 
-    /// Signs a token. It lives for `longest` at most, but no client is given less than a minute.
+    /// Signs a token. It lives for `longest` at most, but no client is given less than a minute, unless the identity, or the token that
+    /// was shown for it, ends before.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when it cannot be signed.
@@ -216,12 +245,15 @@ impl Tokens {
         draft: Draft,
         longest: Option<Duration>,
     ) -> Result<IssuedToken, Error> {
-        let Draft { mut claims, .. } = draft;
+        let Draft {
+            mut claims, ends, ..
+        } = draft;
         let now = claims.iat;
         let lifetime = longest.map_or(self.lifetime, |longest| longest.min(self.lifetime));
         let mut expires_in = lifetime.as_secs().max(60);
-        if let Some(end) = claims.gantry.identity_ends_at_ms {
-            expires_in = expires_in.min((end / 1000).saturating_sub(now)).max(60);
+        let identity_ends = claims.gantry.identity_ends_at_ms.map(|end| end / 1000);
+        for end in [identity_ends, ends].into_iter().flatten() {
+            expires_in = expires_in.min(end.saturating_sub(now));
         }
         claims.exp = now + expires_in;
         let mut header = Header::new(Algorithm::ES256);
@@ -261,23 +293,21 @@ impl Tokens {
         let kid = header.kid?;
         let (_, key) = self.verifying.iter().find(|(known, _)| *known == kid)?;
         let mut validation = Validation::new(Algorithm::ES256);
-        validation.leeway = LEEWAY_SECONDS;
-        validation.validate_nbf = true;
+        validation.leeway = 0;
+        // Nothing is issued for later.
+        validation.validate_nbf = false;
         validation.set_issuer(&[&self.issuer]);
         // A realm answers to several host names; a token is bound to canonical names, not to one of them.
         validation.validate_aud = false;
         validation.set_required_spec_claims(&["iss", "sub", "aud", "exp", "nbf"]);
         use jsonwebtoken::errors::ErrorKind;
         Some(match decode::<Claims>(token, key, &validation) {
-            // An upstream's word is good for its time, and not for anybody's skew beyond it: who issued it is this very gateway.
-            Ok(data) if data.claims.has_ended_upstream() => Err(TokenError::Expired),
-            Ok(data) => Ok(data.claims.good()),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature
-                ) =>
-            {
+            Ok(data) if data.claims.exp <= SystemClock.now_ms() / 1000 => Err(TokenError::Expired),
+            Ok(data) => data
+                .claims
+                .good(&self.revocation)
+                .ok_or(TokenError::Unknown),
+            Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => {
                 Err(TokenError::Expired)
             }
             Err(_other) => Err(TokenError::Unknown),
@@ -291,6 +321,8 @@ pub(crate) struct Draft {
     claims: Claims,
     /// Bytes of JSON that there is room for.
     left: usize,
+    /// When the token that was shown for it ends.
+    ends: Option<u64>,
 }
 
 impl Draft {
@@ -357,38 +389,40 @@ impl Inside {
                 .collect(),
             names: BTreeMap::new(),
             identity_ends_at_ms: principal.expires_at_ms,
+            proved: identified.proof.as_ref().map(|proof| Proved {
+                by: proof.authenticator.clone(),
+                generation: Arc::clone(&proof.generation),
+                at_ms: proof.since_ms,
+            }),
             upstream: upstream.map(|caller| caller.confirmed.mirror.to_string()),
         }
     }
 }
 
 impl Claims {
-    fn has_ended_upstream(&self) -> bool {
-        self.gantry.upstream.is_some() && self.ends() <= SystemClock.now_ms() / 1000
+    /// `None` when it says of somebody known not how it was proved: no token of this version.
+    fn good(self, revocation: &Arc<Revocation>) -> Option<GoodToken> {
+        let ends = self.exp;
+        let identified = self.identified(revocation);
+        let is_proved = identified.proof.is_some() || identified.principal.is_anonymous();
+        is_proved.then_some(GoodToken { identified, ends })
     }
 
-    fn ends(&self) -> u64 {
-        let leeway = match self.gantry.upstream {
-            Some(_) => 0,
-            None => LEEWAY_SECONDS,
-        };
-        self.exp.saturating_add(leeway)
-    }
-
-    fn good(self) -> GoodToken {
-        GoodToken {
-            ends: self.ends(),
-            identified: self.identified(),
-        }
-    }
-
-    fn identified(self) -> Identified {
+    fn identified(self, revocation: &Arc<Revocation>) -> Identified {
         let attribute = |value| match value {
             Attribute::Flag(flag) => AttributeValue::Flag(flag),
             Attribute::Number(number) => AttributeValue::Number(number),
             Attribute::Text(text) => AttributeValue::Text(text),
             Attribute::Texts(texts) => AttributeValue::Texts(texts),
         };
+        let proof = self.gantry.proved.map(|proved| {
+            revocation.proof(ProofParts {
+                id: self.sub.clone(),
+                authenticator: proved.by,
+                generation: proved.generation,
+                since_ms: proved.at_ms,
+            })
+        });
         let principal = Principal {
             id: self.sub,
             kind: self.gantry.kind,
@@ -419,6 +453,8 @@ impl Claims {
             upstream: upstream.map(Arc::new),
             at_most: Some(at_most.into()),
             by_token: true,
+            token_ends: Some(self.exp),
+            proof,
         }
     }
 }
@@ -448,13 +484,19 @@ fn make_key(path: &Path) -> anyhow::Result<()> {
         pem.push('\n');
     }
     pem.push_str("-----END PRIVATE KEY-----\n");
+    // Beside its place first: a crash leaves no half of a key.
+    let beside = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)
-        .create_new(true)
+        .create(true)
+        .truncate(true)
         .mode(0o600)
-        .open(path)?;
+        .open(&beside)?;
     file.write_all(pem.as_bytes())?;
     file.sync_all()?;
+    fs::rename(&beside, path)?;
+    let folder = path.parent().context("a key lies in a folder")?;
+    fs::File::open(folder)?.sync_all()?;
     Ok(())
 }
 
@@ -512,19 +554,23 @@ mod tests {
     const PULL: &str = "repository:up/team/app:pull";
 
     fn tokens(folder: &Path) -> Tokens {
-        Tokens::open(folder, "gantry", Duration::from_secs(300)).unwrap()
+        Tokens::open(folder, "gantry", Duration::from_secs(300), revocation()).unwrap()
+    }
+
+    fn revocation() -> Arc<Revocation> {
+        let values = Arc::new(gantry_storage::MemoryKv::default());
+        Revocation::new(values, BTreeMap::new())
     }
 
     fn caller(mirror: Option<&str>) -> Identified {
         let at_most: Vec<Scope> = vec![PULL.parse().unwrap()];
         Identified {
-            principal: Arc::new(Principal {
-                kind: "user".to_owned(),
-                ..Principal::anonymous()
-            }),
+            principal: Arc::new(Principal::anonymous()),
             upstream: mirror.map(|mirror| Arc::new(UpstreamCaller::by_token(mirror, &at_most))),
             at_most: None,
             by_token: false,
+            token_ends: None,
+            proof: None,
         }
     }
 
@@ -586,7 +632,7 @@ mod tests {
             ..Principal::anonymous()
         };
         identified.principal = Arc::new(principal);
-        let refused = tokens.draft(&identified, "test").unwrap_err().to_string();
+        let refused = tokens.draft(&identified, "test").unwrap_err().chain();
         assert!(refused.contains("a token holds"), "{refused}");
     }
 
@@ -627,29 +673,93 @@ mod tests {
         assert!(Arc::ptr_eq(&first.principal, &again.principal));
     }
 
-    #[test]
-    fn a_token_that_rests_on_an_upstreams_word_has_no_leeway() {
-        let folder = tempfile::tempdir().unwrap();
-        let tokens = tokens(folder.path());
+    /// A token as another version, or another clock, would have made it.
+    fn signed(tokens: &Tokens, identified: &Identified, ends_in: i64) -> String {
         let (kid, key) = &tokens.signing;
         let now = SystemClock.now_ms() / 1000;
-        for (mirror, expect) in [(None, None), (Some("up"), Some(TokenError::Expired))] {
-            let claims = Claims {
-                iss: "gantry".to_owned(),
-                sub: "user:alice".to_owned(),
-                aud: "test".to_owned(),
-                iat: now - 70,
-                nbf: now - 70,
-                exp: now - 10,
-                jti: String::new(),
-                access: Vec::new(),
-                gantry: Inside::of(&caller(mirror)),
-            };
-            let mut header = Header::new(Algorithm::ES256);
-            header.kid = Some(kid.clone());
-            let token = encode(&header, &claims, key).unwrap();
-            let verdict = tokens.verify(&token).unwrap();
-            assert_eq!(verdict.err(), expect, "{mirror:?}");
+        let claims = Claims {
+            iss: "gantry".to_owned(),
+            sub: identified.principal.id.clone(),
+            aud: "test".to_owned(),
+            iat: now - 70,
+            nbf: now - 70,
+            exp: now.saturating_add_signed(ends_in),
+            jti: String::new(),
+            access: Vec::new(),
+            gantry: Inside::of(identified),
+        };
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(kid.clone());
+        encode(&header, &claims, key).unwrap()
+    }
+
+    #[test]
+    fn a_token_ends_when_it_says_whoever_vouched() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        for mirror in [None, Some("up")] {
+            for (ends_in, expect) in [
+                (5, None),
+                (0, Some(TokenError::Expired)),
+                (-5, Some(TokenError::Expired)),
+            ] {
+                let token = signed(&tokens, &caller(mirror), ends_in);
+                let verdict = tokens.verify(&token).unwrap();
+                assert_eq!(verdict.err(), expect, "{mirror:?} {ends_in}");
+            }
         }
+    }
+
+    #[test]
+    fn a_token_of_somebody_known_says_what_proved_it_and_keeps_it_when_it_buys_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        let mut alice = caller(None);
+        alice.principal = Arc::new(Principal {
+            id: "user:alice".to_owned(),
+            kind: "user".to_owned(),
+            ..Principal::anonymous()
+        });
+        let unproved = signed(&tokens, &alice, 60);
+        assert_eq!(
+            tokens.verify(&unproved).unwrap().err(),
+            Some(TokenError::Unknown)
+        );
+        let by = Some(Arc::from("people"));
+        let proof = tokens.revocation.prove(by, "user:alice", Arc::from("g1"));
+        alice.proof = Some(Arc::clone(&proof));
+        let mut shown = alice;
+        for lifetime in [300, 300] {
+            let issued = issue(&tokens, &shown, None);
+            assert!(issued.expires_in <= lifetime);
+            shown = tokens.verify(&issued.token).unwrap().unwrap();
+            let kept = shown.proof.as_ref().unwrap();
+            assert_eq!(kept.since_ms, proof.since_ms);
+            assert_eq!(
+                (kept.authenticator.as_deref(), &*kept.generation),
+                (Some("people"), "g1")
+            );
+            shown.token_ends = shown.token_ends.map(|ends| ends - 20);
+        }
+        let issued = issue(&tokens, &shown, None);
+        assert_eq!(issued.expires_in, 260);
+    }
+
+    #[test]
+    fn a_token_never_outlives_the_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = tokens(folder.path());
+        let mut identified = caller(None);
+        let now = SystemClock.now_ms();
+        identified.principal = Arc::new(Principal {
+            expires_at_ms: Some(now + 10_500),
+            ..Principal::anonymous()
+        });
+        let issued = issue(&tokens, &identified, None);
+        assert!(
+            (9..=11).contains(&issued.expires_in),
+            "{}",
+            issued.expires_in
+        );
     }
 }

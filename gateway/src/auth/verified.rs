@@ -14,7 +14,7 @@ use gantry_plugin_host::{Credential, Identity};
 use gantry_registry::Clock as _;
 use moka::{Expiry, future::Cache};
 
-use super::{Identified, keyed::Keyed};
+use super::{Identified, keyed::Keyed, revocation::Proof};
 use crate::{clock::SystemClock, http::error::Error, policy::binding::Binding};
 
 const LONGEST: Duration = Duration::from_secs(60);
@@ -27,10 +27,28 @@ pub(crate) struct VerifiedCredentials {
     identities: Cache<[u8; 32], Verified>,
 }
 
+/// A good credential.
 #[derive(Clone, Debug)]
-struct Verified {
+pub(crate) struct Verified {
     identified: Identified,
+    /// Zero: not at all.
     keep_for: Duration,
+}
+
+impl Verified {
+    pub(crate) fn new(identity: Identity, proof: Arc<Proof>) -> Self {
+        Self {
+            keep_for: keep_for(&identity),
+            identified: Identified {
+                principal: Arc::new(identity.principal),
+                at_most: identity.at_most.map(Arc::from),
+                by_token: false,
+                token_ends: None,
+                proof: Some(proof),
+                upstream: None,
+            },
+        }
+    }
 }
 
 /// Why nothing was kept: the chain failed, or nobody claimed the credential.
@@ -92,25 +110,29 @@ impl VerifiedCredentials {
         Some(verified.identified)
     }
 
+    /// The credential is to be checked again.
+    pub(crate) async fn forget(&self, client: &Client, credential: &Credential) {
+        if let Some(key) = self.cache_key(client, credential) {
+            self.identities.invalidate(&key).await;
+        }
+    }
+
     /// Whose credential it is: kept, or asked once for all who wait.
     pub(crate) async fn get_or_ask(
         &self,
         client: &Client,
         credential: &Credential,
-        ask: impl Future<Output = Result<Option<Identity>, Error>>,
+        ask: impl Future<Output = Result<Option<Verified>, Error>>,
     ) -> Result<Option<Identified>, Error> {
         let Some(key) = self.cache_key(client, credential) else {
-            return Ok(ask.await?.map(Identified::from));
+            return Ok(ask.await?.map(|verified| verified.identified));
         };
         let verified = async {
             match ask.await {
-                Ok(Some(identity)) => match keep_for(&identity) {
-                    Some(keep_for) => Ok(Verified {
-                        identified: identity.into(),
-                        keep_for,
-                    }),
-                    None => Err(Unkept::Uncacheable(identity.into())),
-                },
+                Ok(Some(verified)) if verified.keep_for.is_zero() => {
+                    Err(Unkept::Uncacheable(verified.identified))
+                }
+                Ok(Some(verified)) => Ok(verified),
                 Ok(None) => Err(Unkept::Nobody),
                 Err(error) => Err(Unkept::Failed(error)),
             }
@@ -129,7 +151,7 @@ impl VerifiedCredentials {
     fn cache_key(&self, client: &Client, credential: &Credential) -> Option<[u8; 32]> {
         let (kind, parts) = match credential {
             Credential::Anonymous => return None,
-            Credential::Basic { username, password } => ("basic", [&**username, &**password]),
+            Credential::Basic(shown) => ("basic", [shown.username(), shown.password()]),
             Credential::Bearer(token) => ("bearer", [&**token, ""]),
         };
         let subject = client.tls_subject.as_deref().unwrap_or_default();
@@ -139,15 +161,14 @@ impl VerifiedCredentials {
 }
 
 /// How long an identity may be kept; an answer that varies by what the key does not hold is not.
-fn keep_for(identity: &Identity) -> Option<Duration> {
+fn keep_for(identity: &Identity) -> Duration {
     let varies = identity.cache.varies;
     if varies.client_address || varies.user_agent || varies.time_of_day {
-        return None;
+        return Duration::ZERO;
     }
     let until_end = match identity.principal.expires_at_ms {
         Some(end) => Duration::from_millis(end.saturating_sub(SystemClock.now_ms())),
         None => LONGEST,
     };
-    let keep = identity.cache.ttl.min(LONGEST).min(until_end);
-    (!keep.is_zero()).then_some(keep)
+    identity.cache.ttl.min(LONGEST).min(until_end)
 }

@@ -80,10 +80,20 @@ impl Answer {
         }
     }
 
+    /// What became of a principal.
+    #[must_use]
+    pub fn of_generation(generation: Option<&str>) -> Self {
+        match generation {
+            Some(generation) => Self::new("current", json!({ "generation": generation })),
+            None => Self::new("gone", Value::Null),
+        }
+    }
+
     /// The field that an expectation of one text is about.
     fn leading_field(&self) -> &'static str {
         match self.variant {
             "authenticated" => "id",
+            "current" => "generation",
             "fails" => "how",
             "refused" => "message",
             "retry" => "after_ms",

@@ -335,10 +335,12 @@ pub fn hook_named(name: &str) -> Result<Hook, String> {
         "admission" => Ok(Hook::Admit),
         "authorizer" => Ok(Hook::Authorize),
         "authenticator" => Ok(Hook::Authenticate),
+        "principals" => Ok(Hook::Principals),
         "events" => Ok(Hook::Observe),
-        _ => {
-            Err("no such hook; there are: admission, authorizer, authenticator, events".to_owned())
-        }
+        _ => Err(
+            "no such hook; there are: admission, authorizer, authenticator, principals, events"
+                .to_owned(),
+        ),
     }
 }
 

@@ -38,6 +38,7 @@ pub fn markdown() -> anyhow::Result<String> {
         "admission",
         "authorizer",
         "authenticator",
+        "principals",
         "events",
         "scanner",
         "management",

@@ -22,6 +22,8 @@ use serde_json::{Map, Value};
 pub enum Question {
     /// Hook `authenticate`.
     Authenticate(AuthenticateRequest),
+    /// Of `principals`: an id.
+    Current(String),
     /// Hook `authorize`.
     Authorize(AuthorizeRequest),
     /// Hook `admit`.
@@ -46,7 +48,12 @@ impl Question {
     /// The keys that lead to what is wrong, and a sentence.
     pub fn read(hook: Hook, form: Value) -> Result<Self, (Vec<String>, String)> {
         match hook {
-            Hook::Authenticate => Ok(Self::Authenticate(read::<Authenticate>(form)?.question())),
+            Hook::Authenticate => Ok(Self::Authenticate(
+                read::<Authenticate>(form)?
+                    .question()
+                    .map_err(|message| (Vec::new(), message))?,
+            )),
+            Hook::Principals => Ok(Self::Current(read::<Current>(form)?.id)),
             Hook::Authorize => Ok(Self::Authorize(read::<Authorize>(form)?.question())),
             Hook::Admit => Ok(Self::Admit(Box::new(
                 read::<Admit>(form)?
@@ -94,22 +101,28 @@ struct Authenticate {
 }
 
 impl Authenticate {
-    fn question(self) -> AuthenticateRequest {
+    fn question(self) -> Result<AuthenticateRequest, String> {
         let credential = match (self.bearer, self.username, self.password) {
             (Some(token), ..) => Credential::Bearer(token),
             (None, None, None) => Credential::Anonymous,
-            (None, username, password) => Credential::Basic {
-                username: username.unwrap_or_default(),
-                password: password.unwrap_or_default(),
-            },
+            (None, username, password) => {
+                Credential::basic(username.unwrap_or_default(), password.unwrap_or_default())
+                    .map_err(|malformed| malformed.to_string())?
+            }
         };
-        AuthenticateRequest {
+        Ok(AuthenticateRequest {
             client: self.client.client(),
             credential,
             service: self.service.unwrap_or_else(|| "gantry".to_owned()),
             scopes: scopes(self.scopes),
-        }
+        })
     }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Current {
+    id: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -33,7 +33,7 @@ const HOOKS: [Hook; 4] = [
         name: "authenticator",
         policy: include_str!("template/authenticator.rs.txt"),
         cases: include_str!("template/authenticator.yaml"),
-        binding: "    config: { robots: { ci: team-a } }\n    grants: { secrets: { robots: { file: ./robots.secret } } }",
+        binding: "    ids: [\"robot:*\"]\n    config: { robots: { ci: team-a } }\n    grants: { secrets: { robots: { file: ./robots.secret } } }",
     },
     Hook {
         name: "authorizer",

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
 use gantry::config::Config;
+use gantry_plugin_host::Credential;
 use reqwest::{Method, Response, StatusCode, Url};
 use serde_json::Value;
 
@@ -48,6 +49,27 @@ pub(crate) enum Output {
     Text,
     /// The API's own document.
     Json,
+}
+
+/// Arguments of `gantry revoke`.
+#[derive(Args, Debug)]
+pub(crate) struct Revoke {
+    /// Whose: an id as the audit log has it, such as user:alice.
+    id: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// `gantry revoke`.
+pub(super) fn revoke(revoke: &Revoke) -> Result<(), Failure> {
+    let path = "/admin/v1/principals/revoke";
+    let body = serde_json::json!({ "id": revoke.id });
+    let done = revoke.target.send(Method::POST, path, &[], Some(&body))?;
+    let id = at(&done, "/id").as_str().unwrap_or_default();
+    let text = format!(
+        "revoked everything that was proved for {id} until now; a credential that is still good proves it anew\n"
+    );
+    Ok(io::stdout().write_all(text.as_bytes())?)
 }
 
 /// `gantry reload`.
@@ -189,6 +211,7 @@ async fn request(
         None => client,
     };
     let client = client.build().map_err(anyhow::Error::from)?;
+    Credential::basic(user, password).map_err(anyhow::Error::from)?;
     let place = url.origin().ascii_serialization();
     let mut request = client
         .request(method, url)

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use gantry_plugin_host::Credential;
 use rustix::termios::{self, LocalModes, OptionalActions};
 
 use super::Htpasswd;
@@ -51,7 +52,8 @@ pub(super) fn set(file: &Path, user: &str, password: &str) -> anyhow::Result<boo
         "the password has {} bytes; bcrypt reads {MAX_PASSWORD_BYTES} at most",
         password.len()
     );
-    ensure!(!password.contains('\0'), "the password holds a NUL byte");
+    // As for whoever shows them: a password that cannot be shown lets nobody in.
+    Credential::basic(user, password)?;
     let before = if file.exists() {
         read(file)?
     } else {

@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::text::{
-    BindingName, ChangeName, DurationText, FromText, GlobText, HostText, HttpAddress, LevelText,
-    ListenText, NetworkText, PrefixText, RateText, SizeString, SocketText, UrlText,
+    BindingName, ChangeName, DurationText, FromText, GlobText, HostText, HttpAddress, IdText,
+    LevelText, ListenText, NetworkText, PrefixText, RateText, SizeString, SocketText, UrlText,
 };
 
 pub(crate) use upstream::{
@@ -385,6 +385,9 @@ pub(crate) struct PluginFile {
     /// How long a pull waits where an admission plugin answers `hold`, which asks it again meanwhile; then the client is told to come back
     /// (503 and Retry-After). Default: 0s, at once.
     pub(crate) hold_for: Option<DurationText>,
+    /// For authenticators: ids of the principals it may make, such as `user:*`; `*` stands only at the end. Another id makes the call fail,
+    /// and two plugins cannot make the same id. Default: `user:*` for builtin:htpasswd, none for a plugin of your own.
+    pub(crate) ids: Option<Vec<IdText>>,
     /// For admission plugins: which changes and serves ask it. Default: every change; no fill and no serve.
     pub(crate) changes: Option<Vec<ChangeName>>,
     /// What it may reach. Default: nothing.

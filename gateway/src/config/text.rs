@@ -10,7 +10,7 @@ use gantry_plugin_host::HttpGrant;
 use url::Url;
 
 use super::{ListenAddress, Network, suggest};
-use crate::builtin;
+use crate::{auth::ids::IdPattern, builtin};
 
 /// Why a text is refused, in words for the operator.
 #[derive(Debug)]
@@ -127,6 +127,10 @@ text!(
     BindingName(String), "binding-name", binding_name, "Lower-case letters, digits and dashes; at most 64."
 );
 text!(
+    /// A pattern of principals' ids.
+    IdText(IdPattern), "id-pattern", id_pattern, "An id such as user:root, or the beginning of some and a star: user:*."
+);
+text!(
     /// Where a component comes from.
     FromText(Origin), "plugin-origin", plugin_origin, "builtin:NAME or the path of a .wasm file."
 );
@@ -162,6 +166,7 @@ pub(crate) fn check(format: &str, text: &str) -> Result<(), Refusal> {
         "repository-name" => repository_name(text).map(drop),
         "host" => host(text).map(drop),
         "binding-name" => binding_name(text).map(drop),
+        "id-pattern" => id_pattern(text).map(drop),
         "plugin-origin" => plugin_origin(text).map(drop),
         "log-level" => log_level(text).map(drop),
         _ => Ok(()),
@@ -342,6 +347,12 @@ fn binding_name(text: &str) -> Result<String, Refusal> {
         );
     }
     Ok(text.to_owned())
+}
+
+fn id_pattern(text: &str) -> Result<IdPattern, Refusal> {
+    IdPattern::parse(text).map_err(|reason| {
+        Refusal::new("not a pattern of ids").hint(format!("{reason}; write user:*"))
+    })
 }
 
 fn plugin_origin(text: &str) -> Result<Origin, Refusal> {

@@ -9,6 +9,7 @@ mod call;
 mod events;
 mod lines;
 mod plugins;
+mod principals;
 mod reload;
 mod repositories;
 mod warm;
@@ -47,6 +48,7 @@ const ROUTES: &[&[Route]] = &[
     cache::ROUTES,
     events::ROUTES,
     plugins::ROUTES,
+    principals::ROUTES,
     reload::ROUTES,
     repositories::ROUTES,
 ];
@@ -235,7 +237,7 @@ async fn permit(
             ShownFor::Nobody,
         )))
         .await?;
-    exchange.identified(&identified.principal);
+    exchange.identified(&identified);
     let requester = exchange.requester(Arc::clone(&identified.principal));
     let reason = exchange
         .deadline(Box::pin(policy::authorize_admin(

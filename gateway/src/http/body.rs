@@ -16,17 +16,33 @@ use futures_util::stream::BoxStream;
 use gantry_registry::{Arrived, Body, BodyError, Error as RegistryError};
 use gantry_storage::Blob;
 use http_body::{Frame, SizeHint};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use self::{
     blob::{Reader, Windows},
     fill::Filling,
 };
 use super::pace::{Pace, Rate};
-use crate::server::Mappings;
+use crate::{
+    auth::revocation::{Proof, Transfer},
+    server::Mappings,
+};
 
 /// Turns a request's body into the domain's: at most `cap` bytes, not slower than `rate`.
 pub fn capped<B>(body: B, cap: Option<u64>, rate: Rate) -> Body
+where
+    B: http_body::Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+{
+    capped_of(body, cap, rate, None)
+}
+
+/// The same, ended when the principal that sends it is revoked.
+pub(crate) fn capped_of<B>(
+    body: B,
+    cap: Option<u64>,
+    rate: Rate,
+    proof: Option<&Arc<Proof>>,
+) -> Body
 where
     B: http_body::Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
 {
@@ -35,6 +51,7 @@ where
         body,
         left: cap.unwrap_or(u64::MAX),
         pace: Pace::new(rate, 0),
+        revoked: proof.filter(|_| length != Some(0)).map(Revoked::of),
     };
     if length.is_some_and(|length| length > incoming.left) {
         let refused = futures_util::stream::iter([Err(BodyError::TooLarge)]);
@@ -56,6 +73,24 @@ struct Incoming<B> {
     body: B,
     left: u64,
     pace: Pace,
+    revoked: Option<Revoked>,
+}
+
+/// Whether the principal of an upload was revoked.
+struct Revoked {
+    told: Arc<Notify>,
+    _transfer: Transfer,
+}
+
+impl Revoked {
+    fn of(proof: &Arc<Proof>) -> Self {
+        let told = Arc::new(Notify::new());
+        let tell = Arc::clone(&told);
+        Self {
+            told,
+            _transfer: proof.transfer(move || tell.notify_one()),
+        }
+    }
 }
 
 impl<B> Incoming<B>
@@ -85,12 +120,28 @@ where
     async fn frame(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
         let started = Instant::now();
         let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context));
+        let revoked = async {
+            match &self.revoked {
+                Some(revoked) => revoked.told.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        let frame = async {
+            tokio::select! {
+                biased;
+                () = revoked => None,
+                frame = frame => Some(frame),
+            }
+        };
         let frame = match self.pace.patience() {
             None => frame.await,
             Some(patience) => match tokio::time::timeout(patience, frame).await {
                 Ok(frame) => frame,
                 Err(_elapsed) => return Some(Err(BodyError::TooSlow)),
             },
+        };
+        let Some(frame) = frame else {
+            return Some(Err(BodyError::Revoked));
         };
         Some(match frame? {
             Ok(frame) => {
@@ -114,6 +165,8 @@ pub struct ResponseBody {
     kind: Kind,
     sent: u64,
     ending: Option<Ending>,
+    /// What the principal it is for was proved with.
+    proof: Option<Arc<Proof>>,
 }
 
 impl std::fmt::Debug for ResponseBody {
@@ -132,6 +185,7 @@ impl From<Kind> for ResponseBody {
             kind,
             sent: 0,
             ending: None,
+            proof: None,
         }
     }
 }
@@ -219,6 +273,17 @@ impl ResponseBody {
     pub fn ending(mut self, ending: Ending) -> Self {
         self.ending = Some(ending);
         self
+    }
+
+    /// Ends when this principal is revoked, unless it is at hand and so as good as gone.
+    pub(crate) fn of_principal(mut self, proof: Option<Arc<Proof>>) -> Self {
+        self.proof = proof.filter(|_| !self.is_at_hand());
+        self
+    }
+
+    /// Whose revocation ends the body.
+    pub(crate) fn take_proof(&mut self) -> Option<Arc<Proof>> {
+        self.proof.take()
     }
 
     /// The text of a body at hand.

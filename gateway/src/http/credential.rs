@@ -49,11 +49,7 @@ pub fn parse(headers: &HeaderMap) -> Result<Credential, Error> {
 fn basic(proof: &str) -> Option<Credential> {
     let text = String::from_utf8(BASE64.decode(proof).ok()?).ok()?;
     let (username, password) = text.split_once(':')?;
-    let sane = !text.chars().any(char::is_control);
-    sane.then(|| Credential::Basic {
-        username: username.to_owned(),
-        password: password.to_owned(),
-    })
+    Credential::basic(username, password).ok()
 }
 
 /// RFC 6750's `b64token`.
@@ -87,10 +83,7 @@ mod tests {
     }
 
     fn user(username: &str, password: &str) -> Result<Credential, Option<ChallengeError>> {
-        Ok(Credential::Basic {
-            username: username.to_owned(),
-            password: password.to_owned(),
-        })
+        Ok(Credential::basic(username, password).unwrap())
     }
 
     #[test]

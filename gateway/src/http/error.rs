@@ -333,6 +333,7 @@ fn body(error: BodyError) -> Answer {
         BodyError::Malformed(_) => Answer::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", text),
         BodyError::TooSlow => Answer::new(StatusCode::REQUEST_TIMEOUT, "SIZE_INVALID", text),
         BodyError::TooLarge => Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", text),
+        BodyError::Revoked => Answer::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", text),
     }
 }
 

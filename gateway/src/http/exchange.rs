@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     app::Generation,
+    auth::{Identified, revocation::Proof},
     events::Events,
     server::Peer,
     telemetry::{self, AccessLine, AuditLine, Telemetry},
@@ -45,6 +46,8 @@ pub struct Exchange {
     received: Arc<AtomicU64>,
     events: Arc<Events>,
     principal: Option<Arc<Principal>>,
+    /// What the principal was proved with: whoever is revoked loses a response that still runs.
+    proof: Option<Arc<Proof>>,
     /// `None` once it was handed to the response's body.
     access: Option<AccessLine>,
     audit: Option<AuditLine>,
@@ -117,6 +120,7 @@ impl Exchange {
             received,
             events: Arc::clone(&generation.events),
             principal: None,
+            proof: None,
             audit: None,
         }
     }
@@ -214,7 +218,9 @@ impl Exchange {
     }
 
     /// Notes who asks.
-    pub fn identified(&mut self, principal: &Arc<Principal>) {
+    pub fn identified(&mut self, identified: &Identified) {
+        let principal = &identified.principal;
+        self.proof.clone_from(&identified.proof);
         self.principal = Some(Arc::clone(principal));
         if let Some(access) = &mut self.access {
             access.principal = Some(Arc::clone(principal));
@@ -337,7 +343,8 @@ impl Exchange {
             // Until here the body was part of the request.
             drop(span);
         };
-        reply.map(|body| body.ending(Box::new(ending)))
+        let proof = self.proof.take();
+        reply.map(|body| body.ending(Box::new(ending)).of_principal(proof))
     }
 
     /// Logs a failure once, with its whole chain, and notes it for the audit line when it is a decision.

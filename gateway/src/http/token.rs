@@ -56,7 +56,7 @@ pub async fn answer(
             generation, &client, credential, shown_for,
         )))
         .await?;
-    exchange.identified(&identified.principal);
+    exchange.identified(&identified);
     let request = TokenRequest {
         request_id: Arc::clone(exchange.request_id()),
         client,
@@ -116,19 +116,20 @@ impl Form {
     }
 
     fn credential(&self, parts: &Parts) -> Result<Credential, Error> {
+        // Nobody is who `account` says; what can be no user's name is refused here as elsewhere.
+        for account in self.query.all("account").chain(self.form.all("account")) {
+            shown_in_form(account, "")?;
+        }
         let shown = credential::parse(&parts.headers)?;
         if shown != Credential::Anonymous {
             return Ok(shown);
         }
         let username = self.form.single("username")?;
         let password = self.form.single("password")?;
-        Ok(match (username, password) {
-            (Some(username), Some(password)) => Credential::Basic {
-                username: username.to_owned(),
-                password: password.to_owned(),
-            },
-            _ => Credential::Anonymous,
-        })
+        match (username, password) {
+            (Some(username), Some(password)) => shown_in_form(username, password),
+            _ => Ok(Credential::Anonymous),
+        }
     }
 
     /// Every scope, repeated or joined by spaces, merged by resource, in order. What is no scope is dropped, and from the end what no token
@@ -151,6 +152,14 @@ impl Form {
         }
         scopes
     }
+}
+
+fn shown_in_form(username: &str, password: &str) -> Result<Credential, Error> {
+    Credential::basic(username, password).map_err(|malformed| Error::Unauthorized {
+        scopes: Vec::new(),
+        error: None,
+        message: malformed.to_string(),
+    })
 }
 
 fn resolve(
@@ -255,15 +264,33 @@ mod tests {
         let body =
             "grant_type=password&username=al%69ce&password=p%26+w&scope=repository%3Ax%3Apull";
         let form = read(&parts, body).await.ok().unwrap();
-        assert!(
-            form.credential(&parts).ok()
-                == Some(Credential::Basic {
-                    username: "alice".to_owned(),
-                    password: "p& w".to_owned()
-                })
-        );
+        assert!(form.credential(&parts).ok() == Credential::basic("alice", "p& w").ok());
         assert_eq!(scopes(&form), ["repository:x:pull"]);
         assert_eq!(form.query.single("ns").ok().flatten(), Some("ghcr.io"));
+    }
+
+    #[tokio::test]
+    async fn a_user_name_that_no_other_way_in_takes_is_refused() {
+        for (query, body) in [
+            ("", "grant_type=password&username=ali%3Ace&password=x"),
+            ("", "grant_type=password&username=alice%0a&password=x"),
+            ("", "grant_type=password&username=alice&password=x%00"),
+            ("", "grant_type=password&username=alice&password=%c2%85"),
+            (
+                "",
+                "grant_type=password&account=a%3Ab&username=alice&password=x",
+            ),
+            ("?account=a:b", "grant_type=password"),
+            ("?account=a%09b", "grant_type=password"),
+        ] {
+            let parts = parts("POST", &format!("/token{query}"), FORM);
+            let form = read(&parts, body).await.ok().unwrap();
+            let refused = form
+                .credential(&parts)
+                .err()
+                .map(|error| error.answer().status);
+            assert_eq!(refused, Some(StatusCode::UNAUTHORIZED), "{query} {body}");
+        }
     }
 
     #[tokio::test]

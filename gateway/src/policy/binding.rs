@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use crate::{
+    auth::ids::IdPattern,
     clock::SystemClock,
     config::{Mode, OnError, PluginFrom},
     telemetry::{self, Asked, PluginMeter},
@@ -40,6 +41,8 @@ pub struct Binding {
     pub from: PluginFrom,
     /// Canonical repository names it sees.
     pub repositories: Vec<Glob>,
+    /// Ids of principals that it may make, when it exports `authenticator`.
+    pub ids: Vec<IdPattern>,
     /// Changes it is asked about, when it exports `admission`.
     pub changes: BTreeSet<Change>,
     /// Whether it is enforced.
@@ -77,7 +80,13 @@ impl Binding {
         self.changes.contains(&change) && self.sees(repository)
     }
 
-    /// Asks who a credential belongs to.
+    /// Whether it may make a principal of this id.
+    #[must_use]
+    pub fn makes(&self, id: &str) -> bool {
+        self.ids.iter().any(|pattern| pattern.allows(id))
+    }
+
+    /// Asks who a credential belongs to. An id that is not the binding's to make is a failure.
     ///
     /// # Errors
     /// [`CallError`]; never a decision.
@@ -85,13 +94,48 @@ impl Binding {
         &self,
         request: &AuthenticateRequest,
     ) -> Result<AuthenticateAnswer, CallError> {
-        let call = Box::pin(self.plugin.authenticate(request));
+        let call = Box::pin(async {
+            let answer = self.plugin.authenticate(request).await?;
+            match &answer {
+                AuthenticateAnswer::Authenticated(identity)
+                    if !self.makes(&identity.principal.id) =>
+                {
+                    Err(self.foreign_id(&identity.principal.id))
+                }
+                _ => Ok(answer),
+            }
+        });
         self.ask(Hook::Authenticate, None, call, |answer| match answer {
             AuthenticateAnswer::Authenticated(_) => Asked::Authenticated,
             AuthenticateAnswer::NotMine => Asked::NotMine,
             AuthenticateAnswer::Rejected(_) => Asked::Rejected,
         })
         .await
+    }
+
+    fn foreign_id(&self, id: &str) -> CallError {
+        let mut allowed: Vec<String> = self.ids.iter().map(|it| format!("\"{it}\"")).collect();
+        let is = allowed.join(", ");
+        let beginning = id.split_once(':').map_or(id, |(kind, _)| kind);
+        allowed.push(format!("\"{beginning}:*\""));
+        let needed = allowed.join(", ");
+        CallError {
+            plugin: Arc::clone(self.name()),
+            failure: Failure::Contract,
+            detail: format!(
+                "answered the principal {id}; its binding allows `ids: [{is}]`: if that principal is its own to make, write `ids: [{needed}]`"
+            ),
+        }
+    }
+
+    /// Asks which generation a principal has now; `None` when it is gone.
+    ///
+    /// # Errors
+    /// [`CallError`]; never that it is gone.
+    pub async fn current(&self, id: &str) -> Result<Option<Arc<str>>, CallError> {
+        let call = Box::pin(self.plugin.current(id));
+        self.ask(Hook::Principals, None, call, |_| Asked::Done)
+            .await
     }
 
     /// Asks whether a principal may do something.

@@ -26,8 +26,9 @@ use super::{Reloader, Trigger, files};
 const QUIET: Duration = Duration::from_millis(200);
 /// A change that does not end is looked at all the same.
 const LONGEST: Duration = Duration::from_secs(2);
-/// How often files are looked at where no notice comes: network mounts, and folders that were replaced whole.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How often files are looked at where no notice comes: network mounts, and folders that were replaced whole. A look reads no more than
+/// the stamps of files. A user who is deleted from a file is to lose running transfers within five seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Reloads whenever a watched file holds something else than when it was read.
 pub(super) async fn follow(reloader: &Reloader) {
@@ -41,6 +42,8 @@ pub(super) async fn follow(reloader: &Reloader) {
         notifier.watch(&watched);
         // In this order: what changes between the look and the next notice is noticed.
         if reloader.differs(&watched).await {
+            // Where no notice came, the one who writes may not be done.
+            tokio::time::sleep(QUIET).await;
             // The attempt has said what is wrong.
             drop(reloader.reload(Trigger::File).await);
             continue;
@@ -196,10 +199,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_no_notice_comes_files_are_looked_at_every_thirty_seconds() {
+    async fn where_no_notice_comes_files_are_looked_at_every_two_seconds() {
         let mut following = Loop::after_its_first_look().await;
         for _look in 0..3 {
-            assert_eq!(following.reason().await, (true, Duration::from_secs(30)));
+            assert_eq!(following.reason().await, (true, Duration::from_secs(2)));
         }
     }
 

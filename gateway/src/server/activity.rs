@@ -10,6 +10,8 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
+use crate::auth::revocation::Transfer;
+
 /// The limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -36,6 +38,10 @@ struct State {
     head_since: Option<Instant>,
     writing: bool,
     linger: bool,
+    /// The principal of what leaves was revoked.
+    ended: bool,
+    /// The response that leaves, for a principal that may be revoked: until the next request, because its last bytes wait here.
+    transfer: Option<Transfer>,
     /// When the watcher looks next by itself; `None`: not before it is told.
     armed: Option<Instant>,
 }
@@ -43,7 +49,9 @@ struct State {
 impl State {
     /// When the present phase has lasted too long; `None` while a request or a write is under way.
     fn limit(&self, limits: &Limits) -> Option<Instant> {
-        if self.active > 0 || self.writing {
+        if self.ended {
+            Some(self.idle_since)
+        } else if self.active > 0 || self.writing {
             None
         } else if let Some(since) = self.head_since {
             Some(since + limits.header)
@@ -64,6 +72,8 @@ impl Activity {
                 head_since: None,
                 writing: false,
                 linger: false,
+                ended: false,
+                transfer: None,
                 armed: None,
             }),
             changed: Notify::new(),
@@ -92,12 +102,23 @@ impl Activity {
 
     /// A request begins; it lasts until the guard is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Active {
+        drop(self.runs(None));
         self.change(|state| {
             state.active += 1;
             state.requests += 1;
             state.head_since = None;
         });
         Active(Arc::clone(self))
+    }
+
+    /// What leaves now, in place of what left before, which is given back.
+    pub(super) fn runs(&self, transfer: Option<Transfer>) -> Option<Transfer> {
+        std::mem::replace(&mut self.state().transfer, transfer)
+    }
+
+    /// Ends the connection: what leaves is for a principal that was revoked.
+    pub(super) fn end(&self) {
+        self.change(|state| state.ended = true);
     }
 
     /// The first byte of a request's head is here.

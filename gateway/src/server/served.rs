@@ -16,16 +16,19 @@ use gantry_registry::BodyError;
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Handler, Mappings, Peer,
     activity::{Active, Activity},
     head::MalformedBody,
 };
-use crate::http::{
-    body::{BodyFailure, ResponseBody},
-    pace::{Pace, Rate},
+use crate::{
+    auth::revocation::Transfer,
+    http::{
+        body::{BodyFailure, ResponseBody},
+        pace::{Pace, Rate},
+    },
 };
 
 /// A request's body: counted, and remembered when it was left unread.
@@ -114,6 +117,15 @@ pub(super) async fn serve<H: Handler>(
     if head {
         *response.body_mut() = ResponseBody::empty();
     }
+    let transfer = response.body_mut().take_proof().map(|proof| {
+        let end = end_of_transfer(activity, is_http1);
+        proof.transfer(end)
+    });
+    let transfer = match is_http1 {
+        // Its last bytes may wait in the connection when the body is gone.
+        true => activity.runs(transfer),
+        false => transfer,
+    };
     if let Some(mappings) = mappings {
         response.body_mut().map(mappings);
     }
@@ -126,7 +138,27 @@ pub(super) async fn serve<H: Handler>(
     Ok(response.map(|inner| ServedBody {
         inner,
         _active: active,
+        _transfer: transfer,
     }))
+}
+
+/// Ends a response whose principal is revoked: the connection of HTTP/1, the stream of HTTP/2.
+fn end_of_transfer(activity: &Arc<Activity>, is_http1: bool) -> Box<dyn Fn() + Send + Sync> {
+    if is_http1 {
+        // The connection keeps the transfer, so the transfer must not keep the connection.
+        let activity = Arc::downgrade(activity);
+        return Box::new(move || {
+            if let Some(activity) = activity.upgrade() {
+                activity.end();
+            }
+        });
+    }
+    let flow = FLOW.try_with(Arc::clone).ok();
+    Box::new(move || {
+        if let Some(flow) = &flow {
+            flow.revoked.notify_one();
+        }
+    })
 }
 
 /// A response's body on its way: the request is in flight until it is dropped.
@@ -134,6 +166,7 @@ pub(super) async fn serve<H: Handler>(
 pub(super) struct ServedBody {
     inner: ResponseBody,
     _active: Active,
+    _transfer: Option<Transfer>,
 }
 
 impl Body for ServedBody {
@@ -184,12 +217,15 @@ fn with_flow(note: impl FnOnce(&Flow)) {
 struct Flow {
     /// The pace, and since when the client is what is waited for.
     state: Mutex<(Pace, Option<Instant>, u64)>,
+    /// Told when the stream's principal is revoked.
+    revoked: Notify,
 }
 
 impl Flow {
     fn new(rate: Rate, hidden: u64) -> Self {
         Self {
             state: Mutex::new((Pace::new(rate, hidden), None, 0)),
+            revoked: Notify::new(),
         }
     }
 
@@ -232,6 +268,7 @@ where
         let flow = Arc::new(Flow::new(self.rate, self.hidden));
         let every = self.rate.window / 4;
         let watch = Arc::clone(&flow);
+        let principal = Arc::clone(&flow);
         let stalled = async move {
             loop {
                 match watch.patience() {
@@ -245,6 +282,7 @@ where
             tokio::select! {
                 () = stream => {}
                 () = stalled => tracing::debug!("a stream was reset: the client takes it too slowly"),
+                () = principal.revoked.notified() => tracing::debug!("a stream was reset: its principal was revoked"),
             }
         }));
     }

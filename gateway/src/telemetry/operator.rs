@@ -52,3 +52,17 @@ pub fn audit_cache(
         "cache"
     );
 }
+
+/// An operator revoked a principal.
+pub fn audit_revoked(requester: &Requester, id: &str) {
+    tracing::info!(
+        target: "audit",
+        { request.id = &*requester.request_id,
+        client.address = %requester.client.address,
+        principal.subject = requester.principal.id.as_str(),
+        change = "principal-revoke",
+        reference = id,
+        decision = "allow" },
+        "principal revoked"
+    );
+}

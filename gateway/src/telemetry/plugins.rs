@@ -62,12 +62,13 @@ impl Asked {
 }
 
 const OUTCOMES: usize = Asked::Dropped as usize + 1;
-const HOOKS: usize = 6;
+const HOOKS: usize = 7;
 
 /// The metric label of a hook.
 pub(super) fn hook_label(hook: Hook) -> &'static str {
     match hook {
         Hook::Authenticate => "authenticate",
+        Hook::Principals => "principals",
         Hook::Authorize => "authorize",
         Hook::Admit => "admit",
         Hook::Scan => "scan",

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `users` | the file's text: `{ file: ./htpasswd }` |
 //! | `realm` | the principal's issuer; `htpasswd` |
+//! | `prefix` | what ids begin with, before a colon and the name; `user` |
 //!
 //! A user it does not know is left to the next authenticator, after the same work as for one it knows. A token, or nothing, is not its
 //! credential. When passwords cannot be checked now it fails, and the request with it.
@@ -11,16 +12,19 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use gantry_plugin::{
-    Answer, Authenticator, Issues, Plugin,
+    Answer, Authenticator, Issues, Plugin, Principals,
     authenticator::{AuthnRequest, Credential, Outcome},
     crypto::{PasswordResult, verify_password},
     types::{CacheHint, PluginError, Principal},
 };
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 /// The plugin. No `Debug`: it holds the hashes.
 struct Htpasswd {
     realm: String,
+    /// `user:`.
+    prefix: String,
     hashes: BTreeMap<String, String>,
 }
 
@@ -30,6 +34,7 @@ struct Htpasswd {
 struct Config {
     users: String,
     realm: Option<String>,
+    prefix: Option<String>,
 }
 
 impl Plugin for Htpasswd {
@@ -37,7 +42,16 @@ impl Plugin for Htpasswd {
     const CONFIG_SCHEMA: &'static str = include_str!("../config.schema.json");
 
     fn new(config: Config, issues: &mut Issues) -> Self {
+        let prefix = config.prefix.unwrap_or_else(|| "user".to_owned());
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+        if prefix.is_empty() || !prefix.chars().all(is_plain) {
+            issues.fatal(
+                "/prefix",
+                "letters, digits, dashes, dots and underscores, at least one",
+            );
+        }
         Self {
+            prefix: format!("{prefix}:"),
             realm: config.realm.unwrap_or_else(|| "htpasswd".to_owned()),
             hashes: read_users(&config.users, issues),
         }
@@ -55,7 +69,27 @@ impl Authenticator for Htpasswd {
     }
 }
 
-gantry_plugin::export!(Htpasswd: authenticator);
+impl Principals for Htpasswd {
+    /// A user of the file, with the password of its line.
+    fn current(&self, id: &str) -> Answer<Option<String>> {
+        let stored = id
+            .strip_prefix(&self.prefix)
+            .and_then(|user| self.hashes.get(user));
+        Ok(stored.map(|hash| fingerprint(hash)))
+    }
+}
+
+gantry_plugin::export!(Htpasswd: authenticator, principals);
+
+/// What changes with the hash and tells nothing of it: 96 bits of SHA-256. The salt in a hash cannot be guessed.
+fn fingerprint(hash: &str) -> String {
+    let digest = Sha256::digest(hash.as_bytes());
+    digest
+        .iter()
+        .take(12)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
 
 impl Htpasswd {
     /// The decision. Calls `verify` exactly once, whoever the user is, so that the time does not tell.
@@ -70,14 +104,15 @@ impl Htpasswd {
     ) -> Answer<Outcome> {
         let known = self.hashes.get(user);
         let usable = known.filter(|hash| !is_bcrypt(hash) || password.len() <= MAX_BCRYPT_BYTES);
-        match verify(usable.map(String::as_str)) {
-            PasswordResult::Throttled => Err(PluginError::Upstream(
+        match (verify(usable.map(String::as_str)), usable) {
+            (PasswordResult::Throttled, _) => Err(PluginError::Upstream(
                 "too many password checks wait already".to_owned(),
             )),
-            PasswordResult::Match if usable.is_some() => Ok(Outcome::authenticated(
-                Principal::new(format!("user:{user}"), "user", &self.realm),
+            (PasswordResult::Match, Some(hash)) => Ok(Outcome::authenticated(
+                Principal::new(format!("{}{user}", self.prefix), "user", &self.realm),
                 CacheHint::lasting(Duration::from_secs(60)),
-            )),
+            )
+            .generation(fingerprint(hash))),
             _ if known.is_some() => {
                 Ok(Outcome::rejected("invalid username or password").code("password"))
             }

@@ -136,11 +136,31 @@ fn the_identity_may_be_reused_for_a_minute_and_names_its_realm() {
 }
 
 #[test]
+fn a_principals_generation_is_its_entrys_and_ends_with_it() {
+    let current = |users: &str, id: &str| htpasswd(users).0.current(id).unwrap();
+    let (plugin, _) = htpasswd(&format!("alice:{BCRYPT}"));
+    let Ok(Outcome::Authenticated(identity)) =
+        plugin.check("alice", "x", |_| PasswordResult::Match)
+    else {
+        panic!("not authenticated")
+    };
+    let generation = Some(identity.generation);
+    let same = format!("bob:{ARGON2}\nalice:{BCRYPT}\n");
+    assert_eq!(current(&same, "user:alice"), generation);
+    let other = current(&format!("alice:{ARGON2}"), "user:alice");
+    assert!(other.is_some() && other != generation, "{other:?}");
+    assert!(!generation.unwrap().contains('$'));
+    for gone in ["user:carol", "alice", "robot:alice", "user:", ""] {
+        assert_eq!(current(&same, gone), None, "{gone}");
+    }
+}
+
+#[test]
 fn the_schema_describes_every_key() {
     let schema: serde_json::Value = serde_json::from_str(Htpasswd::CONFIG_SCHEMA).unwrap();
     let keys = schema["properties"].as_object().unwrap().keys();
     assert_eq!(
         keys.map(String::as_str).collect::<Vec<_>>(),
-        ["users", "realm"]
+        ["users", "realm", "prefix"]
     );
 }

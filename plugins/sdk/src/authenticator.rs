@@ -18,15 +18,34 @@ pub trait Authenticator: Plugin {
     fn authenticate(&self, request: &AuthnRequest) -> Answer<Outcome>;
 }
 
+/// An authenticator that can tell what became of the principals it made: `export!(MyPlugin: authenticator, principals);`.
+pub trait Principals: Authenticator {
+    /// The generation that a principal has now; `None` when there is no such principal any more, or it is disabled.
+    ///
+    /// # Errors
+    /// The plugin cannot tell; requests of the principal fail with 503, and nothing of it is revoked.
+    fn current(&self, id: &str) -> Answer<Option<String>>;
+}
+
 impl Outcome {
     /// The credential is good, and need not be checked again as long as `cache` says.
     #[must_use]
     pub fn authenticated(principal: Principal, cache: CacheHint) -> Self {
         Self::Authenticated(Identity {
             principal,
+            generation: String::new(),
             at_most: None,
             cache,
         })
+    }
+
+    /// Names the generation of the principal that was authenticated. Nothing else has one.
+    #[must_use]
+    pub fn generation(mut self, generation: impl Into<String>) -> Self {
+        if let Self::Authenticated(identity) = &mut self {
+            identity.generation = generation.into();
+        }
+        self
     }
 
     /// Not this plugin's credential: the next is asked.

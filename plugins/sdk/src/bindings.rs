@@ -61,6 +61,11 @@ exported!(
     "gantry:sdk/exports-authenticator"
 );
 exported!(
+    principals,
+    "package gantry:sdk; world exports-principals { export gantry:plugin/principals@0.1.0; }",
+    "gantry:sdk/exports-principals"
+);
+exported!(
     authorizer,
     "package gantry:sdk; world exports-authorizer { export gantry:plugin/authorizer@0.1.0; }",
     "gantry:sdk/exports-authorizer"

@@ -6,13 +6,14 @@ use std::{cell::RefCell, marker::PhantomData};
 
 pub use crate::bindings::lifecycle::exports::gantry::plugin::lifecycle::ConfigIssue;
 use crate::{
-    Admission, Authenticator, Authorizer, Events,
+    Admission, Authenticator, Authorizer, Events, Principals,
     bindings::{
         admission::exports::gantry::plugin::admission as admission_wit,
         authenticator::exports::gantry::plugin::authenticator as authenticator_wit,
         authorizer::exports::gantry::plugin::authorizer as authorizer_wit,
         events::exports::gantry::plugin::events as events_wit,
         lifecycle::exports::gantry::plugin::lifecycle as lifecycle_wit,
+        principals::exports::gantry::plugin::principals as principals_wit,
     },
     plugin::{Answer, Issues, Plugin, parse_config},
     types::PluginError,
@@ -78,6 +79,12 @@ impl<P: Exported + Authenticator> authenticator_wit::Guest for Glue<P> {
     }
 }
 
+impl<P: Exported + Principals> principals_wit::Guest for Glue<P> {
+    fn current(id: String) -> Answer<Option<String>> {
+        ask(|plugin: &P| plugin.current(&id))
+    }
+}
+
 impl<P: Exported + Authorizer> authorizer_wit::Guest for Glue<P> {
     fn authorize(request: authorizer_wit::AuthzRequest) -> Answer<authorizer_wit::Decision> {
         ask(|plugin: &P| plugin.authorize(&request))
@@ -100,6 +107,8 @@ impl<P: Exported + Events> events_wit::Guest for Glue<P> {
 pub fn lifecycle<G: lifecycle_wit::Guest>() {}
 /// Checks that a type exports `authenticator`.
 pub fn authenticator<G: authenticator_wit::Guest>() {}
+/// Checks that a type exports `principals`.
+pub fn principals<G: principals_wit::Guest>() {}
 /// Checks that a type exports `authorizer`.
 pub fn authorizer<G: authorizer_wit::Guest>() {}
 /// Checks that a type exports `admission`.

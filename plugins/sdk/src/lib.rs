@@ -61,7 +61,7 @@ pub mod glue;
 #[doc(inline)]
 pub use admission::Admission;
 #[doc(inline)]
-pub use authenticator::Authenticator;
+pub use authenticator::{Authenticator, Principals};
 #[doc(inline)]
 pub use authorizer::Authorizer;
 pub use bindings::imports::gantry::plugin::{clock, config, crypto, http, kv, random, registry};

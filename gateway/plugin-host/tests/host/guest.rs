@@ -154,10 +154,7 @@ pub(crate) fn scope(text: &str) -> Scope {
 pub(crate) fn authenticate() -> AuthenticateRequest {
     AuthenticateRequest {
         client: client(),
-        credential: Credential::Basic {
-            username: "alice".to_owned(),
-            password: "wonder".to_owned(),
-        },
+        credential: Credential::basic("alice", "wonder").expect("a credential"),
         service: "gantry".to_owned(),
         scopes: vec![scope("repository:apps/web:pull")],
     }

@@ -81,6 +81,9 @@ impl Context<'_> {
             mode,
             on_error,
             hold_for,
+            ids: file
+                .ids
+                .map(|ids| ids.into_iter().map(|pattern| pattern.0).collect()),
             changes,
             grants,
             limits,

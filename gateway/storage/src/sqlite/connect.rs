@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io,
+    io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -22,16 +22,99 @@ use crate::{
 };
 
 const OPEN: &str = "open the database";
+const DAMAGED: &str = "open the database: the file is damaged";
 
 /// Makes the file when it does not exist, and brings it to this version. Blocks.
 pub(super) fn open_writer(path: &Path, schema: &Schema) -> Result<Connection, StorageError> {
-    let size = make_file(path).map_err(|error| StorageError::file(OPEN, path, error))?;
+    let size = match fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, schema)?,
+        Err(error) => return Err(StorageError::file(OPEN, path, error)),
+    };
+    refuse_damaged(path, size)?;
     let mut connection = connect(path, schema)?;
     if size <= MAX_CHECKED_BYTES {
         check(&connection)?;
     }
     migrate(&mut connection, schema)?;
     Ok(connection)
+}
+
+/// Makes the database under another name and then puts it in its place, so that an empty file is never one that a crash left. Its length.
+fn make(path: &Path, schema: &Schema) -> Result<u64, StorageError> {
+    let log = beside(path, "-wal");
+    if log.exists() {
+        let reason = format!(
+            "its log {} is there and the database is not: put the database back beside it, or move the log away to begin anew",
+            log.display()
+        );
+        return Err(damaged(reason));
+    }
+    let new = beside(path, ".new");
+    let at = |error| StorageError::file(OPEN, path, error);
+    for leftover in [&new, &beside(&new, "-wal"), &beside(&new, "-shm")] {
+        match fs::remove_file(leftover) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(error)),
+            _ => {}
+        }
+    }
+    make_file(&new).map_err(at)?;
+    let mut connection = connect(&new, schema)?;
+    migrate(&mut connection, schema)?;
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()))
+        .map_err(in_open)?;
+    connection
+        .close()
+        .map_err(|(_connection, error)| in_open(error))?;
+    let place = || {
+        fs::File::open(&new)?.sync_all()?;
+        fs::rename(&new, path)?;
+        sync_folder(folder_of(path))?;
+        fs::metadata(path).map(|metadata| metadata.len())
+    };
+    place().map_err(at)
+}
+
+/// Refuses what SQLite would take for a new database, or for a log without content, and then throw away.
+fn refuse_damaged(path: &Path, size: u64) -> Result<(), StorageError> {
+    if size == 0 {
+        let reason = "it is empty: restore it, or remove it to begin anew";
+        return Err(damaged(reason.to_owned()));
+    }
+    let log = beside(path, "-wal");
+    let head = match fs::File::open(&log) {
+        Ok(mut file) => {
+            let mut head = [0_u8; 4];
+            file.read_exact(&mut head).ok().map(|()| head)
+        }
+        Err(_absent) => None,
+    };
+    // The format's two magic numbers; the last bit is the byte order of checksums.
+    match head {
+        Some(head) if u32::from_be_bytes(head) & !1 != 0x377f_0682 => Err(damaged(format!(
+            "its log {} is overwritten: restore it, or move it away and lose what was written since it was last taken over",
+            log.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn damaged(reason: String) -> StorageError {
+    StorageError::new(Kind::Corrupt, DAMAGED, Failed(reason))
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 fn connect(path: &Path, schema: &Schema) -> Result<Connection, StorageError> {
@@ -56,20 +139,12 @@ fn connect(path: &Path, schema: &Schema) -> Result<Connection, StorageError> {
     Ok(connection)
 }
 
-/// Makes the file readable for its owner only (SQLite gives its companions the same mode), with its folder. Returns its length.
-fn make_file(path: &Path) -> io::Result<u64> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    make_root(folder)?;
+/// Makes the file readable for its user and group only (SQLite gives its companions the same mode), with its folder.
+fn make_file(path: &Path) -> io::Result<()> {
+    make_root(folder_of(path))?;
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    match options.open(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => sync_folder(folder)?,
-    }
-    fs::metadata(path).map(|metadata| metadata.len())
+    options.write(true).create_new(true).mode(0o640);
+    options.open(path).map(drop)
 }
 
 /// Finds damaged pages before anybody is answered from them.
@@ -80,8 +155,7 @@ fn check(connection: &Connection) -> Result<(), StorageError> {
     if found == "ok" {
         Ok(())
     } else {
-        let attempt = "open the database: the file is damaged";
-        Err(StorageError::new(Kind::Corrupt, attempt, Failed(found)))
+        Err(damaged(found))
     }
 }
 

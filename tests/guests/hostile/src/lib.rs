@@ -10,7 +10,7 @@
 //! | `http`, `http-flood` | asks each of `requests`, or asks without end |
 //! | `password`, `probe`, `machine`, `reveal`, `keep` | uses an import and tells the outcome as the reason's code |
 //!
-//! `at` says when: `authenticate`, `authorize`, `admit`, `observe`, `configure` or `self-test`; without it in every hook. `configure` and `self-test`
+//! `at` says when: `authenticate`, `current`, `authorize`, `admit`, `observe`, `configure` or `self-test`; without it in every hook. `configure` and `self-test`
 //! are also made to fail by `fatal`, `warn` and `refuse-test`.
 
 #![expect(
@@ -23,7 +23,7 @@ wit_bindgen::generate!({
     inline: "
         package hostile:guest;
         world everything {
-            include gantry:plugin/authenticator-plugin@0.1.0;
+            include gantry:plugin/revoking-authenticator-plugin@0.1.0;
             include gantry:plugin/authorizer-plugin@0.1.0;
             include gantry:plugin/admission-plugin@0.1.0;
             include gantry:plugin/events-plugin@0.1.0;
@@ -38,7 +38,9 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use exports::gantry::plugin::{admission, authenticator, authorizer, events, lifecycle};
+use exports::gantry::plugin::{
+    admission, authenticator, authorizer, events, lifecycle, principals,
+};
 use gantry::plugin::{clock, config, crypto, http, kv, logging, random, registry, types::*};
 use serde_json::{Value, json};
 
@@ -492,13 +494,25 @@ impl authenticator::Guest for Hostile {
                             vec![heard]
                         },
                         attributes: vec![("number".to_owned(), AttrValue::Number(7))],
-                        expires_at: Some(1),
+                        expires_at: setting("expires_at").as_u64().or(Some(1)),
                     },
+                    generation: text("generation"),
                     at_most: Some(request.scopes),
                     cache: hint(),
                 },
             )),
             _ => Ok(authenticator::Outcome::Rejected(refusal(heard))),
+        }
+    }
+}
+
+impl principals::Guest for Hostile {
+    fn current(_id: String) -> Result<Option<Generation>, PluginError> {
+        acted("current");
+        match setting("current") {
+            Value::Null => Ok(None),
+            Value::String(generation) => Ok(Some(generation)),
+            _ => Err(failure()),
         }
     }
 }

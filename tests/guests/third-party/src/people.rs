@@ -77,6 +77,7 @@ fn identity(config: &Value, name: &str) -> Identity {
             attributes: Vec::new(),
             expires_at: None,
         },
+        generation: String::new(),
         at_most: None,
         cache: cache(60_000),
     }
