@@ -282,7 +282,11 @@ mod tests {
         let large = vec![(digest, named); 1 << 12];
         let repository: RepositoryName = "a/b".parse().unwrap();
         for index in 0..64 {
-            let key = (repository.clone(), format!("t{index}").parse().unwrap());
+            let key = (
+                repository.clone(),
+                ContentOrigin::Pushed,
+                format!("t{index}").parse().unwrap(),
+            );
             answers.kept.insert(key, Arc::new((1, large.clone())));
         }
         answers.kept.run_pending_tasks();
