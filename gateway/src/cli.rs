@@ -8,6 +8,7 @@ mod cache;
 mod events;
 mod first_start;
 mod htpasswd;
+mod import;
 mod plugin;
 mod repository;
 
@@ -55,6 +56,8 @@ enum Command {
     Config(ConfigCommand),
     /// Add or change a user of builtin:htpasswd; the password comes from a prompt or the first line of standard input.
     Htpasswd(Htpasswd),
+    /// Say what the first start on the data folder of another registry will adopt, and what it will leave out.
+    Import(import::Import),
     /// Have a running gateway take its configuration anew, or say every reason why it does not.
     Reload(admin::Target),
     /// End a principal's tokens, remembered logins and running transfers in a running gateway.
@@ -173,6 +176,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Check { file } => check(&file),
         Command::Config(ConfigCommand::Schema) => schema(),
         Command::Htpasswd(arguments) => Ok(htpasswd::run(&arguments)?),
+        Command::Import(arguments) => import::run(&arguments),
         Command::Reload(target) => admin::reload(&target),
         Command::Revoke(revoke) => admin::revoke(&revoke),
         Command::Cache(command) => cache::run(&command),

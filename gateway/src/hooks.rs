@@ -8,8 +8,8 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_model::{
-    AdmissionRequest, Admitted, Change, Delivery, Descriptor, Digest, Event, Reference, Refusal,
-    Repository, RepositoryName, Requester, Source, Tag, TagState,
+    AdmissionRequest, Admitted, Algorithm, Change, Delivery, Descriptor, Digest, Event, Reference,
+    Refusal, Repository, RepositoryName, Requester, Source, Tag, TagState,
 };
 use gantry_plugin_host::{
     AdmitAnswer, CallError, KeyValue,
@@ -18,7 +18,7 @@ use gantry_plugin_host::{
 use gantry_registry::Admission;
 use gantry_storage::{
     BlobStore, ContentOrigin, KeyValueStore, MetadataStore, Named, StorageError, TagRecord,
-    kv::KvPut, naming,
+    indexes_of, kv::KvPut, naming,
 };
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -531,23 +531,27 @@ impl RegistryReads for StoredContent {
         digest: &str,
     ) -> Result<Vec<Digest>, ReadError> {
         let read = self.readable(requester, repository).await?;
-        let digest = digest
+        let (name, origin) = (&read.name, &read.origin);
+        let digest: Digest = digest
             .parse()
             .map_err(|_not_a_digest| ReadError::NotFound)?;
-        let parents = self
-            .metadata
-            .parents(&read.name, &read.origin, &digest)
-            .await;
-        let parents = parents.map_err(|error| unavailable(&error))?;
-        let manifest = self
-            .metadata
-            .manifest(&read.name, &read.origin, &digest)
-            .await;
-        let named = match manifest.map_err(|error| unavailable(&error))? {
-            Some(_) => Named::Child,
-            None => Named::Blob,
+        let manifest = self.metadata.manifest(name, origin, &digest).await;
+        if manifest.map_err(|error| unavailable(&error))?.is_none() {
+            let parents = self.metadata.parents(name, origin, &digest).await;
+            let parents = parents.map_err(|error| unavailable(&error))?;
+            return Ok(naming(parents, Named::Blob));
+        }
+        let bytes = match digest.algorithm() {
+            // Its bytes are needed for its other name only.
+            Algorithm::Sha256 => Bytes::new(),
+            Algorithm::Sha512 => {
+                self.manifest(requester, repository, digest.as_str())
+                    .await?
+                    .1
+            }
         };
-        Ok(naming(parents, named))
+        let parents = indexes_of(&*self.metadata, (name, origin), &digest, &bytes).await;
+        parents.map_err(|error| unavailable(&error))
     }
 
     async fn blob_size(

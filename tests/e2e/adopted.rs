@@ -216,3 +216,31 @@ fn a_pull_through_caches_folder_without_a_mirror_stops_the_first_start_and_names
     wire.pull_image("team/app", "v1", &image);
     assert!(gateway.log().contains("was a pull-through cache's"));
 }
+
+#[test]
+fn what_would_be_left_out_is_said_before_anything_is_changed() {
+    let origin = Origin::start();
+    origin.push("apps/web", "v1", &Image::random(100));
+    let torn = origin
+        .data()
+        .join("docker/registry/v2/repositories/apps/web/_manifests/tags/torn/current");
+    fs::create_dir_all(&torn).unwrap();
+    fs::write(torn.join("link"), "sha256:").unwrap();
+    let check = |folder: &std::path::Path| {
+        let mut command = std::process::Command::new(tests::gateway::program());
+        let command = command.args(["import", "--adopt", "--check"]).arg(folder);
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    let (code, said) = check(&origin.data());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("left out  apps/web:torn: "), "{said}");
+    assert!(said.contains("is missing, empty or torn"), "{said}");
+    let end =
+        "1 repository, 1 manifest, 1 tag and 2 blobs would be adopted; 1 link would be left out\n";
+    assert!(said.ends_with(end), "{said}");
+    assert!(!origin.data().join("docker/registry/_gantry").exists());
+    let (code, said) = check(std::path::Path::new("/usr/bin"));
+    assert_eq!(code, Some(1), "{said}");
+}

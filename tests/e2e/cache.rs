@@ -506,3 +506,55 @@ fn layers_come_with_the_manifest_when_the_mirror_prefetches() {
         assert_eq!(origin.count("GET", &blob.digest), 1);
     }
 }
+
+#[test]
+fn the_children_of_a_build_cache_are_fetched_pinned_and_evicted_as_the_blobs_they_are() {
+    let origin = Origin::start();
+    let (layer, described) = (Content::random(50_000), Content::random(500));
+    let document = json!({
+        "schemaVersion": 2,
+        "mediaType": INDEX,
+        "manifests": [
+            layer.descriptor("application/vnd.oci.image.layer.v1.tar+gzip"),
+            described.descriptor("application/vnd.buildkit.cacheconfig.v0"),
+        ],
+    });
+    let direct = origin.direct();
+    for blob in [&layer, &described] {
+        direct.push_blob("a/cache", blob).expect(201);
+    }
+    let index = Content::new(document.to_string());
+    direct
+        .push_manifest("a/cache", "main", INDEX, index.bytes.clone())
+        .expect(201);
+    let gateway = Gateway::start(&config(&origin, ", prefetch: true", ""));
+    let wire = Wire::anonymous(gateway.port);
+    wire.get("/v2/up/a/cache/manifests/main").expect(200);
+    wait_until("the prefetched blobs", PATIENCE, || {
+        asked(&gateway, &["ls", "up/a/cache"])["repositories"][0]["blobs"] == 2
+    });
+    evicted(&gateway, &["up/**"]);
+    let said = cache(&gateway, &["warm", "up/a/cache:main", "--output", "json"]).ok();
+    let warmed = lines(&said);
+    let warmed = warmed
+        .iter()
+        .find(|line| line["event"] == "warmed")
+        .unwrap();
+    assert_eq!(
+        (&warmed["manifests"], &warmed["blobs"]),
+        (&json!(1), &json!(2))
+    );
+    assert_eq!(warmed["fetched_bytes"], 50_500);
+    for blob in [&layer, &described] {
+        let pulled = wire
+            .get(&format!("/v2/up/a/cache/blobs/{}", blob.digest))
+            .expect(200);
+        assert_eq!(pulled.body, blob.bytes);
+    }
+    asked(&gateway, &["pin", "up/a/cache:main"]);
+    let kept = evicted(&gateway, &["up/**"]);
+    assert_eq!((&kept["manifests"], &kept["blobs"]), (&json!(0), &json!(0)));
+    asked(&gateway, &["unpin", "up/a/cache:main"]);
+    let gone = evicted(&gateway, &["up/a/cache:main"]);
+    assert_eq!((&gone["manifests"], &gone["blobs"]), (&json!(1), &json!(2)));
+}

@@ -20,6 +20,7 @@ mod crash;
 mod damaged;
 mod disk_errors;
 mod disk_full;
+mod documents;
 mod edge;
 mod events;
 mod herd;

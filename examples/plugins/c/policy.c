@@ -103,16 +103,21 @@ static bool is_listed(text repository) {
   return false;
 }
 
-static bool says_source(text manifest) {
-  struct json annotations, source;
-  return json_member(json_of(manifest), "annotations", 11, &annotations) &&
-         json_member(annotations, (const char *)annotation.ptr, annotation.len, &source) && string_of(source).len > 0;
+/* A document that the gateway does not read says nothing. */
+static bool says_source(const gantry_plugin_types_document_t *document) {
+  if (document->tag != GANTRY_PLUGIN_TYPES_DOCUMENT_MANIFEST) return false;
+  const admission_plugin_list_tuple2_string_string_t *annotations = &document->val.manifest.annotations;
+  for (size_t index = 0; index < annotations->len; index++) {
+    text key = annotations->ptr[index].f0;
+    if (key.len == annotation.len && memcmp(key.ptr, annotation.ptr, key.len) == 0) return annotations->ptr[index].f1.len > 0;
+  }
+  return false;
 }
 
 static bool is_of_a_good_image(request *asked, bool *good, failure *failed) {
   *good = false;
   for (size_t index = 0; index < asked->parents.len && !*good; index++) {
-    gantry_plugin_registry_tuple2_descriptor_json_t stored;
+    gantry_plugin_registry_stored_manifest_t stored;
     gantry_plugin_registry_read_error_t error;
     if (!gantry_plugin_registry_get_manifest(&asked->repository, &asked->parents.ptr[index], &stored, &error)) {
       /* What cannot be read is no decision: the plugin fails, and the binding's `on_error` says what follows. */
@@ -121,7 +126,7 @@ static bool is_of_a_good_image(request *asked, bool *good, failure *failed) {
       failed->val.upstream = words(is_granted ? "the manifest cannot be read" : "the binding does not grant reads of the registry");
       return false;
     }
-    *good = says_source(stored.f1);
+    *good = says_source(&stored.document);
   }
   return true;
 }
@@ -137,7 +142,7 @@ bool exports_gantry_plugin_admission_admit(request *asked, decision *answer, fai
         reject(answer, asked->repository, "repository-not-allowed", "", asked->repository, " is not on the list");
         return true;
       }
-      good = asked->change == EXPORTS_GANTRY_PLUGIN_ADMISSION_CHANGE_FILL || (asked->manifest.is_some && says_source(asked->manifest.val));
+      good = asked->change == EXPORTS_GANTRY_PLUGIN_ADMISSION_CHANGE_FILL || (asked->document.is_some && says_source(&asked->document.val));
       break;
     case EXPORTS_GANTRY_PLUGIN_ADMISSION_CHANGE_SERVE_BLOB:
       if (!is_of_a_good_image(asked, &good, failed)) return false;

@@ -29,7 +29,7 @@ export const admission = {
       case "fill":
         if (!policy.allowed.some((prefix) => repository.startsWith(prefix)))
           return reject(repository, "repository-not-allowed", `${repository} is not on the list`);
-        return change === "fill" || saysSource(request.manifest) ? accept() : withoutSource(repository);
+        return change === "fill" || saysSource(request.document) ? accept() : withoutSource(repository);
       case "serve-blob":
         return request.parents.some((parent) => saysSource(read(repository, parent))) ? accept() : withoutSource(repository);
       default:
@@ -38,15 +38,15 @@ export const admission = {
   },
 };
 
-function saysSource(manifest) {
-  return Boolean(manifest && JSON.parse(manifest).annotations?.[policy.annotation]);
+// A document that the gateway does not read says nothing.
+function saysSource(document) {
+  return document?.tag === "manifest" && document.val.annotations.some(([key, value]) => key === policy.annotation && value !== "");
 }
 
 // What cannot be read is no decision: the plugin fails, and the binding's `on_error` says what follows.
 function read(repository, digest) {
   try {
-    const [_descriptor, manifest] = registry.getManifest(repository, digest);
-    return manifest;
+    return registry.getManifest(repository, digest).document;
   } catch (error) {
     const { tag } = error.payload ?? error;
     throw tag === "not-granted"

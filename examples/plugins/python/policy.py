@@ -41,7 +41,7 @@ class Admission:
         if req.change in (Change.CREATE_TAG, Change.MOVE_TAG, Change.PUSH_BY_DIGEST, Change.FILL):
             if not repository.startswith(tuple(allowed)):
                 return reject(repository, "repository-not-allowed", f"{repository} is not on the list")
-            good = req.change == Change.FILL or says_source(req.manifest)
+            good = req.change == Change.FILL or says_source(req.document)
             return accept() if good else without_source(repository)
         if req.change == Change.SERVE_BLOB:
             good = any(says_source(read(repository, parent)) for parent in req.parents)
@@ -49,15 +49,15 @@ class Admission:
         return hook.Decision_Abstain()
 
 
-def says_source(manifest: str | None) -> bool:
-    return bool(manifest and (json.loads(manifest).get("annotations") or {}).get(annotation))
+def says_source(document: types.Document | None) -> bool:
+    """A document that the gateway does not read says nothing."""
+    return isinstance(document, types.Document_Manifest) and bool(dict(document.value.annotations).get(annotation))
 
 
-def read(repository: str, digest: str) -> str:
+def read(repository: str, digest: str) -> types.Document:
     """What cannot be read is no decision: the plugin fails, and the binding's `on_error` says what follows."""
     try:
-        _descriptor, manifest = registry.get_manifest(repository, digest)
-        return manifest
+        return registry.get_manifest(repository, digest).document
     except Err as error:
         if isinstance(error.value, registry.ReadError_NotGranted):
             raise Err(types.PluginError_Misconfigured("the binding does not grant reads of the registry"))

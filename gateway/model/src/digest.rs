@@ -146,6 +146,95 @@ impl serde::Serialize for Digest {
 impl<'de> serde::Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        text.parse()
+            .map_err(|error| serde::de::Error::custom(in_text(error, &text)))
+    }
+}
+
+fn in_text(error: DigestError, text: &str) -> String {
+    format!(
+        "{error}, not `{}`",
+        text.chars().take(100).collect::<String>()
+    )
+}
+
+/// A digest as a document writes it: under any algorithm. Content under an algorithm that is not registered (blake3) can neither be
+/// verified nor asked for here; documents that name it are passed on as they are.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum AnyDigest {
+    /// One that this registry verifies.
+    Known(Digest),
+    /// One of another algorithm, well formed.
+    Other(Arc<str>),
+}
+
+impl AnyDigest {
+    /// The digest, when content under it can be here.
+    #[must_use]
+    pub fn known(&self) -> Option<&Digest> {
+        match self {
+            Self::Known(digest) => Some(digest),
+            Self::Other(_) => None,
+        }
+    }
+
+    /// The whole text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Known(digest) => digest.as_str(),
+            Self::Other(text) => text,
+        }
+    }
+}
+
+impl From<Digest> for AnyDigest {
+    fn from(digest: Digest) -> Self {
+        Self::Known(digest)
+    }
+}
+
+impl FromStr for AnyDigest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        match text.parse() {
+            Ok(digest) => Ok(Self::Known(digest)),
+            Err(DigestError::UnsupportedAlgorithm) if is_encoded(text) => {
+                Ok(Self::Other(text.into()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The image-spec's `encoded`, after the colon: `[a-zA-Z0-9=_-]+`. No hash is longer than the bound.
+fn is_encoded(text: &str) -> bool {
+    let encoded = text.split_once(':').map_or("", |(_, encoded)| encoded);
+    let mut bytes = encoded.bytes();
+    !encoded.is_empty()
+        && text.len() <= MAX_DIGEST_BYTES
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"=_-".contains(&byte))
+}
+
+const MAX_DIGEST_BYTES: usize = 512;
+
+impl fmt::Display for AnyDigest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+impl serde::Serialize for AnyDigest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for AnyDigest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse()
+            .map_err(|error| serde::de::Error::custom(in_text(error, &text)))
     }
 }

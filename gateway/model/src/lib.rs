@@ -2,7 +2,7 @@
 //!
 //! Pure: no I/O, no clock, no async, no HTTP. Everything here is parsed once at the edge and trusted after that.
 //!
-//! Map: `digest` `name` `reference` `media_type` `descriptor` `manifest` `range` are OCI grammar; `namespace` says which
+//! Map: `digest` `name` `reference` `media_type` `descriptor` `manifest` `range` are OCI grammar (`json` is the reader's rules); `namespace` says which
 //! repository a spelled name means; `operation` is the closed set of things a client may ask; `scope` `principal` `decision`
 //! `admission` are policy's words, `event` what is told afterwards, and `decision::Permit` the proof that an operation was allowed.
 
@@ -12,6 +12,7 @@ pub mod descriptor;
 pub mod digest;
 pub mod event;
 pub mod glob;
+mod json;
 pub mod manifest;
 pub mod media_type;
 pub mod name;
@@ -25,10 +26,10 @@ pub mod upload;
 
 pub use admission::{AdmissionRequest, Admitted, Change, Refusal, TagState};
 pub use decision::{Confirmed, Decision, Denial, DenialCode, Grant, Permit, Reason, Requester};
-pub use descriptor::Descriptor;
-pub use digest::{Algorithm, Digest};
+pub use descriptor::{Descriptor, Platform, WrittenDescriptor};
+pub use digest::{Algorithm, AnyDigest, Digest};
 pub use event::{Arrival, Delivery, Event, EventKind};
-pub use manifest::{Manifest, ManifestError, ManifestKind};
+pub use manifest::{Document, Form, Manifest, ManifestError, ManifestKind, Opaque};
 pub use media_type::MediaType;
 pub use name::RepositoryName;
 pub use namespace::{Namespaces, Repository, Source};

@@ -1,6 +1,7 @@
 //! A media type (RFC 6838 section 4.2) and the ones this registry gives a meaning.
 //!
-//! Artifact clients invent media types, so only the shape is checked. Parameters are refused: clients compare the text.
+//! A header's type must be `type/subtype` without parameters: clients compare the text. The type in a descriptor is text: artifact
+//! clients write parameters there (`…bundle+json;version=0.2`), words without a slash (`spdx+json`), or nothing.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -12,6 +13,23 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Docker manifest list.
 pub const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Artifact manifest of the drafts of OCI 1.1.
+pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+/// Artifact manifest of ORAS.
+pub const ORAS_ARTIFACT: &str = "application/vnd.cncf.oras.artifact.manifest.v1+json";
+/// Docker image manifest, schema 1. Its signed form has another type: [`DOCKER_SCHEMA1_SIGNED`].
+pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
+/// Docker image manifest, schema 1, with signatures.
+pub const DOCKER_SCHEMA1_SIGNED: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+/// The types of manifests that this registry reads.
+pub const MANIFEST_TYPES: [&str; 6] = [
+    OCI_INDEX,
+    OCI_MANIFEST,
+    DOCKER_MANIFEST_LIST,
+    DOCKER_MANIFEST,
+    OCI_ARTIFACT,
+    ORAS_ARTIFACT,
+];
 /// What a blob is when nobody said more.
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
@@ -29,6 +47,51 @@ impl MediaType {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// A descriptor's type, which is any text.
+    #[must_use]
+    pub fn as_written(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// Whether it is one of [`MANIFEST_TYPES`].
+    #[must_use]
+    pub fn is_manifest(&self) -> bool {
+        MANIFEST_TYPES.contains(&self.as_str())
+    }
+
+    /// Whether it is one of the four types of image manifests and indexes.
+    #[must_use]
+    pub fn is_image_or_index(&self) -> bool {
+        [
+            OCI_INDEX,
+            OCI_MANIFEST,
+            DOCKER_MANIFEST_LIST,
+            DOCKER_MANIFEST,
+        ]
+        .contains(&self.as_str())
+    }
+
+    /// Whether it is docker's schema 1, signed or not.
+    #[must_use]
+    pub fn is_schema1(&self) -> bool {
+        [DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED].contains(&self.as_str())
+    }
+
+    /// Whether it says no more than that there are bytes: what servers send that know nothing of manifests.
+    #[must_use]
+    pub fn is_generic(&self) -> bool {
+        ["application/json", "text/plain", "text/html", OCTET_STREAM].contains(&self.as_str())
+    }
+
+    /// Whether a layer of this type may lie elsewhere: docker's foreign layers and OCI's non-distributable ones.
+    #[must_use]
+    pub fn is_foreign_layer(&self) -> bool {
+        self.as_str() == "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+            || self
+                .as_str()
+                .starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
     }
 
     /// `application/octet-stream`.
@@ -78,8 +141,9 @@ impl serde::Serialize for MediaType {
 }
 
 impl<'de> serde::Deserialize<'de> for MediaType {
+    /// As written: see [`MediaType::as_written`].
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        Ok(Self::as_written(&text))
     }
 }

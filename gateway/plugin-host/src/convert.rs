@@ -5,11 +5,12 @@
 
 pub(crate) mod text;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use gantry_model::{
-    AdmissionRequest, AttributeValue, Change, Client, Denial, DenialCode, Descriptor, Grant,
-    OperationKind, Principal, Reason, Scope, TagState,
+    AdmissionRequest, Algorithm, AttributeValue, Change, Client, Denial, DenialCode, Descriptor,
+    Digest, Document, Grant, Manifest, ManifestKind, MediaType, OperationKind, Platform, Principal,
+    Reason, Scope, TagState, WrittenDescriptor,
     event::{Delivery, Event},
 };
 
@@ -77,7 +78,8 @@ pub(crate) fn authorize_request(request: &AuthorizeRequest) -> authorizer::Authz
 pub(crate) fn admit_request(
     request: &AdmissionRequest,
 ) -> Result<admission::AdmissionRequest, Stop> {
-    let manifest = request.manifest.as_deref().map(manifest_text);
+    let bytes = request.manifest.as_deref();
+    let document = bytes.map(|bytes| document(&request.target.media_type, bytes));
     Ok(admission::AdmissionRequest {
         request_id: request.requester.request_id.to_string(),
         client: client(&request.requester.client),
@@ -88,7 +90,8 @@ pub(crate) fn admit_request(
         tag: request.tag.as_ref().map(ToString::to_string),
         previous: request.previous.as_ref().map(tag_state),
         target: descriptor(&request.target),
-        manifest: manifest.transpose()?,
+        digests: digests(&request.target.digest, bytes),
+        document: document.transpose()?,
         parents: request.parents.iter().map(ToString::to_string).collect(),
         attributes: Vec::new(),
     })
@@ -113,17 +116,89 @@ fn event(event: &Event) -> Result<events::Event, Stop> {
     })
 }
 
-/// A manifest's bytes as the JSON text that guests get.
-pub(crate) fn manifest_text(bytes: &[u8]) -> Result<String, Stop> {
+/// What guests learn of a manifest's bytes.
+pub(crate) fn document(media_type: &MediaType, bytes: &[u8]) -> Result<types::Document, Stop> {
     if bytes.len() > MAX_JSON_BYTES {
         return Err(Stop::quota(format!(
             "the manifest has {} bytes; guests get at most {MAX_JSON_BYTES}",
             bytes.len()
         )));
     }
-    std::str::from_utf8(bytes)
-        .map(str::to_owned)
-        .map_err(|_error| Stop::quota("the manifest is not UTF-8 text"))
+    Ok(match Document::read(media_type, bytes) {
+        Document::Manifest(manifest) => types::Document::Manifest(facts(&manifest, bytes)),
+        Document::Opaque(opaque) => types::Document::Opaque(types::OpaqueDocument {
+            why: text::clean(&opaque.why.to_string(), MAX_REASON_BYTES),
+            mentions: opaque.mentions.iter().map(ToString::to_string).collect(),
+        }),
+    })
+}
+
+fn facts(manifest: &Manifest, bytes: &[u8]) -> types::ManifestFacts {
+    let list = |descriptors: &[WrittenDescriptor]| descriptors.iter().map(written).collect();
+    types::ManifestFacts {
+        kind: match manifest.kind {
+            ManifestKind::Image => types::ManifestKind::Image,
+            ManifestKind::Index => types::ManifestKind::Index,
+            ManifestKind::Artifact => types::ManifestKind::Artifact,
+        },
+        artifact_type: manifest.artifact_type.clone(),
+        config: manifest.config.as_ref().map(written),
+        layers: list(&manifest.layers),
+        manifests: list(&manifest.manifests),
+        subject: manifest.subject.as_ref().map(written),
+        annotations: pairs(&manifest.annotations),
+        // What was read is UTF-8.
+        text: String::from_utf8_lossy(bytes).into_owned(),
+    }
+}
+
+fn written(descriptor: &WrittenDescriptor) -> types::Descriptor {
+    types::Descriptor {
+        media_type: descriptor.media_type.to_string(),
+        digest: descriptor.digest.to_string(),
+        size: descriptor.size,
+        artifact_type: descriptor.artifact_type.clone(),
+        annotations: pairs(&descriptor.annotations),
+        urls: descriptor.urls.clone(),
+        platform: descriptor.platform.as_ref().map(platform),
+    }
+}
+
+fn platform(platform: &Platform) -> types::Platform {
+    types::Platform {
+        os: platform.os.clone(),
+        architecture: platform.architecture.clone(),
+        cpu_variant: platform.variant.clone(),
+        os_version: platform.os_version.clone(),
+        os_features: platform.os_features.clone(),
+    }
+}
+
+fn pairs(map: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let pairs = map.iter();
+    pairs
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+/// Every digest of the content that is known: of a manifest under both algorithms, of a blob what it is asked for by.
+pub(crate) fn digests(target: &Digest, bytes: Option<&[u8]>) -> Vec<String> {
+    let Some(bytes) = bytes else {
+        return vec![target.to_string()];
+    };
+    let algorithms = [
+        (Algorithm::Sha256, &aws_lc_rs::digest::SHA256),
+        (Algorithm::Sha512, &aws_lc_rs::digest::SHA512),
+    ];
+    let hashed = algorithms.map(|(algorithm, hash)| {
+        Digest::from_bytes(algorithm, aws_lc_rs::digest::digest(hash, bytes).as_ref())
+    });
+    let mut digests: Vec<String> = hashed.iter().flatten().map(ToString::to_string).collect();
+    if !digests.iter().any(|digest| digest == target.as_str()) {
+        // In a case of an author the bytes are not what their digest says.
+        digests.insert(0, target.to_string());
+    }
+    digests
 }
 
 fn client(client: &Client) -> types::Client {
@@ -175,11 +250,9 @@ pub(crate) fn descriptor(descriptor: &Descriptor) -> types::Descriptor {
         digest: descriptor.digest.to_string(),
         size: descriptor.size,
         artifact_type: descriptor.artifact_type.clone(),
-        annotations: descriptor
-            .annotations
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect(),
+        annotations: pairs(&descriptor.annotations),
+        urls: Vec::new(),
+        platform: None,
     }
 }
 

@@ -488,7 +488,7 @@ impl registry::Host for Recorded<'_> {
         &mut self,
         repository: String,
         reference: String,
-    ) -> Read<(types::Descriptor, String)> {
+    ) -> Read<registry::StoredManifest> {
         let begun = self.begin("registry.get-manifest", || {
             debug(&(&repository, &reference))
         });
@@ -496,8 +496,12 @@ impl registry::Host for Recorded<'_> {
         self.end(
             begun,
             &answer,
-            result(|(descriptor, text): &(types::Descriptor, String)| {
-                format!("{}, {}", descriptor.media_type, bytes(text.as_bytes()))
+            result(|stored: &registry::StoredManifest| {
+                let document = match &stored.document {
+                    types::Document::Manifest(facts) => bytes(facts.text.as_bytes()),
+                    types::Document::Opaque(opaque) => format!("opaque: {}", opaque.why),
+                };
+                format!("{}, {document}", stored.target.media_type)
             }),
         );
         answer

@@ -9,7 +9,7 @@ use gantry_model::{
     AdmissionRequest, Admitted, Change, Denial, DenialCode, Descriptor, Digest, MediaType,
     Repository, Tag, TagState,
 };
-use gantry_storage::{ManifestRecord, Named, naming};
+use gantry_storage::{ManifestRecord, Named, indexes_of, naming};
 
 use crate::{error::Error, registry::Call};
 
@@ -40,14 +40,6 @@ impl Content<'_> {
         match self {
             Self::Manifest(record, _) => &record.digest,
             Self::Blob { digest, .. } => digest,
-        }
-    }
-
-    /// As what a parent must name it: an index that lists a layer's digest makes no image of it.
-    fn named(&self) -> Named {
-        match self {
-            Self::Manifest(..) => Named::Child,
-            Self::Blob { .. } => Named::Blob,
         }
     }
 }
@@ -95,13 +87,11 @@ impl Call {
                 (Descriptor::new(media_type, digest.clone(), size), None)
             }
         };
-        let parents = metadata
-            .parents(
-                &question.repository.name,
-                &origin,
-                question.content.digest(),
-            )
-            .await?;
+        let (name, digest) = (&question.repository.name, question.content.digest());
+        let parents = match &manifest {
+            Some(bytes) => indexes_of(&**metadata, (name, &origin), digest, bytes).await?,
+            None => naming(metadata.parents(name, &origin, digest).await?, Named::Blob),
+        };
         let (tag, previous) = question.tag.unzip();
         Ok(AdmissionRequest {
             requester: self.requester.clone(),
@@ -111,7 +101,7 @@ impl Call {
             previous: previous.flatten().cloned(),
             target,
             manifest,
-            parents: naming(parents, question.content.named()),
+            parents,
             version,
         })
     }

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use gantry_model::{
-    Algorithm, Change, Descriptor, Digest, Event, EventKind, Manifest, ManifestError, MediaType,
-    Reference, Repository, Tag,
+    Algorithm, Change, Digest, Document, Event, EventKind, Manifest, ManifestError, MediaType,
+    Reference, Repository, Tag, WrittenDescriptor, manifest::MAX_ANNOTATION_BYTES,
 };
 use gantry_storage::{
-    Commit, CommitError, ContentOrigin, ManifestRecord, PushManifest, ReferenceRecord, TagMove,
-    digest_of,
+    Commit, CommitError, ContentOrigin, ManifestRecord, PushManifest, ReferenceRecord, Stored,
+    TagMove, digest_of,
 };
 
 use crate::{
@@ -49,8 +49,7 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let bytes = self.read_manifest(body).await?;
         let digest = verify(&reference, &bytes)?;
-        let manifest =
-            Manifest::parse(media_type.as_ref(), &bytes).map_err(Error::ManifestInvalid)?;
+        let manifest = parse(media_type.as_ref(), &bytes).map_err(Error::ManifestInvalid)?;
         let required = self.check_content(&repository, &manifest).await?;
         let _lease = self.shared.ports.leases.take(&digest).await;
         self.store_bytes(&digest, &bytes).await?;
@@ -60,7 +59,7 @@ impl Call {
         tags.dedup();
         let pushed = Pushed {
             references: ReferenceRecord::all_of(&manifest),
-            record: self.record(manifest, &digest, bytes.len() as u64)?,
+            record: self.record(manifest, &digest, bytes.len() as u64),
             bytes,
             required,
             tags,
@@ -105,12 +104,15 @@ impl Call {
         for (digest, descriptor) in distinct(manifest.required_blobs()) {
             let size = self.own_blob(repository, digest).await?;
             match self.lawful(repository, digest, size).await? {
+                None if descriptor.media_type.is_foreign_layer() => {
+                    return Err(foreign_without_urls(digest));
+                }
                 None => missing.push(digest.clone()),
                 Some(size) => check_size(descriptor, size)?,
             }
             required.push(digest.clone());
         }
-        for (digest, descriptor) in distinct(&manifest.manifests) {
+        for (digest, descriptor) in distinct(manifest.children()) {
             let child = metadata.manifest(name, &ContentOrigin::Pushed, digest);
             if let Some(child) = child.await? {
                 check_size(descriptor, child.size)?;
@@ -199,26 +201,20 @@ impl Call {
         Ok(())
     }
 
-    fn record(
-        &self,
-        manifest: Manifest,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<ManifestRecord, Error> {
-        let annotations =
-            serde_json::to_string(&manifest.annotations).map_err(|error| Error::Internal {
-                source: error.into(),
-            })?;
-        Ok(ManifestRecord {
+    fn record(&self, manifest: Manifest, digest: &Digest, size: u64) -> ManifestRecord {
+        let stored = Stored {
             digest: digest.clone(),
-            media_type: manifest.media_type,
+            media_type: manifest.media_type.clone(),
             size,
-            artifact_type: manifest.artifact_type,
-            subject: manifest.subject.map(|subject| subject.digest),
-            annotations,
-            pushed_at_ms: self.shared.ports.clock.now_ms(),
-            pushed_by: self.requester.principal.id.clone(),
-        })
+        };
+        let pushed_by = self.requester.principal.id.clone();
+        let now_ms = self.shared.ports.clock.now_ms();
+        ManifestRecord::of(
+            &Document::Manifest(Box::new(manifest)),
+            stored,
+            now_ms,
+            pushed_by,
+        )
     }
 
     async fn admit_and_commit(
@@ -349,22 +345,40 @@ fn verify(reference: &Reference, bytes: &[u8]) -> Result<Digest, Error> {
     }
 }
 
-/// Descriptors by digest: a manifest may name the same content often.
-fn distinct<'a>(
-    descriptors: impl IntoIterator<Item = &'a Descriptor>,
-) -> BTreeMap<&'a Digest, &'a Descriptor> {
-    descriptors
-        .into_iter()
-        .map(|descriptor| (&descriptor.digest, descriptor))
-        .collect()
+/// The manifest, when a push of it can be accepted.
+fn parse(declared: Option<&MediaType>, bytes: &[u8]) -> Result<Manifest, ManifestError> {
+    let manifest = Manifest::parse(declared, bytes)?;
+    let bytes = manifest.annotation_bytes();
+    if bytes > MAX_ANNOTATION_BYTES {
+        return Err(ManifestError::TooManyAnnotations { bytes });
+    }
+    Ok(manifest)
 }
 
-fn check_size(descriptor: &Descriptor, size: u64) -> Result<(), Error> {
+/// Descriptors by digest: a manifest may name the same content often.
+fn distinct<'a>(
+    descriptors: impl Iterator<Item = (&'a Digest, &'a WrittenDescriptor)>,
+) -> BTreeMap<&'a Digest, &'a WrittenDescriptor> {
+    descriptors.collect()
+}
+
+fn check_size(descriptor: &WrittenDescriptor, size: u64) -> Result<(), Error> {
     if descriptor.size == size {
         return Ok(());
     }
-    Err(Error::ManifestInvalid(ManifestError::Malformed(format!(
-        "{} has {size} bytes, not {}",
+    Err(invalid(format!(
+        "the size in the descriptor is wrong: {} has {size} bytes, not {}",
         descriptor.digest, descriptor.size
-    ))))
+    )))
+}
+
+/// A foreign layer that says nowhere where it is can be had from here only, so it is a layer like any other.
+fn foreign_without_urls(digest: &Digest) -> Error {
+    invalid(format!(
+        "the foreign layer {digest} has no `urls` and is not in this repository: push it, or name in `urls` where it is"
+    ))
+}
+
+fn invalid(why: String) -> Error {
+    Error::ManifestInvalid(ManifestError::Malformed(why))
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use gantry_model::{
-    Change, Digest, Manifest, Reference, Repository, RepositoryName, Source, Tag,
+    Change, Digest, Document, Reference, Repository, RepositoryName, Source, Tag,
     media_type::OCI_INDEX,
 };
 use gantry_storage::ContentOrigin;
@@ -173,14 +173,14 @@ impl Call {
             return Ok(Vec::new());
         };
         let bytes = self.shared.manifest_bytes(&record).await?;
-        let listed = Manifest::parse(Some(&record.media_type), &bytes);
-        Ok(listed.map_or_else(
-            |_not_an_index| Vec::new(),
-            |index| {
-                let children = index.manifests.into_iter();
-                children.map(|child| child.digest).collect()
-            },
-        ))
+        let listed = Document::read(&record.media_type, &bytes);
+        let Some(index) = listed.manifest() else {
+            return Ok(Vec::new());
+        };
+        let children = index.manifests.iter();
+        Ok(children
+            .filter_map(|child| child.digest.known().cloned())
+            .collect())
     }
 }
 

@@ -15,7 +15,7 @@ use gantry_model::{
 };
 use gantry_plugin_host::{AuthenticateRequest, AuthorizeRequest, Credential, Hook};
 use serde::{Deserialize, Deserializer, de::Error as _};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// What a plugin is asked.
 #[derive(Clone, Debug)]
@@ -228,13 +228,63 @@ impl Admit {
     }
 }
 
-/// The bytes of a manifest: a text as it is, anything else as compact JSON.
+/// The bytes of a manifest: a text as it is, anything else as compact JSON. What every manifest has is added to an object that lacks it, so that
+/// a case names only what it is about; short digests are filled up.
 pub(crate) fn content(manifest: &Value) -> Result<Vec<u8>, String> {
-    match manifest {
-        Value::String(text) => Ok(text.clone().into_bytes()),
-        other => serde_json::to_vec(other).map_err(|error| error.to_string()),
+    let mut whole = manifest.clone();
+    match &mut whole {
+        Value::String(text) => return Ok(std::mem::take(text).into_bytes()),
+        Value::Object(fields) => complete(fields),
+        _ => {}
+    }
+    serde_json::to_vec(&whole).map_err(|error| error.to_string())
+}
+
+fn complete(manifest: &mut Map<String, Value>) {
+    for field in ["config", "layers", "manifests", "blobs", "subject"] {
+        for descriptor in descriptors(manifest, field) {
+            fill_up(descriptor);
+        }
+    }
+    let own = manifest.get("mediaType").and_then(Value::as_str);
+    if own.is_some_and(|own| own.contains("artifact.manifest")) {
+        return;
+    }
+    manifest.entry("schemaVersion").or_insert_with(|| 2.into());
+    if manifest.contains_key("manifests") {
+        manifest
+            .entry("mediaType")
+            .or_insert_with(|| gantry_model::media_type::OCI_INDEX.into());
+    } else {
+        manifest.entry("config").or_insert_with(|| {
+            json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": EMPTY, "size": 2 })
+        });
     }
 }
+
+/// The descriptors of a field that holds one or a list of them.
+fn descriptors<'a>(
+    manifest: &'a mut Map<String, Value>,
+    field: &str,
+) -> Vec<&'a mut Map<String, Value>> {
+    match manifest.get_mut(field) {
+        Some(Value::Array(list)) => list.iter_mut().filter_map(Value::as_object_mut).collect(),
+        Some(Value::Object(one)) => vec![one],
+        _ => Vec::new(),
+    }
+}
+
+fn fill_up(descriptor: &mut Map<String, Value>) {
+    let digest = descriptor.get("digest").and_then(Value::as_str);
+    let digest = digest.and_then(|text| DigestText::try_from(text.to_owned()).ok());
+    if let Some(DigestText(digest)) = digest {
+        descriptor.insert("digest".to_owned(), digest.to_string().into());
+    }
+    descriptor.entry("size").or_insert_with(|| 0.into());
+}
+
+/// The digest of `{}`.
+const EMPTY: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
 
 /// What a manifest is: its own word, or an image.
 pub(crate) fn media_type(manifest: Option<&[u8]>) -> MediaType {

@@ -1,25 +1,48 @@
 //! Adopts the folder of a Distribution registry: what its repositories link to becomes what ours hold.
 //!
 //! Happens once, in one transaction, when a folder has repositories and the database knows none. Links that are empty, broken, or lead
-//! to nothing are counted and left out, as Distribution treats them as absent. Nothing of Distribution's is changed.
+//! to nothing are listed and left out, as Distribution treats them as absent. Nothing of Distribution's is changed.
+//!
+//! What was left out is recorded for the folder, and looked at again at each start: it is adopted when it has become whole, and nothing else
+//! is, so that what was deleted or moved here since stays so. Of a folder that was adopted before there was a record, tags are adopted
+//! that never existed here, with the manifests they lead to: the tag journal remembers the others.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::UNIX_EPOCH,
 };
 
-use gantry_model::{
-    Digest, Manifest, ManifestError, MediaType, RepositoryName, Tag, manifest::MAX_MANIFEST_BYTES,
-    media_type,
-};
+use gantry_model::{Digest, Document, Form, RepositoryName, Tag, manifest::MAX_MANIFEST_BYTES};
 
 use crate::{
-    Commit, CommitError, ContentOrigin, FsBlobStore, ManifestRecord, PushManifest, ReferenceRecord,
-    SqliteStore, TagMove, blocking::lock, error::StorageError,
+    Commit, CommitError, ContentOrigin, FsBlobStore, ManifestRecord, Named, PushManifest,
+    ReferenceRecord, SqliteStore, Stored, TagMove, blocking::lock, error::StorageError, fs::Layout,
 };
+
+/// Something of the folder that is not adopted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LeftOut {
+    /// The repository; `None` when the folder's name is none.
+    pub repository: Option<RepositoryName>,
+    /// `NAME:TAG`, `NAME@DIGEST` of a manifest, `NAME/_layers/DIGEST` of a blob, or a path.
+    pub what: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What became of a folder.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Adoption {
+    /// What was adopted.
+    pub adopted: Adopted,
+    /// What was not.
+    pub left_out: Vec<LeftOut>,
+    /// What was adopted without being understood, as `NAME@DIGEST`, and why it is not: policies take it for opaque.
+    pub opaque: Vec<(String, String)>,
+}
 
 /// What was adopted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -58,6 +81,14 @@ impl AdoptAs {
         }
     }
 
+    /// The folder of a repository.
+    fn folder(&self, name: &RepositoryName) -> Option<String> {
+        match self {
+            Self::Pushed => Some(name.to_string()),
+            Self::Mirrored { prefix, .. } => name.strip_prefix(prefix).map(|it| it.to_string()),
+        }
+    }
+
     fn name(&self, folder: &str) -> Option<RepositoryName> {
         let name = folder.parse().ok()?;
         match self {
@@ -78,7 +109,34 @@ pub async fn would_adopt(
     Ok(!metadata.has_repositories().await? && !entries(&blobs.repositories())?.is_empty())
 }
 
-/// Adopts what lies in the folder of `blobs`; `None` when there is nothing, or the database has repositories already.
+/// Says what [`adopt`] would make of a registry's folder that was never adopted, and changes nothing. Blocks.
+///
+/// # Errors
+/// [`StorageError`] when the folder cannot be read to its end.
+pub fn check_adoption(root: &Path) -> Result<Adoption, StorageError> {
+    let mut walk = Walk::of(Content::Look(Layout::of(root)), AdoptAs::Pushed);
+    let shared = walk.shared();
+    for commit in &mut walk {
+        drop(commit?);
+    }
+    Ok(shared.into_adoption())
+}
+
+/// What the database knows of a folder's adoption.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Before {
+    /// Nothing, and it knows no repository.
+    Nothing,
+    /// Nothing, and what it knows is from elsewhere.
+    Foreign,
+    /// It was adopted when nothing was recorded yet.
+    Unrecorded,
+    /// It was adopted, and this was left out: repositories and [`LeftOut::what`].
+    Recorded(BTreeSet<(Option<RepositoryName>, String)>),
+}
+
+/// Adopts what lies in the folder of `blobs`; `None` when nothing is adopted, because there is nothing, it was adopted already, or the
+/// database has repositories from elsewhere.
 ///
 /// # Errors
 /// [`StorageError`], and then nothing is adopted.
@@ -86,35 +144,122 @@ pub async fn adopt(
     blobs: &FsBlobStore,
     metadata: &SqliteStore,
     adopt_as: AdoptAs,
-) -> Result<Option<Adopted>, StorageError> {
-    let root = blobs.repositories();
-    let adopted = Arc::new(Mutex::new(Adopted::default()));
-    let walk = Walk {
-        blobs: blobs.clone(),
-        folders: vec![root.clone()],
-        root,
-        adopt_as,
-        found: VecDeque::new(),
-        adopted: Arc::clone(&adopted),
-    };
-    let imported = metadata.import(walk).await.map_err(|error| match error {
+) -> Result<Option<Adoption>, StorageError> {
+    let mut walk = Walk::of(Content::Store(blobs.clone()), adopt_as);
+    if entries(&walk.root)?.is_empty() {
+        return Ok(None);
+    }
+    let folder = walk.root.canonicalize();
+    let folder = folder.map_err(|error| StorageError::file(ATTEMPT, &walk.root, error))?;
+    let folder = folder.to_string_lossy().into_owned();
+    let before = metadata.adoption_before(&folder).await?;
+    match &before {
+        Before::Foreign => return Ok(None),
+        Before::Recorded(left_out) => walk.only(left_out),
+        Before::Nothing | Before::Unrecorded => {}
+    }
+    let shared = walk.shared();
+    let import = metadata.import(folder, before.clone(), walk, Arc::clone(&shared.left_out));
+    let imported = import.await.map_err(|error| match error {
         CommitError::Storage(error) => error,
         refused => StorageError::new(crate::Kind::Internal, ATTEMPT, refused),
     })?;
-    let adopted = *lock(&adopted);
-    Ok((imported && adopted != Adopted::default()).then_some(adopted))
+    let mut adoption = shared.into_adoption();
+    let Some(again) = imported else {
+        return Ok(None);
+    };
+    if before != Before::Nothing {
+        adoption.adopted = again;
+    }
+    let is_empty = adoption.adopted == Adopted::default();
+    Ok((!is_empty).then_some(adoption))
+}
+
+/// The key of a tag in [`LeftOut::what`].
+pub(crate) fn tag_key(repository: &RepositoryName, tag: &str) -> String {
+    format!("{repository}:{tag}")
+}
+
+/// The key of a manifest.
+pub(crate) fn manifest_key(repository: &RepositoryName, digest: &Digest) -> String {
+    format!("{repository}@{digest}")
+}
+
+/// The key of a blob.
+pub(crate) fn blob_key(repository: &RepositoryName, digest: &Digest) -> String {
+    format!("{repository}/_layers/{digest}")
+}
+
+/// What a walk tells beside its commits.
+#[derive(Clone, Debug, Default)]
+struct Shared {
+    adopted: Arc<Mutex<Adopted>>,
+    left_out: Arc<Mutex<Vec<LeftOut>>>,
+    opaque: Arc<Mutex<Vec<(String, String)>>>,
+}
+
+impl Shared {
+    fn into_adoption(self) -> Adoption {
+        Adoption {
+            adopted: *lock(&self.adopted),
+            left_out: std::mem::take(&mut *lock(&self.left_out)),
+            opaque: std::mem::take(&mut *lock(&self.opaque)),
+        }
+    }
+}
+
+/// The content of the folder: of a store that may give it further names, or only looked at.
+enum Content {
+    Store(FsBlobStore),
+    Look(Layout),
+}
+
+impl Content {
+    fn repositories(&self) -> PathBuf {
+        match self {
+            Self::Store(blobs) => blobs.repositories(),
+            Self::Look(layout) => layout.repositories(),
+        }
+    }
+
+    /// See [`FsBlobStore::name_now`].
+    fn name_now(&self, stored: &Digest, digest: &Digest) -> Result<bool, StorageError> {
+        match self {
+            Self::Store(blobs) => blobs.name_now(stored, digest),
+            Self::Look(layout) => Ok(layout.size_now(stored)?.is_some()),
+        }
+    }
+
+    /// The length of content that `digest` names, or will name when it is adopted.
+    fn size_now(&self, link: &Link) -> Result<Option<u64>, StorageError> {
+        match self {
+            Self::Store(blobs) => blobs.size_now(&link.digest),
+            Self::Look(layout) => layout.size_now(&link.target),
+        }
+    }
+
+    fn read_now(&self, link: &Link) -> Result<Option<Vec<u8>>, StorageError> {
+        match self {
+            Self::Store(blobs) => blobs.read_now(&link.digest, MAX_MANIFEST_BYTES),
+            Self::Look(layout) => layout.read_now(&link.target, MAX_MANIFEST_BYTES),
+        }
+    }
 }
 
 /// The commits that a folder amounts to, found while they are asked for.
 struct Walk {
-    blobs: FsBlobStore,
+    blobs: Content,
     root: PathBuf,
     adopt_as: AdoptAs,
     /// Folders to look into.
     folders: Vec<PathBuf>,
     found: VecDeque<Commit>,
-    /// Counted here for the caller, who gave the walk away.
+    /// Whether folders below those are looked into as well.
+    deeply: bool,
+    /// Told here to the caller, who gave the walk away.
     adopted: Arc<Mutex<Adopted>>,
+    left_out: Arc<Mutex<Vec<LeftOut>>>,
+    opaque: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl Iterator for Walk {
@@ -134,13 +279,48 @@ impl Iterator for Walk {
 }
 
 impl Walk {
+    fn of(blobs: Content, adopt_as: AdoptAs) -> Self {
+        let root = blobs.repositories();
+        let shared = Shared::default();
+        Self {
+            blobs,
+            folders: vec![root.clone()],
+            root,
+            adopt_as,
+            found: VecDeque::new(),
+            deeply: true,
+            adopted: shared.adopted,
+            left_out: shared.left_out,
+            opaque: shared.opaque,
+        }
+    }
+
+    fn shared(&self) -> Shared {
+        Shared {
+            adopted: Arc::clone(&self.adopted),
+            left_out: Arc::clone(&self.left_out),
+            opaque: Arc::clone(&self.opaque),
+        }
+    }
+
+    /// Looks only into the repositories of which something was left out.
+    fn only(&mut self, left_out: &BTreeSet<(Option<RepositoryName>, String)>) {
+        let names: BTreeSet<_> = left_out.iter().flat_map(|(name, _)| name).collect();
+        let folders = names
+            .into_iter()
+            .filter_map(|name| self.adopt_as.folder(name));
+        let folders = folders.map(|folder| self.root.join(folder));
+        self.folders = folders.collect();
+        self.deeply = false;
+    }
+
     /// A repository, or a part of the names of some, or both.
     fn look_into(&mut self, folder: &Path) -> Result<(), StorageError> {
         let mut is_repository = false;
         for entry in entries(folder)? {
             match entry.as_str() {
                 "_layers" | "_manifests" => is_repository = true,
-                name if name.starts_with('_') => {}
+                name if name.starts_with('_') || !self.deeply => {}
                 name => self.folders.push(folder.join(name)),
             }
         }
@@ -151,7 +331,8 @@ impl Walk {
         match name.and_then(|name| self.adopt_as.name(name)) {
             Some(name) => self.repository(&name, folder),
             None => {
-                self.leave_out(folder);
+                let what = self.relative(folder);
+                self.leave_out(None, what, "its name is none of a repository".to_owned());
                 Ok(())
             }
         }
@@ -159,13 +340,14 @@ impl Walk {
 
     fn repository(&mut self, name: &RepositoryName, folder: &Path) -> Result<(), StorageError> {
         lock(&self.adopted).repositories += 1;
-        for link in self.links(&folder.join("_layers"))? {
+        for link in self.links(name, &folder.join("_layers"))? {
             let size = match self.blobs.name_now(&link.target, &link.digest)? {
-                true => self.blobs.size_now(&link.digest)?,
+                true => self.blobs.size_now(&link)?,
                 false => None,
             };
             let Some(size) = size else {
-                self.leave_out(&link.path);
+                let what = blob_key(name, &link.digest);
+                self.leave_out(Some(name), what, not_stored(&link));
                 continue;
             };
             lock(&self.adopted).blobs += 1;
@@ -179,19 +361,27 @@ impl Walk {
             });
         }
         let manifests = folder.join("_manifests");
-        let mut tags = self.tags(&manifests.join("tags"))?;
-        for link in self.links(&manifests.join("revisions"))? {
-            match self.manifest(&link)? {
-                Some((manifest, references)) => {
-                    let tags = tags.remove(&link.digest).unwrap_or_default();
-                    self.push(name, manifest, references, tags);
+        let mut tags = self.tags(name, &manifests.join("tags"))?;
+        for link in self.links(name, &manifests.join("revisions"))? {
+            let tags = tags.remove(&link.digest).unwrap_or_default();
+            match self.manifest(name, &link)? {
+                Ok((manifest, references)) => self.push(name, manifest, references, tags),
+                Err(reason) => {
+                    for tag in tags {
+                        self.leave_out(Some(name), tag_key(name, tag.as_str()), reason.clone());
+                    }
+                    self.leave_out(Some(name), manifest_key(name, &link.digest), reason);
                 }
-                None => self.leave_out(&link.path),
             }
         }
-        for _tag_of_nothing in tags.into_values().flatten() {
-            self.leave_out(&manifests);
+        for (digest, tags) in tags {
+            for tag in tags {
+                let reason = format!("it names {digest}, which is no manifest of the repository");
+                self.leave_out(Some(name), tag_key(name, tag.as_str()), reason);
+            }
         }
+        // Whoever takes only a part of these has seen a parent when its children come.
+        self.found.make_contiguous().sort_by_key(rank);
         Ok(())
     }
 
@@ -227,52 +417,58 @@ impl Walk {
             })));
     }
 
-    /// A revision's record and what it names; `None` when its bytes are not here, are not what they should be, or are no manifest
-    /// that is served here (docker's schema 1).
-    fn manifest(
-        &self,
-        link: &Link,
-    ) -> Result<Option<(ManifestRecord, Vec<ReferenceRecord>)>, StorageError> {
+    /// A revision's record and what it names, or why its bytes are not here or are not what they should be. What cannot be read
+    /// is adopted all the same: the other registry served it.
+    fn manifest(&self, name: &RepositoryName, link: &Link) -> Result<Revision, StorageError> {
         if !self.blobs.name_now(&link.target, &link.digest)? {
-            return Ok(None);
+            return Ok(Err(not_stored(link)));
         }
-        let Some(bytes) = self.blobs.read_now(&link.digest, MAX_MANIFEST_BYTES)? else {
-            return Ok(None);
+        let Some(bytes) = self.blobs.read_now(link)? else {
+            let (limit, digest) = (MAX_MANIFEST_BYTES >> 20, &link.digest);
+            let reason =
+                format!("what is stored as {digest} is damaged, or larger than {limit} MiB");
+            return Ok(Err(reason));
         };
-        let Some(manifest) = parse(&bytes) else {
-            return Ok(None);
-        };
-        let references = ReferenceRecord::all_of(&manifest);
-        let annotations = serde_json::to_string(&manifest.annotations)
-            .map_err(|error| StorageError::new(crate::Kind::Internal, ATTEMPT, error))?;
-        let record = ManifestRecord {
+        let media_type = Form::adopted_type(&bytes);
+        let document = Document::read(&media_type, &bytes);
+        if let Document::Opaque(opaque) = &document {
+            let what = (manifest_key(name, &link.digest), opaque.why.to_string());
+            lock(&self.opaque).push(what);
+        }
+        let stored = Stored {
             digest: link.digest.clone(),
-            media_type: manifest.media_type,
+            media_type,
             size: bytes.len() as u64,
-            artifact_type: manifest.artifact_type,
-            subject: manifest.subject.map(|subject| subject.digest),
-            annotations,
-            pushed_at_ms: modified_at_ms(&link.path)?,
-            pushed_by: PUSHED_BY.to_owned(),
         };
-        Ok(Some((record, references)))
+        let pushed_at_ms = modified_at_ms(&link.path)?;
+        let record = ManifestRecord::of(&document, stored, pushed_at_ms, PUSHED_BY.to_owned());
+        Ok(Ok((record, ReferenceRecord::all_in(&document))))
     }
 
     /// What the tags name now.
-    fn tags(&self, folder: &Path) -> Result<BTreeMap<Digest, Vec<Tag>>, StorageError> {
+    fn tags(
+        &self,
+        repository: &RepositoryName,
+        folder: &Path,
+    ) -> Result<BTreeMap<Digest, Vec<Tag>>, StorageError> {
         let mut tags: BTreeMap<Digest, Vec<Tag>> = BTreeMap::new();
         for name in entries(folder)? {
             let path = folder.join(&name).join("current").join("link");
+            let what = tag_key(repository, &name);
             match (name.parse(), target(&path)?) {
                 (Ok(tag), Some(digest)) => tags.entry(digest).or_default().push(tag),
-                _ => self.leave_out(&path),
+                (Err(_), _) => {
+                    let reason = "its name is none of a tag".to_owned();
+                    self.leave_out(Some(repository), what, reason);
+                }
+                (Ok(_), None) => self.leave_out(Some(repository), what, no_link(&path)),
             }
         }
         Ok(tags)
     }
 
     /// The links of a folder `<algorithm>/<hex>/link`.
-    fn links(&self, folder: &Path) -> Result<Vec<Link>, StorageError> {
+    fn links(&self, name: &RepositoryName, folder: &Path) -> Result<Vec<Link>, StorageError> {
         let mut links = Vec::new();
         for algorithm in entries(folder)? {
             for hex in entries(&folder.join(&algorithm))? {
@@ -283,18 +479,62 @@ impl Walk {
                         digest,
                         target,
                     }),
-                    _ => self.leave_out(&path),
+                    (Ok(digest), None) => {
+                        let what = match folder.ends_with("_layers") {
+                            true => blob_key(name, &digest),
+                            false => manifest_key(name, &digest),
+                        };
+                        self.leave_out(Some(name), what, no_link(&path));
+                    }
+                    (Err(_), _) => {
+                        let reason = "its name is none of a digest".to_owned();
+                        self.leave_out(Some(name), self.relative(&path), reason);
+                    }
                 }
             }
         }
         Ok(links)
     }
 
-    fn leave_out(&self, path: &Path) {
+    fn leave_out(&self, repository: Option<&RepositoryName>, what: String, reason: String) {
         lock(&self.adopted).skipped += 1;
-        tracing::warn!(path = %path.display(), "not adopted: it leads to nothing that can be served");
+        tracing::warn!(what, reason, "not adopted");
+        lock(&self.left_out).push(LeftOut {
+            repository: repository.cloned(),
+            what,
+            reason,
+        });
+    }
+
+    fn relative(&self, path: &Path) -> String {
+        let relative = path.strip_prefix(&self.root).unwrap_or(path);
+        relative.display().to_string()
     }
 }
+
+fn not_stored(link: &Link) -> String {
+    format!("{} is not stored", link.target)
+}
+
+fn no_link(path: &Path) -> String {
+    format!("{} is missing, empty or torn", path.display())
+}
+
+/// Blobs before tagged manifests, those before indexes, those before the rest.
+fn rank(commit: &Commit) -> u8 {
+    match commit {
+        Commit::PushManifest(push) if !push.tags.is_empty() => 1,
+        Commit::PushManifest(push) => {
+            let mut references = push.references.iter();
+            let is_index = references.any(|reference| reference.named == Named::Child);
+            if is_index { 2 } else { 3 }
+        }
+        _ => 0,
+    }
+}
+
+/// A revision's record and what it names, or why it is left out.
+type Revision = Result<(ManifestRecord, Vec<ReferenceRecord>), String>;
 
 /// A file that makes content part of a repository.
 struct Link {
@@ -303,17 +543,6 @@ struct Link {
     digest: Digest,
     /// What it is stored under.
     target: Digest,
-}
-
-/// A manifest whose bytes may not say what they are: OCI does not ask for `mediaType`, and Distribution keeps no other record.
-fn parse(bytes: &[u8]) -> Option<Manifest> {
-    match Manifest::parse(None, bytes) {
-        Err(ManifestError::Untyped) => [media_type::OCI_MANIFEST, media_type::OCI_INDEX]
-            .into_iter()
-            .filter_map(|text| text.parse::<MediaType>().ok())
-            .find_map(|declared| Manifest::parse(Some(&declared), bytes).ok()),
-        parsed => parsed.ok(),
-    }
 }
 
 /// The names in a folder, sorted; none when there is no such folder.

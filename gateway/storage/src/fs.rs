@@ -14,9 +14,9 @@ use std::{
 use async_trait::async_trait;
 use gantry_model::{Algorithm, Digest, UploadId};
 
+pub(crate) use self::layout::Layout;
 use self::{
     claims::Claims,
-    layout::Layout,
     publish::{Publisher, stored_size},
     read::{FsBlob, Reads},
     staging::Staging,

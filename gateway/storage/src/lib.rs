@@ -25,7 +25,7 @@ pub mod sqlite;
 #[cfg(feature = "testing")]
 pub mod suite;
 
-pub use adopt::{AdoptAs, Adopted, adopt, would_adopt};
+pub use adopt::{AdoptAs, Adopted, Adoption, LeftOut, adopt, check_adoption, would_adopt};
 pub use blob::{Blob, BlobStore, BlobWriter, PublishError, StoredBlob};
 pub use cache::{CacheIndex, CacheQuery, CacheSize, Cached, CachedRepository, Pin, Use, Within};
 pub use cached::CachedMetadata;
@@ -36,8 +36,8 @@ pub use kv::{KeyValueStore, KvEntry};
 pub use memory::{MemoryBlobStore, MemoryKv, MemoryMetadata};
 pub use metadata::{
     Commit, CommitError, ContentOrigin, ManifestRecord, MetadataStore, Named, PushManifest,
-    ReferenceRecord, ReferrerRecord, RepositoryRecord, TagMove, TagRecord, UploadRecord,
-    UploadSessions, naming,
+    ReferenceRecord, ReferrerRecord, RepositoryRecord, Stored, TagMove, TagRecord, UploadRecord,
+    UploadSessions, indexes_of, naming,
 };
 pub use outbox::{
     Depth, EventFilter, EventOutbox, OutboxSettings, Settled, Settlement, Take, Taken,

@@ -6,10 +6,11 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
 use gantry_model::{
-    Algorithm, Digest, Event, Manifest, MediaType, Page, RepositoryName, Tag, TagState, UploadId,
+    Algorithm, Digest, Document, Event, Manifest, MediaType, Page, RepositoryName, Tag, TagState,
+    UploadId,
 };
 
-use crate::error::StorageError;
+use crate::{error::StorageError, hash::digest_of};
 
 /// How a repository came to have content. Content is readable through a repository only by the origin that the repository reads from: a
 /// mirror reads what its own upstream delivered, a hosted repository what was pushed to it.
@@ -61,6 +62,45 @@ pub struct ManifestRecord {
     pub pushed_by: String,
 }
 
+/// Which bytes a manifest is, and as what they are served.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Stored {
+    /// The digest of the bytes.
+    pub digest: Digest,
+    /// Their media type.
+    pub media_type: MediaType,
+    /// How many there are.
+    pub size: u64,
+}
+
+impl ManifestRecord {
+    /// The record of a document that is stored. An opaque one has no artifact type, no subject and no annotations.
+    #[must_use]
+    pub fn of(document: &Document, stored: Stored, pushed_at_ms: u64, pushed_by: String) -> Self {
+        let manifest = document.manifest();
+        let subject = manifest.and_then(|manifest| manifest.subject.as_ref());
+        let annotations = manifest.map(|manifest| &manifest.annotations);
+        let Stored {
+            digest,
+            media_type,
+            size,
+        } = stored;
+        Self {
+            digest,
+            media_type,
+            size,
+            artifact_type: manifest.and_then(|manifest| manifest.artifact_type.clone()),
+            subject: subject.and_then(|subject| subject.digest.known()).cloned(),
+            annotations: annotations.map_or_else(
+                || "{}".to_owned(),
+                |annotations| serde_json::json!(annotations).to_string(),
+            ),
+            pushed_at_ms,
+            pushed_by,
+        }
+    }
+}
+
 /// Content that a manifest names: a config, layer or child manifest.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ReferenceRecord {
@@ -83,10 +123,28 @@ pub enum Named {
     Child,
     /// A layer with `urls`: it lies elsewhere, and the repository need not have it.
     Elsewhere,
+    /// Its digest is written in an opaque document, which may name it as anything.
+    Mention,
 }
 
 impl ReferenceRecord {
-    /// What a manifest names, except its subject. The same said twice is kept once, as the stronger of the two.
+    /// What a document names. An opaque one may name whatever it mentions, so that stays as long as it does; it is never fetched for that.
+    #[must_use]
+    pub fn all_in(document: &Document) -> Vec<Self> {
+        let mentioned = |digest: &Digest| Self {
+            digest: digest.clone(),
+            media_type: MediaType::octet_stream(),
+            size: 0,
+            named: Named::Mention,
+        };
+        match document {
+            Document::Manifest(manifest) => Self::all_of(manifest),
+            Document::Opaque(opaque) => opaque.mentions.iter().map(mentioned).collect(),
+        }
+    }
+
+    /// What a manifest names, except its subject. The same said twice is kept once, as the stronger of the two. What has a digest of an
+    /// unknown algorithm can never be here, so nothing is kept of it.
     #[must_use]
     pub fn all_of(manifest: &Manifest) -> Vec<Self> {
         let blobs = manifest.config.iter().chain(&manifest.layers);
@@ -97,7 +155,10 @@ impl ReferenceRecord {
         let children = manifest.manifests.iter().map(|child| (child, Named::Child));
         let mut all = BTreeMap::new();
         for (descriptor, named) in blobs.chain(children) {
-            let said = (&descriptor.digest, &descriptor.media_type, descriptor.size);
+            let Some(digest) = descriptor.digest.known() else {
+                continue;
+            };
+            let said = (digest, &descriptor.media_type, descriptor.size);
             let kept = all.entry(said).or_insert(named);
             *kept = named.min(*kept);
         }
@@ -113,15 +174,34 @@ impl ReferenceRecord {
     }
 }
 
-/// The parents that name the content as `named`, each once: those that make it a part of theirs.
+/// The parents that name the content as `named`, each once: those that make it a part of theirs, or may do so.
 #[must_use]
 pub fn naming(parents: Vec<(Digest, ReferenceRecord)>, named: Named) -> Vec<Digest> {
     let claiming = parents
         .into_iter()
-        .filter(|(_, reference)| reference.named == named);
+        .filter(|(_, reference)| [named, Named::Mention].contains(&reference.named));
     let mut digests: Vec<Digest> = claiming.map(|(parent, _)| parent).collect();
+    digests.sort();
     digests.dedup();
     digests
+}
+
+/// The indexes that name a manifest: by the digest it is asked for by, and by its sha256, which is how indexes name it.
+///
+/// # Errors
+/// [`StorageError`].
+pub async fn indexes_of(
+    metadata: &dyn MetadataStore,
+    (repository, origin): (&RepositoryName, &ContentOrigin),
+    digest: &Digest,
+    bytes: &[u8],
+) -> Result<Vec<Digest>, StorageError> {
+    let mut parents = metadata.parents(repository, origin, digest).await?;
+    if digest.algorithm() != Algorithm::Sha256 {
+        let canonical = digest_of(Algorithm::Sha256, bytes);
+        parents.extend(metadata.parents(repository, origin, &canonical).await?);
+    }
+    Ok(naming(parents, Named::Child))
 }
 
 /// A tag.

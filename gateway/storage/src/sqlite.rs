@@ -3,7 +3,12 @@
 //! `connect` opens files, `migrations` brings them up to date, `writer` groups commits, `commit` and `read` hold the statements,
 //! `outbox` the events that wait, `kv` is the second file, for plugins' own data.
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
@@ -19,6 +24,8 @@ use self::{
     writer::Writer,
 };
 use crate::{
+    adopt::{Adopted, Before, LeftOut},
+    blocking::lock,
     error::StorageError,
     metadata::{
         Commit, CommitError, ContentOrigin, ManifestRecord, MetadataStore, ReferenceRecord,
@@ -26,6 +33,7 @@ use crate::{
     },
 };
 
+mod adoption;
 mod cache;
 mod commit;
 mod connect;
@@ -73,21 +81,39 @@ impl SqliteStore {
         self.readers.read("look for repositories", read).await
     }
 
-    /// Performs many commits in one transaction, when the store knows no repository yet; whether it did.
+    /// What is known of the adoption of a registry's folder.
+    pub(crate) async fn adoption_before(&self, folder: &str) -> Result<Before, StorageError> {
+        let folder = folder.to_owned();
+        let read = move |connection: &_| adoption::before(connection, &folder);
+        self.readers
+            .read("read what was adopted of a folder", read)
+            .await
+    }
+
+    /// Performs the commits that a folder amounts to in one transaction: all of them, when the store knows no repository yet, or those for
+    /// what an earlier adoption left out. Records what is left out still. What was adopted; `None` when the store has got
+    /// repositories meanwhile.
     pub(crate) async fn import(
         &self,
+        folder: String,
+        before: Before,
         commits: impl Iterator<Item = Result<Commit, StorageError>> + Send + 'static,
-    ) -> Result<bool, CommitError> {
+        left_out: Arc<Mutex<Vec<LeftOut>>>,
+    ) -> Result<Option<Adopted>, CommitError> {
         let (bounds, versions) = (self.outbox.clone(), Arc::clone(&self.versions));
         let import = move |connection: &_| {
-            if read::has_repositories(connection)? {
-                return Ok(false);
+            if before == Before::Nothing && read::has_repositories(connection)? {
+                return Ok(None);
             }
+            let mut choice = adoption::Choice::new(&before);
             for commit in commits {
                 let commit = commit.map_err(|error| Stop::Refused(error.into()))?;
-                commit::apply(connection, &bounds, &commit)?;
+                if let Some(commit) = choice.pick(connection, commit)? {
+                    commit::apply(connection, &bounds, &commit)?;
+                }
             }
-            Ok(true)
+            adoption::record(connection, &folder, &before, &lock(&left_out))?;
+            Ok(Some(choice.adopted()))
         };
         let imported = move || versions.all_moved();
         self.writer

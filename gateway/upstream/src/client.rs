@@ -34,7 +34,9 @@ const SATURATED_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
-     application/vnd.docker.distribution.manifest.v2+json";
+     application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.oci.artifact.manifest.v1+json, \
+     application/vnd.cncf.oras.artifact.manifest.v1+json";
 /// The largest tag list that is read.
 const MAX_TAG_LIST_BYTES: usize = 4 << 20;
 
@@ -418,23 +420,11 @@ async fn open_blob(endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Opened, Upstrea
 
 #[cfg(test)]
 mod tests {
-    use gantry_model::media_type::{
-        DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST,
-    };
-
     use super::*;
 
     #[test]
-    fn the_four_manifest_types_are_accepted_and_nothing_else() {
+    fn the_types_of_manifests_that_are_read_here_are_asked_for_and_nothing_else() {
         let types: Vec<&str> = MANIFEST_TYPES.split(", ").collect();
-        assert_eq!(
-            types,
-            [
-                OCI_INDEX,
-                OCI_MANIFEST,
-                DOCKER_MANIFEST_LIST,
-                DOCKER_MANIFEST
-            ]
-        );
+        assert_eq!(types, gantry_model::media_type::MANIFEST_TYPES);
     }
 }

@@ -93,7 +93,11 @@ impl ImmutableTags {
             return Decision::abstain();
         }
         match previous {
-            Some(previous) if previous.digest != request.target.digest => {
+            // Under every name of the content: the same bytes by sha512 are no move.
+            Some(previous)
+                if previous.digest != request.target.digest
+                    && !request.digests.contains(&previous.digest) =>
+            {
                 self.refuse(tag, request, &previous.digest)
             }
             // The same bytes again, or the tag is gone meanwhile.

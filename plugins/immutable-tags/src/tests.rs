@@ -53,8 +53,11 @@ fn request(
             size: 2,
             artifact_type: None,
             annotations: Vec::new(),
+            urls: Vec::new(),
+            platform: None,
         },
-        manifest: None,
+        digests: vec![target.to_owned()],
+        document: None,
         parents: Vec::new(),
         attributes: Vec::new(),
     }

@@ -2,25 +2,37 @@
 //!
 //! A part that only denied images name (a child of an index, a layer, a config) is denied with them; a part that an allowed image shares
 //! is not. That holds on every level: a layer of a child of a denied index is denied as well. A blob that no stored manifest names could
-//! be anything, so it waits for its manifest. Needs `registry` granted.
+//! be anything, so it waits for its manifest. A document that the gateway does not read is denied, unless the policy says [`Opaque::Allow`].
+//! Needs `registry` granted.
 
 use std::collections::BTreeMap;
-
-use serde_json::Value;
 
 use crate::{
     admission::{AdmissionRequest, Change, Decision},
     plugin::Answer,
-    registry::{ReadError, get_manifest, list_parents},
+    registry::{ReadError, StoredManifest, get_manifest, list_parents},
+    types::{Document, ManifestFacts},
 };
+
+/// What becomes of a document that the gateway does not read, because clients differ about what it says. A policy's configuration has it as
+/// `opaque: deny` or `opaque: allow`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Opaque {
+    /// It is denied.
+    #[default]
+    Deny,
+    /// The policy is asked, with no facts but the repository and the digests.
+    Allow,
+}
 
 /// What is stored of one repository.
 pub trait Stored {
-    /// A stored manifest's text by digest.
+    /// A stored manifest by digest.
     ///
     /// # Errors
     /// [`ReadError`].
-    fn manifest(&self, digest: &str) -> Result<String, ReadError>;
+    fn manifest(&self, digest: &str) -> Result<StoredManifest, ReadError>;
     /// Stored manifests that name the digest.
     ///
     /// # Errors
@@ -32,8 +44,8 @@ pub trait Stored {
 struct Here<'a>(&'a str);
 
 impl Stored for Here<'_> {
-    fn manifest(&self, digest: &str) -> Result<String, ReadError> {
-        get_manifest(self.0, digest).map(|(_, manifest)| manifest)
+    fn manifest(&self, digest: &str) -> Result<StoredManifest, ReadError> {
+        get_manifest(self.0, digest)
     }
 
     fn parents(&self, digest: &str) -> Result<Vec<String>, ReadError> {
@@ -45,16 +57,17 @@ impl Stored for Here<'_> {
 pub struct Image<'a> {
     /// The canonical name of its repository.
     pub repository: &'a str,
-    /// Its digest.
-    pub digest: &'a str,
-    /// Its document.
-    pub manifest: Value,
+    /// Every digest of it that is known, its sha256 first.
+    pub digests: &'a [String],
+    /// What it says; none when its document is opaque.
+    pub manifest: Option<&'a ManifestFacts>,
     stored: &'a dyn Stored,
 }
 
 impl std::fmt::Debug for Image<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}@{}", self.repository, self.digest)
+        let digest = self.digests.first().map_or("", String::as_str);
+        write!(formatter, "{}@{digest}", self.repository)
     }
 }
 
@@ -62,7 +75,7 @@ impl Image<'_> {
     /// An annotation of the document.
     #[must_use]
     pub fn annotation(&self, key: &str) -> Option<&str> {
-        self.manifest.get("annotations")?.get(key)?.as_str()
+        self.manifest?.annotation(key)
     }
 
     /// Whether it is the manifest or index `digest`, or a child of that index as far as the index is stored here.
@@ -70,28 +83,29 @@ impl Image<'_> {
     /// # Errors
     /// The index cannot be read.
     pub fn is_or_is_in(&self, digest: &str) -> Answer<bool> {
-        if self.digest == digest {
+        if self.digests.iter().any(|own| own == digest) {
             return Ok(true);
         }
         match self.stored.manifest(digest) {
-            Ok(index) => Ok(names(&index, self.digest)),
+            Ok(index) => Ok(names(&index.document, self.digests)),
             Err(ReadError::NotFound) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// Decides about a serve: rejected with `message` when `denies` the image, or every image that the content is a part of. Abstains for
-/// everything that is no serve.
+/// Decides about a serve: rejected with `message` when `denies` the image, or every image that the content is a part of. An image whose
+/// document is not read is denied as `opaque` says. Abstains for everything that is no serve.
 ///
 /// # Errors
 /// A manifest cannot be read, or `denies` fails.
 pub fn decide(
     request: &AdmissionRequest,
     message: &str,
+    opaque: Opaque,
     denies: impl Fn(&Image<'_>) -> Answer<bool>,
 ) -> Answer<Decision> {
-    decide_with(request, message, denies, &Here(&request.repository))
+    decide_with(request, message, opaque, denies, &Here(&request.repository))
 }
 
 /// [`decide`] with stored manifests from elsewhere, for native tests.
@@ -101,23 +115,34 @@ pub fn decide(
 pub fn decide_with(
     request: &AdmissionRequest,
     message: &str,
+    opaque: Opaque,
     denies: impl Fn(&Image<'_>) -> Answer<bool>,
     stored: &dyn Stored,
 ) -> Answer<Decision> {
     if !matches!(request.change, Change::ServeManifest | Change::ServeBlob) {
         return Ok(Decision::abstain());
     }
-    if request.manifest.is_none() && request.parents.is_empty() {
+    if request.document.is_none() && request.parents.is_empty() {
         return Ok(Decision::reject("pull the image's manifest first").code("blob-first"));
+    }
+    if opaque == Opaque::Deny
+        && let Some(Document::Opaque(document)) = &request.document
+    {
+        let message = format!(
+            "the manifest says no one thing to every client: {}",
+            document.why
+        );
+        return Ok(Decision::reject(message).code("opaque-document"));
     }
     let mut question = Question {
         repository: &request.repository,
+        opaque,
         denies: &denies,
         stored,
         answered: BTreeMap::new(),
     };
-    let denied_itself = match &request.manifest {
-        Some(document) => question.is_denied_itself(&request.target.digest, document)?,
+    let denied_itself = match &request.document {
+        Some(document) => question.is_denied_itself(&request.digests, document)?,
         None => false,
     };
     if denied_itself || question.are_all_denied(&request.parents, 0)? {
@@ -132,6 +157,7 @@ const MAX_LEVELS: usize = 8;
 /// One decision under way.
 struct Question<'a> {
     repository: &'a str,
+    opaque: Opaque,
     denies: &'a dyn Fn(&Image<'_>) -> Answer<bool>,
     stored: &'a dyn Stored,
     /// What is known already: a layer's images often share their indexes.
@@ -139,11 +165,15 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    fn is_denied_itself(&self, digest: &str, document: &str) -> Answer<bool> {
+    fn is_denied_itself(&self, digests: &[String], document: &Document) -> Answer<bool> {
+        let manifest = document.manifest();
+        if manifest.is_none() && self.opaque == Opaque::Deny {
+            return Ok(true);
+        }
         (self.denies)(&Image {
             repository: self.repository,
-            digest,
-            manifest: serde_json::from_str(document).unwrap_or_default(),
+            digests,
+            manifest,
             stored: self.stored,
         })
     }
@@ -162,7 +192,8 @@ impl Question<'_> {
         if let Some(denied) = self.answered.get(digest) {
             return Ok(*denied);
         }
-        let denied = self.is_denied_itself(digest, &self.stored.manifest(digest)?)?
+        let stored = self.stored.manifest(digest)?;
+        let denied = self.is_denied_itself(&stored.digests, &stored.document)?
             || level >= MAX_LEVELS
             || self.are_all_denied(&self.stored.parents(digest)?, level + 1)?;
         self.answered.insert(digest.to_owned(), denied);
@@ -170,10 +201,13 @@ impl Question<'_> {
     }
 }
 
-/// Whether an index names a manifest.
-fn names(index: &str, digest: &str) -> bool {
-    let index: Value = serde_json::from_str(index).unwrap_or_default();
-    let children = index.get("manifests").and_then(Value::as_array);
-    let is_it = |child: &Value| child.get("digest").and_then(Value::as_str) == Some(digest);
-    children.is_some_and(|children| children.iter().any(is_it))
+/// Whether an index names a manifest, or may do so.
+fn names(index: &Document, digests: &[String]) -> bool {
+    match index {
+        Document::Manifest(index) => {
+            let mut children = index.manifests.iter();
+            children.any(|child| digests.contains(&child.digest))
+        }
+        Document::Opaque(index) => index.mentions.iter().any(|digest| digests.contains(digest)),
+    }
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 pub use crate::bindings::imports::gantry::plugin::types::{
-    AttrValue, Attributes, CacheHint, Client, Denial, DenialCode, Descriptor, Operation,
-    PluginError, Principal, Reason, Scope, TagState, Vary,
+    AttrValue, Attributes, CacheHint, Client, Denial, DenialCode, Descriptor, Document,
+    ManifestFacts, ManifestKind, OpaqueDocument, Operation, Platform, PluginError, Principal,
+    Reason, Scope, TagState, Vary,
 };
 use crate::bindings::imports::gantry::plugin::{http, kv, registry};
 
@@ -20,6 +21,26 @@ impl Principal {
             attributes: Vec::new(),
             expires_at: None,
         }
+    }
+}
+
+impl Document {
+    /// The manifest, unless the document is opaque.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&ManifestFacts> {
+        match self {
+            Self::Manifest(facts) => Some(facts),
+            Self::Opaque(_) => None,
+        }
+    }
+}
+
+impl ManifestFacts {
+    /// An annotation of the manifest.
+    #[must_use]
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        let found = self.annotations.iter().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.as_str())
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `repositories` | globs on canonical repository names |
 //! | `digests` | digests of manifests or indexes |
 //! | `annotations` | annotation → glob on its value |
+//! | `opaque` | what becomes of a manifest that the gateway does not read: `deny` (the default), or `allow`, by repository and digest alone |
 //!
 //! `serve::decide` asks it about every image that the served content belongs to; when a manifest cannot be read the plugin fails, and the
 //! binding's `on_error` denies.
@@ -15,7 +16,7 @@ use gantry_plugin::{
     Admission, Answer, Issues, Plugin,
     admission::{AdmissionRequest, Decision},
     glob::{Glob, any_matches},
-    serve::{self, Image},
+    serve::{self, Image, Opaque},
 };
 
 /// The plugin, which is its configuration.
@@ -25,6 +26,7 @@ pub struct DenyImage {
     repositories: Vec<Glob>,
     digests: Vec<String>,
     annotations: BTreeMap<String, Glob>,
+    opaque: Opaque,
 }
 
 impl Plugin for DenyImage {
@@ -37,7 +39,7 @@ impl Plugin for DenyImage {
 
 impl Admission for DenyImage {
     fn admit(&self, request: &AdmissionRequest) -> Answer<Decision> {
-        serve::decide(request, MESSAGE, |image| self.denies(image))
+        serve::decide(request, MESSAGE, self.opaque, |image| self.denies(image))
     }
 }
 

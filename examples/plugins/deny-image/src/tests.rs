@@ -3,9 +3,12 @@
 use gantry_plugin::{
     admission::Change,
     parse_config,
-    registry::ReadError,
+    registry::{ReadError, StoredManifest},
     serve::Stored,
-    types::{Client, Descriptor, PluginError, Principal},
+    types::{
+        Client, Descriptor, Document, ManifestFacts, ManifestKind, OpaqueDocument, PluginError,
+        Principal,
+    },
 };
 
 use super::*;
@@ -17,21 +20,61 @@ const CHILD: &str = "sha256:child";
 const OLD: &str = "sha256:old";
 const FINE: &str = "sha256:fine";
 const LAYER: &str = "sha256:layer";
+const UNREAD: &str = "sha256:unread";
+/// Another name of what [`INDEX`] names.
+const INDEX_512: &str = "sha512:index";
+
+fn descriptor(digest: &str) -> Descriptor {
+    Descriptor {
+        media_type: "application/octet-stream".to_owned(),
+        digest: digest.to_owned(),
+        size: 2,
+        artifact_type: None,
+        annotations: Vec::new(),
+        urls: Vec::new(),
+        platform: None,
+    }
+}
+
+fn manifest(children: &[&str], support: Option<&str>) -> Document {
+    let annotation = |text: &str| ("org.example.support".to_owned(), text.to_owned());
+    Document::Manifest(ManifestFacts {
+        kind: ManifestKind::Index,
+        artifact_type: None,
+        config: None,
+        layers: Vec::new(),
+        manifests: children.iter().map(|child| descriptor(child)).collect(),
+        subject: None,
+        annotations: support.map(annotation).into_iter().collect(),
+        text: "not to be read".to_owned(),
+    })
+}
 
 /// What is stored: an index with one child, an image that says it has ended, an index that says so of all its parts, and an image
 /// without a word.
 struct Shelf;
 
 impl Stored for Shelf {
-    fn manifest(&self, digest: &str) -> Result<String, ReadError> {
-        match digest {
-            INDEX => Ok(format!(r#"{{"manifests":[{{"digest":"{CHILD}"}}]}}"#)),
-            OLD | ENDED_INDEX => {
-                Ok(r#"{"annotations":{"org.example.support":"ended-2024"}}"#.to_owned())
-            }
-            CHILD | PART | FINE => Ok("{}".to_owned()),
-            _ => Err(ReadError::NotFound),
-        }
+    fn manifest(&self, digest: &str) -> Result<StoredManifest, ReadError> {
+        let document = match digest {
+            INDEX | INDEX_512 => manifest(&[CHILD], None),
+            OLD | ENDED_INDEX => manifest(&[], Some("ended-2024")),
+            CHILD | PART | FINE => manifest(&[], None),
+            UNREAD => Document::Opaque(OpaqueDocument {
+                why: "`layers` is there twice".to_owned(),
+                mentions: vec![LAYER.to_owned()],
+            }),
+            _ => return Err(ReadError::NotFound),
+        };
+        let digests = match digest {
+            INDEX | INDEX_512 => vec![INDEX.to_owned(), INDEX_512.to_owned()],
+            other => vec![other.to_owned()],
+        };
+        Ok(StoredManifest {
+            target: descriptor(digest),
+            digests,
+            document,
+        })
     }
 
     fn parents(&self, digest: &str) -> Result<Vec<String>, ReadError> {
@@ -47,7 +90,7 @@ impl Stored for Shelf {
 struct Closed;
 
 impl Stored for Closed {
-    fn manifest(&self, _digest: &str) -> Result<String, ReadError> {
+    fn manifest(&self, _digest: &str) -> Result<StoredManifest, ReadError> {
         Err(ReadError::NotGranted)
     }
 
@@ -57,8 +100,13 @@ impl Stored for Closed {
 }
 
 fn decide(request: &AdmissionRequest, stored: &dyn Stored) -> Answer<Decision> {
+    decide_as(request, stored, Opaque::default())
+}
+
+fn decide_as(request: &AdmissionRequest, stored: &dyn Stored, opaque: Opaque) -> Answer<Decision> {
     let plugin = plugin();
-    serve::decide_with(request, MESSAGE, |image| plugin.denies(image), stored)
+    let denies = |image: &Image<'_>| plugin.denies(image);
+    serve::decide_with(request, MESSAGE, opaque, denies, stored)
 }
 
 fn plugin() -> DenyImage {
@@ -72,6 +120,8 @@ fn plugin() -> DenyImage {
 }
 
 fn request(change: Change, target: &str, parents: &[&str]) -> AdmissionRequest {
+    let stored = Shelf.manifest(target).ok();
+    let stored = stored.filter(|_| change == Change::ServeManifest);
     AdmissionRequest {
         request_id: "1".to_owned(),
         client: Client {
@@ -85,16 +135,12 @@ fn request(change: Change, target: &str, parents: &[&str]) -> AdmissionRequest {
         change,
         tag: None,
         previous: None,
-        target: Descriptor {
-            media_type: "application/octet-stream".to_owned(),
-            digest: target.to_owned(),
-            size: 2,
-            artifact_type: None,
-            annotations: Vec::new(),
+        target: descriptor(target),
+        digests: match &stored {
+            Some(stored) => stored.digests.clone(),
+            None => vec![target.to_owned()],
         },
-        manifest: (change == Change::ServeManifest)
-            .then(|| Shelf.manifest(target).ok())
-            .flatten(),
+        document: stored.map(|stored| stored.document),
         parents: parents.iter().map(|parent| (*parent).to_owned()).collect(),
         attributes: Vec::new(),
     }
@@ -132,6 +178,11 @@ fn a_denied_image_is_denied_whole_and_in_its_parts() {
         (Change::ServeManifest, PART, &[ENDED_INDEX, FINE], ""),
         (Change::ServeBlob, LAYER, &[FINE], ""),
         (Change::ServeBlob, LAYER, &[OLD, FINE], ""),
+        (Change::ServeManifest, INDEX_512, &[], "denied-image"),
+        (Change::ServeManifest, CHILD, &[INDEX_512], "denied-image"),
+        (Change::ServeManifest, UNREAD, &[], "opaque-document"),
+        (Change::ServeBlob, LAYER, &[UNREAD], "denied-image"),
+        (Change::ServeBlob, LAYER, &[UNREAD, FINE], ""),
     ] {
         let request = request(change, target, parents);
         assert_eq!(
@@ -152,6 +203,20 @@ fn everything_of_a_denied_repository_is_denied() {
         request.repository = "docker.io/evil/web".to_owned();
         assert_eq!(refusal(&request), "denied-image", "{change:?}");
     }
+}
+
+#[test]
+fn what_is_not_read_passes_where_the_policy_says_so_and_is_judged_by_its_name() {
+    let unread = request(Change::ServeManifest, UNREAD, &[]);
+    let decision = decide_as(&unread, &Shelf, Opaque::Allow).unwrap();
+    assert!(matches!(decision, Decision::Accept(_)), "{decision:?}");
+    let layer = request(Change::ServeBlob, LAYER, &[UNREAD]);
+    let decision = decide_as(&layer, &Shelf, Opaque::Allow).unwrap();
+    assert!(matches!(decision, Decision::Accept(_)), "{decision:?}");
+    let mut evil = unread;
+    evil.repository = "docker.io/evil/web".to_owned();
+    let decision = decide_as(&evil, &Shelf, Opaque::Allow).unwrap();
+    assert!(matches!(decision, Decision::Reject(_)), "{decision:?}");
 }
 
 #[test]

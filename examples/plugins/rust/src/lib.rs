@@ -12,8 +12,8 @@ use gantry_plugin::{
     admission::{AdmissionRequest, Change, Decision},
     log,
     registry::get_manifest,
+    types::Document,
 };
-use serde_json::Value;
 
 /// The plugin, which is its configuration.
 #[derive(Debug, Default, serde::Deserialize)]
@@ -50,8 +50,9 @@ impl Admission for Provenance {
                     let message = format!("{repository} is not on the list");
                     return Ok(reject(repository, "repository-not-allowed", message));
                 }
-                let manifest = request.manifest.as_deref().unwrap_or_default();
-                request.change == Change::Fill || self.says_source(manifest)
+                let document = request.document.as_ref();
+                request.change == Change::Fill
+                    || document.is_some_and(|document| self.says_source(document))
             }
             Change::ServeBlob => self.is_of_a_good_image(request)?,
             _ => return Ok(Decision::abstain()),
@@ -67,19 +68,17 @@ impl Admission for Provenance {
 gantry_plugin::export!(Provenance: admission);
 
 impl Provenance {
-    fn says_source(&self, manifest: &str) -> bool {
-        let manifest: Value = serde_json::from_str(manifest).unwrap_or_default();
-        let annotations = manifest.get("annotations");
-        let source = annotations.and_then(|annotations| annotations.get(&self.annotation));
-        source
-            .and_then(Value::as_str)
-            .is_some_and(|source| !source.is_empty())
+    /// A document that the gateway does not read says nothing.
+    fn says_source(&self, document: &Document) -> bool {
+        let manifest = document.manifest();
+        let source = manifest.and_then(|manifest| manifest.annotation(&self.annotation));
+        source.is_some_and(|source| !source.is_empty())
     }
 
     fn is_of_a_good_image(&self, request: &AdmissionRequest) -> Answer<bool> {
         for parent in &request.parents {
-            let (_descriptor, manifest) = get_manifest(&request.repository, parent)?;
-            if self.says_source(&manifest) {
+            let stored = get_manifest(&request.repository, parent)?;
+            if self.says_source(&stored.document) {
                 return Ok(true);
             }
         }

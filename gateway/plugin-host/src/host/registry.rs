@@ -64,7 +64,7 @@ impl registry::Host for CallState {
         &mut self,
         repository: String,
         reference: String,
-    ) -> wasmtime::Result<Read<(types::Descriptor, String)>> {
+    ) -> wasmtime::Result<Read<registry::StoredManifest>> {
         let requester = match self.reader(&repository, &reference)? {
             Ok(requester) => requester,
             Err(refused) => return Ok(Err(refused)),
@@ -74,9 +74,13 @@ impl registry::Host for CallState {
         Ok(manifest
             .map_err(read_error)
             .and_then(|(descriptor, bytes)| {
-                let text = convert::manifest_text(&bytes)
+                let document = convert::document(&descriptor.media_type, &bytes)
                     .map_err(|_too_large| registry::ReadError::TooLarge)?;
-                Ok((convert::descriptor(&descriptor), text))
+                Ok(registry::StoredManifest {
+                    target: convert::descriptor(&descriptor),
+                    digests: convert::digests(&descriptor.digest, Some(&bytes)),
+                    document,
+                })
             }))
     }
 

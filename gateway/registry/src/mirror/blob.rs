@@ -163,8 +163,10 @@ impl Engine {
     pub(super) async fn sizes(&self, origin: &Origin, digest: &Digest) -> Result<Sizes, Failure> {
         let (name, content) = (origin.name(), origin.content());
         let parents = self.metadata.parents(name, content, digest).await?;
-        let most = parents.iter().map(|(_, reference)| reference.size).max();
-        let least = parents.iter().map(|(_, reference)| reference.size).min();
+        // A mention says nothing of the length.
+        let said = parents.iter().filter(|(_, it)| it.named != Named::Mention);
+        let most = said.clone().map(|(_, reference)| reference.size).max();
+        let least = said.map(|(_, reference)| reference.size).min();
         Ok(Sizes {
             agreed: most.filter(|_| most == least),
             most,

@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use gantry_model::{Digest, Refusal};
+use gantry_model::{Digest, ManifestError, Refusal};
 use gantry_storage::{CommitError, StorageError, blob::PublishError};
 use gantry_upstream::{Kind, UpstreamError};
 
@@ -52,6 +52,9 @@ pub(super) enum Failure {
     /// What the upstream sent cannot be accepted.
     #[error("the upstream sent something invalid")]
     Invalid(#[source] Cause),
+    /// The upstream has docker's schema 1, which is not passed on.
+    #[error("the upstream has a manifest of docker's schema 1")]
+    Schema1,
     /// An admission hook refused the content.
     #[error("an admission hook refused")]
     Policy(Box<Refusal>),
@@ -122,6 +125,7 @@ impl Failure {
             Self::Invalid(cause) => Error::UpstreamInvalid {
                 source: cause.boxed(),
             },
+            Self::Schema1 => Error::ManifestInvalid(ManifestError::Schema1),
             Self::Policy(refusal) => Error::from(*refusal),
             Self::Conflict => Error::Conflict,
             Self::Full(cause) | Self::Store(cause) => Error::Unavailable {

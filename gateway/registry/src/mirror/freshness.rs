@@ -259,7 +259,7 @@ impl Engine {
         let Some((record, bytes)) = self.local_manifest(origin, digest).await? else {
             return Ok(None);
         };
-        Verified::parse(Some(&record.media_type), record.digest.clone(), bytes).map(Some)
+        Ok(Some(Verified::new(record.media_type, record.digest, bytes)))
     }
 
     /// Stores fetched content after the admission hooks accepted it, and points the tag at it.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use gantry_model::{Digest, Manifest, Page, RepositoryName};
+use gantry_model::{Digest, Document, Page, RepositoryName};
 use gantry_storage::{
     CacheQuery, CacheSize, Cached, Commit, CommitError, ContentOrigin, Use, Within,
 };
@@ -306,10 +306,11 @@ impl Engine {
         let Some((record, bytes)) = stored else {
             return Ok(Vec::new());
         };
-        let manifest = Manifest::parse(Some(&record.media_type), &bytes);
-        let manifest = manifest.map_err(Failure::invalid)?;
-        let named = manifest.references();
-        Ok(named.map(|descriptor| descriptor.digest.clone()).collect())
+        Ok(match Document::read(&record.media_type, &bytes) {
+            Document::Manifest(manifest) => manifest.references().cloned().collect(),
+            // Too much is kept rather than too little: it may name whatever digest is written in it.
+            Document::Opaque(opaque) => opaque.mentions.into_iter().collect(),
+        })
     }
 
     /// Deletes the bytes of content that nobody has any more; how many there were.

@@ -1,18 +1,19 @@
 //! Manifests of mirrored repositories: found here, or fetched, verified, admitted and stored.
 //!
 //! Owns what makes an upstream's bytes a manifest of ours. Does not decide whether a tag is fresh: `freshness` does.
-//! Invariant: bytes are stored only under a digest they hash to, and only when they parse as what they say they are.
+//! Invariants: bytes are stored only under a digest they hash to. What an upstream sends for a tag is stored only when it is a document of
+//! a type that somebody could ask for: an error page is an outage, whatever its status was.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use gantry_model::{
-    AdmissionRequest, Algorithm, Change, Descriptor, Digest, Manifest, MediaType, Reference,
+    AdmissionRequest, Algorithm, Change, Descriptor, Digest, Document, Form, MediaType, Reference,
     RepositoryName, Requester, Tag, TagState,
 };
 use gantry_storage::{
-    Blob, Commit, CommitError, ContentOrigin, ManifestRecord, Named, PushManifest, ReferenceRecord,
-    StorageError, TagMove, digest_of, naming,
+    Blob, Commit, CommitError, ContentOrigin, ManifestRecord, PushManifest, ReferenceRecord,
+    StorageError, Stored, TagMove, digest_of, indexes_of,
 };
 use gantry_upstream::FetchedManifest;
 
@@ -22,12 +23,13 @@ use crate::{
     staging::new_upload_id,
 };
 
-/// A manifest whose bytes hash to its digest and parse as its media type.
+/// A document whose bytes hash to its digest, with the type that it is served as.
 #[derive(Debug)]
 pub(super) struct Verified {
     pub(super) digest: Digest,
     pub(super) bytes: Bytes,
-    pub(super) manifest: Manifest,
+    media_type: MediaType,
+    document: Document,
 }
 
 impl Engine {
@@ -260,7 +262,8 @@ impl Engine {
         if claimed.is_some_and(|claimed| *claimed != found) {
             return Err(Failure::invalid(format!("the manifest hashes to {found}")));
         }
-        Verified::parse(media_type.as_ref(), found, bytes)
+        let media_type = type_of(media_type, &bytes, asked.is_some())?;
+        Ok(Verified::new(media_type, found, bytes))
     }
 
     /// Asks the admission hooks before an upstream's manifest enters this repository.
@@ -274,9 +277,9 @@ impl Engine {
         if !self.admission.asks(&origin.repository, Change::Fill) {
             return Ok(());
         }
-        let parents = self
-            .metadata
-            .parents(origin.name(), origin.content(), &verified.digest);
+        let (digest, bytes) = (&verified.digest, &verified.bytes);
+        let held = (origin.name(), origin.content());
+        let parents = indexes_of(&*self.metadata, held, digest, bytes);
         let (tag, previous) = tag.unzip();
         let request = AdmissionRequest {
             requester: requester.clone(),
@@ -286,7 +289,7 @@ impl Engine {
             previous: previous.flatten(),
             target: verified.descriptor(),
             manifest: Some(verified.bytes.clone()),
-            parents: naming(parents.await?, Named::Child),
+            parents: parents.await?,
             version: None,
         };
         let admitted = self.admission.admit(request).await;
@@ -308,7 +311,7 @@ impl Engine {
             repository: origin.name().clone(),
             origin: origin.content().clone(),
             manifest: verified.record(self.now_ms(), format!("mirror:{}", origin.mirror())),
-            references: ReferenceRecord::all_of(&verified.manifest),
+            references: ReferenceRecord::all_in(&verified.document),
             tags: tag.into_iter().collect(),
             // An upstream's index is complete there, not here: children and blobs come when they are asked for.
             required: Vec::new(),
@@ -370,37 +373,72 @@ impl From<StoreError> for Failure {
 }
 
 impl Verified {
-    /// Parses bytes that are known to hash to `digest`.
-    pub(super) fn parse(
-        declared: Option<&MediaType>,
-        digest: Digest,
-        bytes: Bytes,
-    ) -> Result<Self, Failure> {
-        let manifest = Manifest::parse(declared, &bytes).map_err(Failure::invalid)?;
-        Ok(Self {
+    /// Bytes that are known to hash to `digest`.
+    pub(super) fn new(media_type: MediaType, digest: Digest, bytes: Bytes) -> Self {
+        Self {
+            document: Document::read(&media_type, &bytes),
             digest,
             bytes,
-            manifest,
-        })
+            media_type,
+        }
     }
 
     fn descriptor(&self) -> Descriptor {
-        let media_type = self.manifest.media_type.clone();
+        let media_type = self.media_type.clone();
         Descriptor::new(media_type, self.digest.clone(), self.bytes.len() as u64)
     }
 
     fn record(&self, pushed_at_ms: u64, pushed_by: String) -> ManifestRecord {
-        let subject = self.manifest.subject.as_ref();
-        ManifestRecord {
-            digest: self.digest.clone(),
-            media_type: self.manifest.media_type.clone(),
-            size: self.bytes.len() as u64,
-            artifact_type: self.manifest.artifact_type.clone(),
-            subject: subject.map(|subject| subject.digest.clone()),
-            annotations: serde_json::json!(self.manifest.annotations).to_string(),
+        ManifestRecord::of(
+            &self.document,
+            Stored {
+                digest: self.digest.clone(),
+                media_type: self.media_type.clone(),
+                size: self.bytes.len() as u64,
+            },
             pushed_at_ms,
             pushed_by,
+        )
+    }
+}
+
+/// What the bytes that an upstream sent are served as. A type that says nothing (`text/html`) counts as absent, because real servers send
+/// such with manifests; then the document itself must say what it is, unless it was asked for by the digest that it has.
+fn type_of(
+    declared: Option<MediaType>,
+    bytes: &[u8],
+    asked_by_digest: bool,
+) -> Result<MediaType, Failure> {
+    let specific = declared.clone().filter(|declared| !declared.is_generic());
+    let form = Form::of(bytes);
+    if form == Form::Schema1 || specific.as_ref().is_some_and(MediaType::is_schema1) {
+        return Err(Failure::Schema1);
+    }
+    if let Some(declared) = specific {
+        if form == Form::NotJson && declared.is_manifest() && !asked_by_digest {
+            return Err(Failure::invalid("what was sent as a manifest is no JSON"));
         }
+        return match Form::stated(bytes) {
+            // CVE-2021-41190: one document, two meanings.
+            Some(own)
+                if own != declared && own.is_image_or_index() && declared.is_image_or_index() =>
+            {
+                Err(Failure::invalid(format!(
+                    "the manifest was sent as {declared} and is {own}"
+                )))
+            }
+            _ => Ok(declared),
+        };
+    }
+    match form {
+        Form::Manifest(media_type) => Ok(media_type),
+        Form::Other(own) if asked_by_digest => {
+            Ok(own.or(declared).unwrap_or_else(MediaType::octet_stream))
+        }
+        Form::NotJson if asked_by_digest => Ok(declared.unwrap_or_else(MediaType::octet_stream)),
+        Form::Other(_) | Form::NotJson | Form::Schema1 => Err(Failure::invalid(
+            "what was sent is no manifest, and nothing says what else it is",
+        )),
     }
 }
 

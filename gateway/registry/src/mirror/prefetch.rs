@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use gantry_model::{Descriptor, Digest, Manifest, Requester};
+use gantry_model::{Digest, Document, Requester};
 use gantry_storage::ManifestRecord;
 use tokio::sync::Semaphore;
 
@@ -49,10 +49,10 @@ impl Engine {
         if age_ms > millis(NEW_FOR) {
             return;
         }
-        let Ok(manifest) = Manifest::parse(Some(&record.media_type), bytes) else {
+        let Document::Manifest(manifest) = Document::read(&record.media_type, bytes) else {
             return;
         };
-        let blobs: Vec<Descriptor> = manifest.required_blobs().cloned().collect();
+        let blobs: Vec<Digest> = manifest.blobs().map(|(digest, _)| digest.clone()).collect();
         if blobs.is_empty() {
             return;
         }
@@ -74,12 +74,12 @@ impl Engine {
     async fn prefetch_blobs(
         self: Arc<Self>,
         origin: &Origin,
-        blobs: &[Descriptor],
+        blobs: &[Digest],
         requester: &Requester,
     ) -> Result<(), Failure> {
         let fills = blobs.iter().map(|blob| {
             let engine = Arc::clone(&self);
-            async move { engine.prefetch_blob(origin, &blob.digest, requester).await }
+            async move { engine.prefetch_blob(origin, blob, requester).await }
         });
         // The places are taken in this order: a semaphore is fair.
         for fetched in futures_util::future::join_all(fills).await {

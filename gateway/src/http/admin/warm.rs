@@ -5,11 +5,10 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
 use gantry_model::{
-    Descriptor, Digest, Manifest, Operation, Reference, Repository, Requester, Source, Tag,
-    namespace::Address,
+    Descriptor, Digest, Document, Manifest, Operation, Reference, Repository, Requester, Source,
+    Tag, WrittenDescriptor, namespace::Address,
 };
 use gantry_registry::{
     Arrived, BlobContent, Body, Error as RegistryError, Outcome, ServedManifest,
@@ -202,17 +201,18 @@ impl Warming {
                 return Err(Stop::failed("MANIFEST_INVALID", message));
             }
             totals.manifests += 1;
-            let manifest = Manifest::parse(Some(&served.media_type), &served.bytes);
-            let manifest =
-                manifest.map_err(|error| Stop::failed("MANIFEST_INVALID", error.to_string()))?;
-            let children = self.children(&manifest, &served.bytes)?;
+            let Document::Manifest(manifest) = Document::read(&served.media_type, &served.bytes)
+            else {
+                // It is here now; what it names is for those to fetch who can read it.
+                continue;
+            };
+            let children = self.children(&manifest)?;
             wanted.extend(children.into_iter().map(Reference::Digest));
-            let layers = manifest.required_blobs();
-            blobs.extend(
-                layers
-                    .filter(|layer| seen.insert(layer.digest.clone()))
-                    .cloned(),
-            );
+            let named = manifest.blobs();
+            let new = named.filter(|(digest, _)| seen.insert((*digest).clone()));
+            blobs.extend(new.map(|(digest, blob)| {
+                Descriptor::new(blob.media_type.clone(), digest.clone(), blob.size)
+            }));
         }
         let image = &image;
         let fetches = blobs
@@ -243,14 +243,13 @@ impl Warming {
     }
 
     /// The children for the platforms that are wanted; all of them when nobody said.
-    fn children(&self, manifest: &Manifest, bytes: &Bytes) -> Result<Vec<Digest>, Stop> {
-        let digests = manifest.manifests.iter().map(|child| child.digest.clone());
+    fn children(&self, manifest: &Manifest) -> Result<Vec<Digest>, Stop> {
+        let digests = manifest.children().map(|(digest, _)| digest.clone());
         let Some(platforms) = &self.platforms else {
             return Ok(digests.collect());
         };
-        let document: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        let listed = document.get("manifests").and_then(Value::as_array).cloned();
-        let of: Vec<Option<String>> = listed.unwrap_or_default().iter().map(platform).collect();
+        let children = manifest.children();
+        let of: Vec<Option<String>> = children.map(|(_, child)| platform(child)).collect();
         let wanted = |platform: &Option<String>| {
             let platform = platform.as_deref();
             platform.is_none_or(|it| platforms.iter().any(|wanted| is_of(wanted, it)))
@@ -382,11 +381,13 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
 }
 
 /// What a child of an index says of itself; nothing when it says nothing.
-fn platform(child: &Value) -> Option<String> {
-    let platform = child.get("platform")?;
-    let text = |key| platform.get(key).and_then(Value::as_str);
-    let both = format!("{}/{}", text("os")?, text("architecture")?);
-    Some(match text("variant") {
+fn platform(child: &WrittenDescriptor) -> Option<String> {
+    let platform = child.platform.as_ref()?;
+    if platform.os.is_empty() || platform.architecture.is_empty() {
+        return None;
+    }
+    let both = format!("{}/{}", platform.os, platform.architecture);
+    Some(match &platform.variant {
         Some(variant) => format!("{both}/{variant}"),
         None => both,
     })

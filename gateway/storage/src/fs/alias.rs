@@ -10,7 +10,7 @@ use std::{
 
 use gantry_model::{Digest, UploadId};
 
-use super::{FsBlobStore, hash_range, publish::stored_size, staging::Staging};
+use super::{FsBlobStore, Layout, hash_range, publish::stored_size, staging::Staging};
 use crate::{
     error::{Kind, StorageError},
     hash::{Hasher, digest_of},
@@ -27,8 +27,7 @@ impl FsBlobStore {
 
     /// A blob's length. Blocks.
     pub(crate) fn size_now(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
-        let path = self.shared.layout().blob(digest);
-        stored_size(&path).map_err(|error| StorageError::file(READ, &path, error))
+        self.shared.layout().size_now(digest)
     }
 
     /// A blob's bytes, when they are what its digest says and at most `max_bytes`. Blocks.
@@ -37,15 +36,7 @@ impl FsBlobStore {
         digest: &Digest,
         max_bytes: usize,
     ) -> Result<Option<Vec<u8>>, StorageError> {
-        if self
-            .size_now(digest)?
-            .is_none_or(|size| size > max_bytes as u64)
-        {
-            return Ok(None);
-        }
-        let path = self.shared.layout().blob(digest);
-        let bytes = fs::read(&path).map_err(|error| StorageError::file(READ, &path, error))?;
-        Ok((digest_of(digest.algorithm(), &bytes) == *digest).then_some(bytes))
+        self.shared.layout().read_now(digest, max_bytes)
     }
 
     /// Makes content that is stored under one digest readable under another, which it must hash to; whether it does. Takes no space.
@@ -82,6 +73,29 @@ impl FsBlobStore {
         let shared = Arc::clone(&self.shared);
         shared.publisher.publish(&staging, digest, size)?;
         Ok(true)
+    }
+}
+
+impl Layout {
+    /// See [`FsBlobStore::size_now`].
+    pub(crate) fn size_now(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
+        let path = self.blob(digest);
+        stored_size(&path).map_err(|error| StorageError::file(READ, &path, error))
+    }
+
+    /// See [`FsBlobStore::read_now`].
+    pub(crate) fn read_now(
+        &self,
+        digest: &Digest,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<u8>>, StorageError> {
+        let is_too_large = |size| size > max_bytes as u64;
+        if self.size_now(digest)?.is_none_or(is_too_large) {
+            return Ok(None);
+        }
+        let path = self.blob(digest);
+        let bytes = fs::read(&path).map_err(|error| StorageError::file(READ, &path, error))?;
+        Ok((digest_of(digest.algorithm(), &bytes) == *digest).then_some(bytes))
     }
 }
 

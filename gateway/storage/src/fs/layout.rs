@@ -17,20 +17,25 @@ use crate::{
 
 /// The two folders.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     blobs: PathBuf,
     uploads: PathBuf,
 }
 
 impl Layout {
+    /// Where things are under `root`, without making anything.
+    pub(crate) fn of(root: &Path) -> Self {
+        let registry = root.join("docker").join("registry");
+        Self {
+            blobs: registry.join("v2").join("blobs"),
+            uploads: registry.join("_gantry").join("uploads"),
+        }
+    }
+
     /// Makes both folders, durably. Blocks.
     pub(super) fn open(root: &Path) -> Result<Self, StorageError> {
         const ATTEMPT: &str = "open the blob folder";
-        let registry = root.join("docker").join("registry");
-        let layout = Self {
-            blobs: registry.join("v2").join("blobs"),
-            uploads: registry.join("_gantry").join("uploads"),
-        };
+        let layout = Self::of(root);
         let in_open = |path: &Path, error| StorageError::file(ATTEMPT, path, error);
         make_root(root).map_err(|error| in_open(root, error))?;
         let mut devices = [0; 2];
@@ -56,7 +61,7 @@ impl Layout {
     }
 
     /// The folder where Distribution keeps what belongs to its repositories; nothing of ours.
-    pub(super) fn repositories(&self) -> PathBuf {
+    pub(crate) fn repositories(&self) -> PathBuf {
         self.blobs.with_file_name("repositories")
     }
 

@@ -28,6 +28,7 @@ pub(super) const METADATA: Schema = Schema {
         include_str!("migrations/metadata_4.sql"),
         include_str!("migrations/metadata_5.sql"),
         include_str!("migrations/metadata_6.sql"),
+        include_str!("migrations/metadata_7.sql"),
     ],
     synchronous: "FULL",
 };

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, str::FromStr};
 
-use gantry_model::{Page, TagState};
+use gantry_model::{MediaType, Page, TagState};
 use rusqlite::{Error, Row, types::Type};
 
 use super::failure::Failed;
@@ -68,7 +68,7 @@ pub(super) fn manifest(row: &Row<'_>) -> rusqlite::Result<ManifestRecord> {
 pub(super) fn reference(row: &Row<'_>) -> rusqlite::Result<ReferenceRecord> {
     Ok(ReferenceRecord {
         digest: parsed(row, 1)?,
-        media_type: parsed(row, 2)?,
+        media_type: MediaType::as_written(row.get_ref(2)?.as_str()?),
         size: unsigned(row, 3)?,
         named: named(row, 4)?,
     })
@@ -80,12 +80,13 @@ pub(super) fn named_word(named: Named) -> &'static str {
         Named::Blob => "blob",
         Named::Child => "child",
         Named::Elsewhere => "elsewhere",
+        Named::Mention => "mention",
     }
 }
 
 fn named(row: &Row<'_>, column: usize) -> rusqlite::Result<Named> {
     let word: String = row.get(column)?;
-    let all = [Named::Blob, Named::Child, Named::Elsewhere];
+    let all = [Named::Blob, Named::Child, Named::Elsewhere, Named::Mention];
     all.into_iter()
         .find(|named| named_word(*named) == word)
         .ok_or_else(|| {

@@ -4,8 +4,8 @@ use std::{fs, path::Path};
 
 use gantry_model::{Algorithm, Digest, Page};
 use gantry_storage::{
-    AdoptAs, Adopted, ContentOrigin, FsBlobStore, MetadataStore as _, SqliteStore, adopt,
-    digest_of, suite::Checked,
+    AdoptAs, Adopted, Commit, ContentOrigin, FsBlobStore, MetadataStore as _, SqliteStore, adopt,
+    check_adoption, digest_of, suite::Checked,
 };
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{"mediaType":"application/x.c","digest":"CONFIG","size":2},"layers":[]}"#;
@@ -65,10 +65,13 @@ async fn a_folder_that_cannot_be_read_to_its_end_is_not_adopted_by_halves() -> C
         blobs: 3,
         skipped: 1,
     };
-    assert_eq!(
-        adopt(&blobs, &metadata, AdoptAs::Pushed).await?,
-        Some(expected)
-    );
+    let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
+    assert_eq!(adoption.adopted, expected);
+    let left_out = &adoption.left_out;
+    assert_eq!(left_out.len(), 1);
+    assert_eq!(left_out[0].what, "a:strange");
     let names = metadata.repositories(&Page::default()).await?;
     assert_eq!(names, ["a".parse()?, "a/b".parse()?, "z".parse()?]);
     assert!(metadata.tag(&"z".parse()?, &"v1".parse()?).await?.is_some());
@@ -93,9 +96,12 @@ async fn links_to_content_that_is_missing_or_other_are_left_out() -> Checked {
     }
     let blobs = FsBlobStore::open(folder.path())?;
     let metadata = SqliteStore::open(&folder.path().join("metadata.sqlite"))?;
-    let adopted = adopt(&blobs, &metadata, AdoptAs::Pushed)
+    let before = check_adoption(folder.path())?;
+    let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
         .await?
         .ok_or("nothing adopted")?;
+    assert_eq!(before.left_out.len(), 1, "only a hash tells the other");
+    let adopted = adoption.adopted;
     assert_eq!((adopted.blobs, adopted.skipped), (2, 2));
     let damaged = "damaged".parse()?;
     assert_eq!(
@@ -118,5 +124,116 @@ async fn links_to_content_that_is_missing_or_other_are_left_out() -> Checked {
     );
     let staged = folder.path().join("docker/registry/_gantry/uploads");
     assert_eq!(fs::read_dir(staged)?.count(), 0);
+    Ok(())
+}
+
+/// The path of a stored blob.
+fn data(root: &Path, digest: &Digest) -> std::path::PathBuf {
+    let shelf: String = digest.hex().chars().take(2).collect();
+    root.join("docker/registry/v2/blobs/sha256")
+        .join(shelf)
+        .join(digest.hex())
+        .join("data")
+}
+
+async fn delete_tag(metadata: &SqliteStore, tag: &str, expected: &Digest) -> Checked {
+    let delete = Commit::DeleteTag {
+        repository: "a".parse()?,
+        tag: tag.parse()?,
+        expected: expected.clone(),
+        at_ms: 1,
+        by: "user:alice".to_owned(),
+    };
+    Ok(metadata.commit(delete).await?)
+}
+
+#[tokio::test]
+async fn what_was_left_out_is_adopted_when_it_is_whole_and_nothing_comes_back() -> Checked {
+    let folder = tempfile::tempdir()?;
+    store_image(folder.path(), "a")?;
+    store_image(folder.path(), "z")?;
+    let tags = "docker/registry/v2/repositories/a/_manifests/tags";
+    let tags = folder.path().join(tags);
+    let manifest: Digest = fs::read_to_string(tags.join("v1/current/link"))?.parse()?;
+    let (file, away) = (data(folder.path(), &manifest), folder.path().join("away"));
+    fs::rename(&file, &away)?;
+    let blobs = FsBlobStore::open(folder.path())?;
+    let metadata = SqliteStore::open(&folder.path().join("metadata.sqlite"))?;
+    let checked = check_adoption(folder.path())?;
+    let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
+    assert_eq!(checked, adoption);
+    let what: Vec<&str> = adoption.left_out.iter().map(|it| &*it.what).collect();
+    assert!(what.contains(&"a:v1") && what.contains(&"z:v1"), "{what:?}");
+    assert!(adoption.left_out[0].reason.ends_with("is not stored"));
+    assert_eq!(
+        adopt(&blobs, &metadata, AdoptAs::Pushed).await?,
+        None,
+        "still away"
+    );
+
+    fs::rename(&away, &file)?;
+    // Made by the other registry since: no part of what was left out.
+    write(&tags.join("later/current/link"), manifest.as_str())?;
+    let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
+    let expected = Adopted {
+        repositories: 2,
+        manifests: 2,
+        tags: 2,
+        blobs: 0,
+        skipped: 0,
+    };
+    assert_eq!(adoption.adopted, expected);
+    let a = "a".parse()?;
+    assert!(metadata.tag(&a, &"v1".parse()?).await?.is_some());
+    assert_eq!(metadata.tag(&a, &"later".parse()?).await?, None);
+    delete_tag(&metadata, "v1", &manifest).await?;
+    assert_eq!(adopt(&blobs, &metadata, AdoptAs::Pushed).await?, None);
+    assert_eq!(metadata.tag(&a, &"v1".parse()?).await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_folder_that_was_adopted_before_there_was_a_record_gets_the_tags_that_never_were_here()
+-> Checked {
+    let folder = tempfile::tempdir()?;
+    store_image(folder.path(), "a")?;
+    let blobs = FsBlobStore::open(folder.path())?;
+    let database = folder.path().join("metadata.sqlite");
+    let metadata = SqliteStore::open(&database)?;
+    adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
+    let a = "a".parse()?;
+    let v1 = metadata.tag(&a, &"v1".parse()?).await?.ok_or("no tag")?;
+    delete_tag(&metadata, "v1", &v1.state.digest).await?;
+    rusqlite::Connection::open(&database)?
+        .execute_batch("DELETE FROM adoption_left_out; DELETE FROM adoptions;")?;
+    // What an older version took for no manifest.
+    let odd = store_blob(
+        folder.path(),
+        r#"{"schemaVersion":2,"layers":null,"layers":[]}"#,
+    )?;
+    let manifests = "docker/registry/v2/repositories/a/_manifests";
+    let manifests = folder.path().join(manifests);
+    let revision = manifests.join("revisions/sha256").join(odd.hex());
+    write(&revision.join("link"), odd.as_str())?;
+    write(&manifests.join("tags/odd/current/link"), odd.as_str())?;
+    let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
+    assert_eq!((adoption.adopted.manifests, adoption.adopted.tags), (1, 1));
+    let opaque: Vec<&str> = adoption.opaque.iter().map(|(what, _)| &**what).collect();
+    assert_eq!(opaque, [format!("a@{odd}")]);
+    assert!(metadata.tag(&a, &"odd".parse()?).await?.is_some());
+    assert_eq!(
+        metadata.tag(&a, &"v1".parse()?).await?,
+        None,
+        "it was deleted"
+    );
+    assert_eq!(adopt(&blobs, &metadata, AdoptAs::Pushed).await?, None);
     Ok(())
 }

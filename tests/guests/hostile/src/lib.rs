@@ -272,7 +272,8 @@ fn keep() -> String {
     bucket.delete("key").unwrap();
     let gone = bucket.get("key").unwrap().is_none();
     let tag = registry::resolve_tag("apps/web", "v1").unwrap().unwrap();
-    let (target, manifest) = registry::get_manifest("apps/web", &tag.digest).unwrap();
+    let stored = registry::get_manifest("apps/web", &tag.digest).unwrap();
+    let (target, document) = (stored.target, stored.document);
     let blob = registry::open_blob("apps/web", &tag.digest).unwrap();
     let part = blob.read(2, 3).unwrap();
     let beyond = blob.read(blob.size(), 10).unwrap();
@@ -283,7 +284,7 @@ fn keep() -> String {
         "large": format!("{large:?}"), "long": format!("{long:?}"),
         "hmac": hex(&crypto::hmac_sha256("token", b"data").unwrap()),
         "referrers": registry::list_referrers("apps/web", &target.digest, None).unwrap().len(),
-        "manifest": manifest, "part": String::from_utf8(part).unwrap(), "beyond": beyond.len(),
+        "opaque": matches!(document, Document::Opaque(_)), "digests": stored.digests.len(), "part": String::from_utf8(part).unwrap(), "beyond": beyond.len(),
         "greedy": format!("{greedy:?}"), "elsewhere": format!("{:?}", registry::resolve_tag("other/web", "v1").map(|_| ())),
     })
     .to_string()

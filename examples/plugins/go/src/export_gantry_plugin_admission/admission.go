@@ -18,7 +18,7 @@ func Admit(request AdmissionRequest) Result[Decision, PluginError] {
 		if !policy.Current.Lists(repository) {
 			return reject(repository, "repository-not-allowed", repository+" is not on the list")
 		}
-		good = request.Change == Change_Fill || policy.Current.SaysSource(request.Manifest.SomeOr(""))
+		good = request.Change == Change_Fill || request.Document.IsSome() && policy.Current.SaysSource(request.Document.Some())
 	case Change_ServeBlob:
 		var failure *PluginError
 		if good, failure = isOfAGoodImage(request); failure != nil {
@@ -44,7 +44,7 @@ func isOfAGoodImage(request AdmissionRequest) (bool, *PluginError) {
 			}
 			return false, &failure
 		}
-		if policy.Current.SaysSource(stored.Ok().F1) {
+		if policy.Current.SaysSource(stored.Ok().Document) {
 			return true, nil
 		}
 	}

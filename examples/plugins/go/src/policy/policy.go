@@ -2,8 +2,9 @@
 package policy
 
 import (
-	"encoding/json"
 	"strings"
+
+	types "wit_component/gantry_plugin_types"
 )
 
 // Config is what the binding says.
@@ -25,14 +26,15 @@ func (config Config) Lists(repository string) bool {
 	return false
 }
 
-// SaysSource says whether an image says where it comes from.
-func (config Config) SaysSource(manifest string) bool {
-	// A struct's fields would match keys in any case.
-	var image map[string]json.RawMessage
-	var annotations map[string]any
-	if json.Unmarshal([]byte(manifest), &image) != nil || json.Unmarshal(image["annotations"], &annotations) != nil {
+// SaysSource says whether an image says where it comes from. A document that the gateway does not read says nothing.
+func (config Config) SaysSource(document types.Document) bool {
+	if document.Tag() != types.Document_Manifest {
 		return false
 	}
-	source, _ := annotations[config.Annotation].(string)
-	return source != ""
+	for _, annotation := range document.Manifest().Annotations {
+		if annotation.F0 == config.Annotation {
+			return annotation.F1 != ""
+		}
+	}
+	return false
 }

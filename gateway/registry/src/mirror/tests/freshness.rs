@@ -288,8 +288,8 @@ async fn a_refused_move_leaves_the_tag_where_it_was() {
 
 // --- manifests that cannot be accepted ---
 
-/// Makes the upstream answer with this for the tag and for the digest, and expects that nothing is kept of it.
-async fn refuses(media_type: &str, stated: &Digest, bytes: &bytes::Bytes) {
+/// A world whose upstream answers with this for the tag and for the digest.
+fn sending(media_type: &str, stated: &Digest, bytes: &bytes::Bytes) -> World {
     let world = World::new();
     let remote: RepositoryName = NAME.parse().unwrap();
     for reference in [tagged("latest"), by_digest(stated)] {
@@ -297,6 +297,12 @@ async fn refuses(media_type: &str, stated: &Digest, bytes: &bytes::Bytes) {
         let key = (remote.clone(), reference);
         world.upstream.script().manifests.insert(key, manifest);
     }
+    world
+}
+
+/// Expects that nothing is kept of this.
+async fn refuses(media_type: &str, stated: &Digest, bytes: &bytes::Bytes) {
+    let world = sending(media_type, stated, bytes);
     for error in [
         world.pull(NAME, "latest").await.unwrap_err(),
         world.pull_digest(NAME, stated).await.unwrap_err(),
@@ -315,11 +321,101 @@ async fn a_manifest_that_is_not_what_it_says_is_refused() {
     let (one, other) = images();
     refuses(oci, &sha256(&other), &one).await;
     refuses(index, &sha256(&one), &one).await;
-    refuses("text/html", &sha256(&one), &one).await;
-    let page = bytes::Bytes::from_static(b"<html>please log in</html>");
-    refuses(oci, &sha256(&page), &page).await;
     let large = content((4 << 20) + 1, 1);
     refuses(oci, &sha256(&large), &large).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_under_a_tag_is_an_outage_whatever_its_type_and_under_its_digest_it_is_what_was_asked_for()
+ {
+    let oci = gantry_model::media_type::OCI_MANIFEST;
+    let page = bytes::Bytes::from_static(b"<html>please log in</html>");
+    let denied = bytes::Bytes::from_static(br#"{"errors":[{"code":"DENIED"}]}"#);
+    for (media_type, bytes) in [
+        (oci, &page),
+        ("text/html", &page),
+        ("text/plain", &page),
+        ("application/octet-stream", &denied),
+        ("application/json", &denied),
+    ] {
+        let world = sending(media_type, &sha256(bytes), bytes);
+        let error = world.pull(NAME, "latest").await.unwrap_err();
+        assert!(matches!(error, Error::UpstreamInvalid { .. }), "{error:?}");
+        assert_eq!(world.stored(&sha256(bytes)).await, None);
+        let pulled = world.pull_digest(NAME, &sha256(bytes)).await.unwrap();
+        assert_eq!(pulled.record.media_type.as_str(), media_type);
+        assert_eq!(pulled.bytes, *bytes);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_type_that_says_nothing_is_none_where_the_document_says_more() {
+    let (one, _) = images();
+    for media_type in [
+        "application/json",
+        "text/plain",
+        "text/html",
+        "application/octet-stream",
+    ] {
+        let world = sending(media_type, &sha256(&one), &one);
+        let pulled = world.pull(NAME, "latest").await.unwrap();
+        let oci = gantry_model::media_type::OCI_MANIFEST;
+        assert_eq!(pulled.record.media_type.as_str(), oci, "{media_type}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_document_that_is_not_understood_is_passed_on_with_its_type() {
+    let (one, _) = images();
+    let text = std::str::from_utf8(&one).unwrap();
+    let oci = gantry_model::media_type::OCI_MANIFEST;
+    let twice = text.replacen('{', r#"{"x":1,"x":2,"#, 1);
+    for (media_type, document) in [
+        (oci, twice),
+        (oci, format!("\u{feff}{text}")),
+        ("application/vnd.example.thing.v1+json", "{}".to_owned()),
+        (
+            "application/vnd.cncf.oras.artifact.manifest.v1+json",
+            r#"{"blobs":null}"#.to_owned(),
+        ),
+    ] {
+        let bytes = bytes::Bytes::from(document);
+        let world = sending(media_type, &sha256(&bytes), &bytes);
+        for pulled in [
+            world.pull(NAME, "latest").await.unwrap(),
+            world.pull_digest(NAME, &sha256(&bytes)).await.unwrap(),
+        ] {
+            assert_eq!(pulled.record.media_type.as_str(), media_type);
+            assert_eq!(pulled.bytes, bytes);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn schema_1_is_refused_with_a_sentence_and_is_no_outage() {
+    let schema1 = bytes::Bytes::from_static(br#"{"schemaVersion":1,"fsLayers":[]}"#);
+    for media_type in [
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        "application/json",
+        gantry_model::media_type::DOCKER_MANIFEST,
+    ] {
+        let world = sending(media_type, &sha256(&schema1), &schema1);
+        for error in [
+            world.pull(NAME, "latest").await.unwrap_err(),
+            world
+                .pull_digest(NAME, &sha256(&schema1))
+                .await
+                .unwrap_err(),
+        ] {
+            assert!(
+                matches!(
+                    error,
+                    Error::ManifestInvalid(gantry_model::ManifestError::Schema1)
+                ),
+                "{error:?}"
+            );
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
