@@ -388,6 +388,7 @@ pub async fn issue_token(
     let mut longest = identified.upstream.as_ref().map(|it| it.remember_for);
     let tokens = &generation.authentication.tokens;
     let mut draft = tokens.draft(identified, &request.service)?;
+    let mut confirmations = generation.policy.callers().max_confirmations;
     'scopes: for (scope, repository) in request.scopes {
         let canonical = match &repository {
             Some(repository) => Scope {
@@ -406,6 +407,13 @@ pub async fn issue_token(
         )
         .await?;
         for scope_granted in grants {
+            // Later scopes that an upstream would be asked about are left out, as those are that nobody knows.
+            if generation.policy.callers().are_asked_about(&scope_granted) {
+                let Some(left) = confirmations.checked_sub(1) else {
+                    continue;
+                };
+                confirmations = left;
+            }
             let confirmation = generation
                 .policy
                 .confirm_for_token(identified, scope_granted)

@@ -39,6 +39,8 @@ pub(crate) struct Callers {
     namespaces: Namespaces,
     metadata: Arc<dyn MetadataStore>,
     memory: Memory,
+    /// Scopes of one token request that upstreams are asked about.
+    pub(crate) max_confirmations: usize,
 }
 
 /// A mirror whose upstream decides about each caller.
@@ -149,6 +151,15 @@ impl Callers {
             namespaces,
             metadata,
             memory,
+            max_confirmations: 8,
+        }
+    }
+
+    /// The same, asking about so many scopes of one token request.
+    pub(crate) fn asking_at_most(self, max_confirmations: usize) -> Self {
+        Self {
+            max_confirmations,
+            ..self
         }
     }
 
@@ -302,6 +313,12 @@ impl Callers {
             Some(until) => Confirmation::Allowed(scope, until),
             None => Confirmation::Refused,
         })
+    }
+
+    /// Whether an upstream has a say about the scope.
+    pub(crate) fn are_asked_about(&self, scope: &Scope) -> bool {
+        let repository = self.repository(scope);
+        repository.is_some_and(|repository| self.asked(&repository).is_some())
     }
 
     /// The repository that a scope names; nothing when it names none here.

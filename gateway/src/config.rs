@@ -335,6 +335,23 @@ pub struct Limits {
     pub decision_deadline: Duration,
     /// How long a drain waits for requests in flight.
     pub drain_timeout: Duration,
+    /// What one request may cause at upstreams.
+    pub upstream: Amplification,
+}
+
+/// What one request may cause at upstreams.
+#[derive(Clone, Copy, Debug)]
+pub struct Amplification {
+    /// Requests for one list.
+    pub derived_requests: u32,
+    /// Blobs of one manifest that are fetched before a client asks for them.
+    pub prefetched_blobs: usize,
+    /// Scopes of one token request that upstreams are asked about.
+    pub scope_confirmations: usize,
+    /// Questions of one address and minute for what is not there.
+    pub not_found_per_address: u32,
+    /// The same, about one repository.
+    pub not_found_per_repository: u32,
 }
 
 /// What is logged.

@@ -423,6 +423,23 @@ fn a_hundred_callers_are_one_question() {
 }
 
 #[test]
+fn a_token_request_asks_an_upstream_about_eight_scopes_and_leaves_the_others_out() {
+    let (origin, _private, _public) = upstream();
+    let gateway = start(&config(&entry(&origin, "up"), ""));
+    let scopes: Vec<String> = (0..40)
+        .map(|number| format!("scope=repository:up/team/r{number}:pull"))
+        .collect();
+    let wire = Wire::anonymous(gateway.port);
+    wire.get(&format!("/token?service=x&{}", scopes.join("&")))
+        .expect(200);
+    let asked: usize = (0..40)
+        .map(|number| origin.count("GET", &format!("/v2/team/r{number}/tags/list")))
+        .filter(|count| *count > 0)
+        .count();
+    assert_eq!(asked, 8);
+}
+
+#[test]
 fn an_upstream_that_is_down_has_said_neither_yes_nor_no() {
     let (mut origin, private, _public) = upstream();
     let gateway = start(&config(&entry(&origin, "up"), ""));

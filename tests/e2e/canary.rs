@@ -105,7 +105,9 @@ fn answer_of(target: &str, head: &str, port: u16) -> String {
     } else if target.contains("/foreign-realm/") {
         (
             "401 No",
-            format!("WWW-Authenticate: Bearer realm=\"https://{CANARY}.example/token\"\r\n"),
+            format!(
+                "WWW-Authenticate: Bearer realm=\"https://foreign.example/token?{CANARY}\"\r\n"
+            ),
         )
     } else if target.contains("/signed/") {
         (

@@ -43,4 +43,5 @@ mod seen;
 mod shutdown;
 mod structure;
 mod tokens;
+mod upstreams;
 mod wire;

@@ -156,6 +156,8 @@ pub enum Operation {
         digest: Digest,
         /// Only this artifact type.
         artifact_type: Option<String>,
+        /// Which page: after which digest.
+        page: Page,
     },
 }
 

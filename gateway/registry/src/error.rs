@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gantry_model::{Denial, Digest, ManifestError, Refusal};
 use gantry_storage::{CommitError, Kind, StorageError};
+use gantry_upstream::Fault;
 
 use crate::{body::BodyError, outcome::UploadState};
 
@@ -78,7 +79,7 @@ pub enum Error {
     /// Somebody else writes to this upload session, or keeps moving this tag.
     #[error("somebody else is changing this right now; try again")]
     Conflict,
-    /// An upstream asks to slow down, or the principal has too many uploads open.
+    /// The principal has too many uploads open, or an address asks too often for what is not there.
     #[error("too many requests; try again later")]
     TooManyRequests {
         /// When to try again.
@@ -93,6 +94,14 @@ pub enum Error {
         /// When to try again.
         retry_after: Option<Duration>,
         /// For the log.
+        source: BoxError,
+    },
+    /// An upstream asks to slow down, or this gateway's own limits for it are used up.
+    #[error("too many requests; try again later")]
+    UpstreamLimited {
+        /// When to try again.
+        retry_after: Option<Duration>,
+        /// For the log; an [`UpstreamFailure`].
         source: BoxError,
     },
     /// An upstream refuses us this content: its credentials are wrong, or it is private there.
@@ -113,6 +122,21 @@ pub enum Error {
         /// For the log.
         source: BoxError,
     },
+}
+
+/// An upstream failed: what a client may know of that, and what the operator looks at.
+#[derive(Debug, thiserror::Error)]
+#[error("mirror {mirror}: {}", .fault.as_str())]
+pub struct UpstreamFailure {
+    /// The mirror's configured name.
+    pub mirror: String,
+    /// What kind of failure it was.
+    pub fault: Fault,
+    /// The key of the configuration to look at.
+    pub setting: String,
+    /// For the log.
+    #[source]
+    pub source: BoxError,
 }
 
 impl From<Refusal> for Error {
@@ -165,6 +189,35 @@ impl Error {
             )),
             CommitError::Absent => absent,
             CommitError::Storage(error) => error.into(),
+        }
+    }
+
+    /// The upstream's failure, when it is one.
+    #[must_use]
+    pub fn upstream(&self) -> Option<&UpstreamFailure> {
+        match self {
+            Self::Unavailable { source, .. }
+            | Self::UpstreamLimited { source, .. }
+            | Self::UpstreamRefused { source }
+            | Self::UpstreamInvalid { source } => source.downcast_ref(),
+            _ => None,
+        }
+    }
+
+    /// The same; what an upstream sent and cannot be accepted is told of this mirror.
+    pub(crate) fn of_mirror(self, mirror: &str) -> Self {
+        match self {
+            Self::UpstreamInvalid { source } if !source.is::<UpstreamFailure>() => {
+                Self::UpstreamInvalid {
+                    source: Box::new(UpstreamFailure {
+                        mirror: mirror.to_owned(),
+                        fault: Fault::BadAnswer,
+                        setting: format!("mirrors.{mirror}.url"),
+                        source,
+                    }),
+                }
+            }
+            other => other,
         }
     }
 

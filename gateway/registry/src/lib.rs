@@ -31,14 +31,15 @@ mod upload;
 
 pub use body::{Body, BodyError};
 pub use cache_counts::{CacheContent, CacheCounts, CacheOutcome, EvictionReason};
-pub use error::Error;
+pub use error::{Error, UpstreamFailure};
 pub use events::random_uuid;
 pub use leases::Leases;
 pub use mirror::{
     CacheEntry, CacheUsage, EvictOrder, Evicted, EvictedItem, EvictedWhat, Selection, Swept,
 };
 pub use outcome::{
-    Arrived, BlobContent, Outcome, ServedBlob, ServedManifest, Stale, Staleness, UploadState,
+    Arrived, BlobContent, ListedReferrers, Outcome, ServedBlob, ServedManifest, Stale, Staleness,
+    UploadState,
 };
 pub use ports::{
     Admission, Clock, EventSink, Freshness, Keep, MirrorSettings, Moves, NoEvents, Parallel, Ports,

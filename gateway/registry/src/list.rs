@@ -4,7 +4,12 @@
 
 use gantry_model::{Page, Repository, RepositoryName, Source, Tag};
 
-use crate::{error::Error, outcome::Outcome, registry::Call};
+use crate::{
+    error::Error,
+    mirror::{Derived, TagsFound},
+    outcome::Outcome,
+    registry::Call,
+};
 
 impl Call {
     /// Repositories, hosted and mirrored, by their canonical names; without those of mirrors that are not listed.
@@ -50,23 +55,32 @@ impl Call {
         page: Page,
     ) -> Result<Outcome, Error> {
         let limit = self.page_size(&page);
-        let (tags, more) = match &repository.source {
+        let TagsFound { tags, more, stale } = match &repository.source {
             Source::Hosted | Source::Layered { .. } => {
-                self.hosted_tags(&repository, limit, page).await?
+                let (tags, more) = self.hosted_tags(&repository, limit, page).await?;
+                let stale = None;
+                TagsFound { tags, more, stale }
             }
-            Source::Mirror { .. } if limit == 0 => (Vec::new(), false),
+            Source::Mirror { .. } if limit == 0 => TagsFound {
+                tags: Vec::new(),
+                more: false,
+                stale: None,
+            },
             Source::Mirror { .. } => {
                 let page = Page {
                     limit: Some(limit),
                     after: page.after,
                 };
-                self.shared.mirrors.tags(&repository, &page).await?
+                let derived = Derived::new(self.shared.settings.max_derived_requests);
+                let mirrors = &self.shared.mirrors;
+                mirrors.tags(&repository, &page, &derived).await?
             }
         };
         Ok(Outcome::Tags {
             repository,
             tags,
             next: more.then_some(limit),
+            stale,
         })
     }
 
@@ -102,7 +116,7 @@ impl Call {
         Ok((tags, more))
     }
 
-    fn page_size(&self, page: &Page) -> usize {
+    pub(crate) fn page_size(&self, page: &Page) -> usize {
         let max = self.shared.settings.max_page_entries;
         page.limit.map_or(max, |limit| limit.min(max))
     }

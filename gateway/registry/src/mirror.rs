@@ -4,9 +4,9 @@
 //! name what is new; `blob` says who may have
 //! which blob, `fill` is a fill as readers see it and `fetch` the task behind it, `parts` a fetch in several requests, `sink` where
 //! the bytes go; `pass` is a fill without space to
-//! keep it, `window` its memory; `listing` is tags and referrers; `keep` is what stays,
+//! keep it, `window` its memory; `listing` is tags and referrers, `walk` how an upstream's lists are read; `keep` is what stays,
 //! `operator` what somebody orders and `selection` how that is written, `sweep` frees what nobody has, `prefetch` begins fills early; `flight` runs one
-//! piece of work for many callers; `failure` is why there is no answer. Knows nothing of HTTP or permits.
+//! piece of work for many callers; `misses` bounds questions for what is not there, `turns` what one mirror takes; `failure` is why there is no answer. Knows nothing of HTTP or permits.
 //! Invariants: only a verified digest is stored or served whole; only the upstream's own 404 is "unknown"; no caller's leaving stops
 //! work that others wait for.
 
@@ -20,6 +20,7 @@ mod freshness;
 mod keep;
 mod listing;
 mod manifest;
+mod misses;
 mod operator;
 mod parts;
 mod pass;
@@ -29,6 +30,8 @@ mod sink;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod turns;
+mod walk;
 mod window;
 
 use std::{
@@ -45,8 +48,12 @@ use gantry_model::{
 use gantry_storage::{Blob, BlobStore, CacheIndex, ContentOrigin, ManifestRecord, MetadataStore};
 use tokio::sync::{Semaphore, mpsc};
 
-pub(crate) use self::fill::Fill;
 use self::{failure::Failure, flight::Flights, flight::lock};
+pub(crate) use self::{
+    fill::Fill,
+    listing::{ReferrersFound, TagsFound},
+    walk::Derived,
+};
 pub use self::{
     keep::{CacheUsage, Evicted},
     operator::{CacheEntry, EvictOrder, EvictedItem, EvictedWhat},
@@ -162,8 +169,28 @@ impl Mirrors {
         requester: &Requester,
     ) -> Result<MirroredManifest, Error> {
         let origin = self.engine.origin(repository)?;
-        let manifest = self.engine.manifest(&origin, reference, requester).await;
-        manifest.map_err(Failure::into_manifest_error)
+        let asker = Some(requester);
+        let manifest = self
+            .engine
+            .manifest_for(&origin, reference, requester, asker);
+        let manifest = manifest.await;
+        manifest.map_err(|failure| failure.into_manifest_error().of_mirror(origin.mirror()))
+    }
+
+    /// As [`Mirrors::manifest`], of what a list names: the requester did not ask for it.
+    ///
+    /// # Errors
+    /// As [`Mirrors::manifest`].
+    pub(crate) async fn listed_manifest(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        requester: &Requester,
+    ) -> Result<MirroredManifest, Error> {
+        let origin = self.engine.origin(repository)?;
+        let reference = Reference::Digest(digest);
+        let manifest = self.engine.manifest(&origin, &reference, requester).await;
+        manifest.map_err(|failure| failure.into_manifest_error().of_mirror(origin.mirror()))
     }
 
     /// Remembers that content of a mirrored repository was given to somebody.
@@ -264,7 +291,28 @@ impl Mirrors {
     ) -> Result<Option<u64>, Error> {
         let origin = self.engine.origin(repository)?;
         let size = self.engine.stat_blob(&origin, digest).await;
-        size.map_err(|failure| failure.into_blob_error(digest))
+        size.map_err(|failure| failure.into_blob_error(digest).of_mirror(origin.mirror()))
+    }
+
+    /// As [`Mirrors::stat_blob`], for somebody whose questions for what is not there are counted.
+    ///
+    /// # Errors
+    /// As [`Mirrors::stat_blob`]; [`Error::TooManyRequests`] for too many of them.
+    pub(crate) async fn stat_blob_for(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        requester: &Requester,
+    ) -> Result<Option<u64>, Error> {
+        let place = self.engine.origin(repository)?.place();
+        let reference = Reference::Digest(digest.clone());
+        let may_miss = self.engine.may_miss(&place, &reference, requester).await;
+        may_miss.map_err(|failure| failure.into_blob_error(digest))?;
+        let size = self.stat_blob(repository, digest).await;
+        if matches!(size, Err(Error::BlobUnknown { .. })) {
+            self.engine.missed(&place, &reference, requester).await;
+        }
+        size
     }
 
     /// The length of a blob that is about to be read: as a manifest of the repository says it, where one does, so that the upstream is
@@ -304,8 +352,14 @@ impl Mirrors {
         requester: &Requester,
     ) -> Result<MirroredBlob, Error> {
         let origin = self.engine.origin(repository)?;
+        let (place, reference) = (origin.place(), Reference::Digest(digest.clone()));
+        let may_miss = self.engine.may_miss(&place, &reference, requester).await;
+        may_miss.map_err(|failure| failure.into_blob_error(digest))?;
         let blob = self.engine.blob(&origin, digest, requester).await;
-        blob.map_err(|failure| failure.into_blob_error(digest))
+        if matches!(blob, Err(Failure::NotFound)) {
+            self.engine.missed(&place, &reference, requester).await;
+        }
+        blob.map_err(|failure| failure.into_blob_error(digest).of_mirror(origin.mirror()))
     }
 
     /// Waits until the fill that runs for the blob, if one does, is over: its last bytes leave before it is published.
@@ -340,32 +394,63 @@ impl Mirrors {
         }
     }
 
-    /// A page of the upstream's tags, in its order, and whether there are more; of the tags known here when it cannot answer.
+    /// A page of the upstream's tags, in its order, and whether there are more; stale when it cannot answer.
     ///
     /// # Errors
-    /// [`Error::NameUnknown`] only when the upstream said so; otherwise what kept it from answering, when nothing is known here.
+    /// [`Error::NameUnknown`] only when the upstream said so; otherwise what kept it from answering, when the list was never whole here.
     pub(crate) async fn tags(
         &self,
         repository: &Repository,
         page: &Page,
-    ) -> Result<(Vec<Tag>, bool), Error> {
+        derived: &Derived,
+    ) -> Result<TagsFound, Error> {
         let origin = self.engine.origin(repository)?;
-        let tags = self.engine.tags(&origin, page).await;
-        tags.map_err(|failure| failure.into_error(|| Error::NameUnknown))
+        let tags = self.engine.tags(&origin, page, derived).await;
+        tags.map_err(|failure| {
+            let error = failure.into_error(|| Error::NameUnknown);
+            error.of_mirror(origin.mirror())
+        })
     }
 
-    /// Descriptors of what refers to `digest`, as the upstream lists them; of what is known here when it cannot answer.
+    /// All that refers to `digest`, as the upstream lists it; stale when it cannot answer.
     ///
     /// # Errors
-    /// What kept the upstream from answering, when nothing is known here. Never "unknown": without referrers the list is empty.
+    /// What kept the upstream from answering, when the list was never whole here. Never "unknown": without referrers the list is empty.
     pub(crate) async fn referrers(
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Vec<serde_json::Value>, Error> {
+        derived: &Derived,
+    ) -> Result<ReferrersFound, Error> {
         let origin = self.engine.origin(repository)?;
-        let referrers = self.engine.referrers(&origin, digest).await;
-        referrers.map_err(Failure::into_manifest_error)
+        let referrers = self.engine.referrers(&origin, digest, derived).await;
+        referrers.map_err(|failure| failure.into_manifest_error().of_mirror(origin.mirror()))
+    }
+
+    /// Waits for the turn of a request for a list.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when that takes too long.
+    pub(crate) async fn list_turn(
+        &self,
+        repository: &Repository,
+    ) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+        let turn = self.engine.running.lists.request(repository.mirror()).await;
+        turn.map_err(Failure::into_manifest_error)
+    }
+
+    /// Whether the manifest is here, so that serving it asks no upstream.
+    ///
+    /// # Errors
+    /// As the store.
+    pub(crate) async fn holds(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<bool, Error> {
+        let origin = self.engine.origin(repository)?;
+        let held = self.engine.local_manifest(&origin, digest).await;
+        Ok(held.map_err(Failure::into_manifest_error)?.is_some())
     }
 }
 
@@ -387,6 +472,8 @@ struct Running {
     /// Protects: which blobs are being filled, by place and digest. Held for a look-up, never over an await.
     fills: Mutex<HashMap<(Place, Digest), Fill>>,
     fill_slots: Semaphore,
+    /// What of them one mirror may have.
+    fill_turns: turns::Turns,
     /// Room for parts of blobs that come before their turn.
     ahead: Semaphore,
     prefetches: prefetch::Prefetches,
@@ -395,8 +482,8 @@ struct Running {
     /// Verified bytes of manifests. Never asked whether a manifest exists.
     bytes: moka::sync::Cache<Digest, Bytes>,
     not_found: freshness::NotFound,
-    indexes: Flights<(Place, Digest), Bytes>,
-    referrers: listing::ReferrersCache,
+    lists: walk::Lists,
+    misses: misses::Misses,
     uses: keep::Uses,
     fullness: pass::Fullness,
 }
@@ -406,14 +493,15 @@ impl Running {
         Self {
             fills: Mutex::default(),
             fill_slots: Semaphore::new(settings.max_fills.clamp(1, Semaphore::MAX_PERMITS)),
+            fill_turns: turns::Turns::new(settings.max_fills * 3 / 4),
             ahead: Semaphore::new(parts::MAX_AHEAD),
             prefetches: prefetch::Prefetches::new(settings.max_fills),
             stats: Flights::default(),
             manifests: Flights::default(),
             bytes: manifest::bytes_cache(settings.manifest_cache_bytes),
             not_found: freshness::NotFound::default(),
-            indexes: Flights::default(),
-            referrers: listing::ReferrersCache::default(),
+            lists: walk::Lists::default(),
+            misses: misses::Misses::default(),
             uses: keep::Uses::default(),
             fullness: pass::Fullness::default(),
         }

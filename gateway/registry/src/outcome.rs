@@ -125,6 +125,23 @@ pub struct UploadState {
     pub received: u64,
 }
 
+/// A page of what refers to a manifest.
+#[derive(Debug)]
+pub struct ListedReferrers {
+    /// Where.
+    pub repository: Repository,
+    /// To what.
+    pub subject: Digest,
+    /// The index's bytes.
+    pub index: Bytes,
+    /// The artifact type by which it was filtered.
+    pub artifact_type: Option<String>,
+    /// The digest after which `Link` goes on, when there are more.
+    pub next: Option<String>,
+    /// Set when the upstream could not be asked: how long ago it was.
+    pub stale: Option<Duration>,
+}
+
 /// What an operation produced.
 #[derive(Debug)]
 pub enum Outcome {
@@ -177,12 +194,9 @@ pub enum Outcome {
         tags: Vec<Tag>,
         /// The page size to repeat in `Link`, when there are more.
         next: Option<usize>,
+        /// Set when the upstream could not be asked: how long ago it was.
+        stale: Option<Duration>,
     },
     /// An image index of referrers.
-    Referrers {
-        /// The index's bytes.
-        index: Bytes,
-        /// Whether the artifact type filter was applied.
-        filtered: bool,
-    },
+    Referrers(Box<ListedReferrers>),
 }

@@ -190,6 +190,14 @@ pub struct Settings {
     pub manifest_cache_bytes: u64,
     /// Fills under way at once.
     pub max_fills: usize,
+    /// Requests to an upstream that a request for a list may cause.
+    pub max_derived_requests: u32,
+    /// Blobs of one manifest that are fetched before a client asks for them.
+    pub max_prefetched_blobs: usize,
+    /// Questions of one address and minute for what no upstream has.
+    pub max_misses: u32,
+    /// The same, about one repository.
+    pub max_misses_of_repository: u32,
 }
 
 impl Default for Settings {
@@ -202,6 +210,10 @@ impl Default for Settings {
             upload_lifetime: Duration::from_secs(7 * 24 * 3600),
             manifest_cache_bytes: 32 << 20,
             max_fills: 64,
+            max_derived_requests: 64,
+            max_prefetched_blobs: 64,
+            max_misses: 600,
+            max_misses_of_repository: 60,
         }
     }
 }

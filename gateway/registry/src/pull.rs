@@ -214,7 +214,13 @@ impl Call {
                 let mirrors = &self.shared.mirrors;
                 mirrors.expected_size(&repository, &digest).await?
             }
-            Source::Mirror { .. } => self.shared.mirrors.stat_blob(&repository, &digest).await?,
+            Source::Mirror { .. } => {
+                let mirrors = &self.shared.mirrors;
+                let requester = &self.requester;
+                mirrors
+                    .stat_blob_for(&repository, &digest, requester)
+                    .await?
+            }
         };
         let admitted = self
             .admit(Question {

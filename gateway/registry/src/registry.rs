@@ -249,9 +249,10 @@ impl Call {
                 repository,
                 digest,
                 artifact_type,
+                page,
             } => {
-                self.list_referrers(&repository, &digest, artifact_type)
-                    .await
+                let filter = artifact_type;
+                self.list_referrers(repository, digest, filter, page).await
             }
         }
     }

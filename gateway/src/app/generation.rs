@@ -199,6 +199,7 @@ fn callers(lasting: &Lasting, config: &Config, clients: &Clients) -> Callers {
         Arc::<CachedMetadata>::clone(&lasting.metadata),
         lasting.callers.clone(),
     )
+    .asking_at_most(config.limits.upstream.scope_confirmations)
 }
 
 fn mirrors(
@@ -236,6 +237,10 @@ pub(super) fn registry_settings(config: &Config) -> Settings {
         max_manifest_bytes: usize::try_from(config.limits.max_manifest_bytes).unwrap_or(usize::MAX),
         delete_enabled: config.hosted.delete,
         max_uploads_per_principal: config.limits.uploads_per_client as usize,
+        max_derived_requests: config.limits.upstream.derived_requests,
+        max_prefetched_blobs: config.limits.upstream.prefetched_blobs,
+        max_misses: config.limits.upstream.not_found_per_address,
+        max_misses_of_repository: config.limits.upstream.not_found_per_repository,
         ..Settings::default()
     }
 }

@@ -253,8 +253,13 @@ pub(crate) struct MirrorFile {
     pub(crate) library: Option<bool>,
     /// The account here at the upstream, sent to the origin of `url` and its token endpoint only. Default: anonymous.
     pub(crate) credentials: Option<CredentialsFile>,
-    /// Token endpoints outside the upstream's own domain that it may name, such as `https://ghcr.io` for lscr.io. Default: none.
+    /// Token endpoints on other hosts that the upstream may name, such as `https://ghcr.io` for lscr.io, or `https://gitlab.corp.example` for a
+    /// GitLab's registry. With `credentials`, the password goes to no other host but those and the ones that public registries document; without, the
+    /// upstream's own domain is fine, too. Default: none.
     pub(crate) token_realms: Option<Vec<UrlText>>,
+    /// Headers sent with each request to the origin of `url`, such as an API gateway's key: never to a token endpoint, a redirect or an
+    /// alternative. Values are texts, or secrets as `{ file: … }` or `{ env: … }`. Default: none.
+    pub(crate) headers: Option<BTreeMap<String, HeaderEntry>>,
     /// Who decides what those who ask may have. Default: the plugins alone.
     pub(crate) callers: Option<CallersFile>,
     /// What TLS to the upstream rests on.
@@ -283,6 +288,15 @@ impl MirrorFile {
             ..Self::default()
         }
     }
+}
+
+/// A header's value: a text, or a secret.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub(crate) enum HeaderEntry {
+    Text(String),
+    Secret(SecretFile),
 }
 
 /// A secret: exactly one of `file` and `env`, never the secret itself.
@@ -499,6 +513,22 @@ pub(crate) struct LimitsFile {
     pub(crate) decision_deadline: Option<DurationText>,
     /// How long a stop waits for requests in flight. Default: 30s.
     pub(crate) drain_timeout: Option<DurationText>,
+    /// Requests to an upstream that one request for a list may cause: pages of the list, and referrers that a policy judges. Default: 64.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(crate) derived_requests: Option<u32>,
+    /// Blobs of one manifest that `prefetch` fetches. Default: 64.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(crate) prefetched_blobs: Option<u32>,
+    /// Scopes of one request to `/token` that upstreams are asked about; later ones are left out. Default: 8.
+    #[schemars(range(min = 1, max = 64))]
+    pub(crate) scope_confirmations: Option<u32>,
+    /// Questions of one address and minute for what no upstream has; then 429. What is remembered as missing, and signature tags of stored
+    /// manifests, do not count. An IPv6 address is its /64. Default: 600.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) not_found_per_address: Option<u32>,
+    /// The same, about one repository. Default: 60.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(crate) not_found_per_repository: Option<u32>,
 }
 
 /// What plugins that take part in `events` are told, and how long it waits for them. Changes and refusals are always told.

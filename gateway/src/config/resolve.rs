@@ -23,8 +23,8 @@ use gantry_plugin_host::Secret;
 
 pub(crate) use self::listen::admin_address;
 use super::{
-    AuditTo, BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat, MetadataStorage,
-    Otlp, Report, Storage, Tokens, Warnings, check, environment,
+    Amplification, AuditTo, BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat,
+    MetadataStorage, Otlp, Report, Storage, Tokens, Warnings, check, environment,
     file::{
         AuditFile, ConfigFile, EventsFile, LimitsFile, LogFormatText, PullsEntry, PullsSampled,
         PullsText, SecretFile, SizeEntry, StorageFile, TokensFile,
@@ -312,6 +312,13 @@ impl Context<'_> {
                 default(30),
                 seconds(0, 86_400),
             ),
+            upstream: Amplification {
+                derived_requests: file.derived_requests.unwrap_or(64),
+                prefetched_blobs: file.prefetched_blobs.unwrap_or(64) as usize,
+                scope_confirmations: file.scope_confirmations.unwrap_or(8) as usize,
+                not_found_per_address: file.not_found_per_address.unwrap_or(600),
+                not_found_per_repository: file.not_found_per_repository.unwrap_or(60),
+            },
         }
     }
 

@@ -1,6 +1,7 @@
 //! Every way a request fails, and the one table from there to status, OCI code and text.
 //!
-//! Owns the only mapping of failures to statuses. Texts of 4xx are ours and safe to show; a 5xx shows nothing but the request id.
+//! Owns the only mapping of failures to statuses. Texts of 4xx are ours and safe to show; a 5xx shows nothing but the request id, and of an
+//! upstream's failure the mirror's name and a kind of a closed list.
 
 use std::time::Duration;
 
@@ -99,6 +100,17 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// How loud the log is about it.
     pub level: Level,
+    /// What a client is shown of an upstream's failure.
+    pub upstream: Option<UpstreamFault>,
+}
+
+/// What a client is shown of an upstream's failure, beside the request's id.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UpstreamFault {
+    /// The mirror's configured name.
+    pub mirror: String,
+    /// A word of a closed list.
+    pub kind: &'static str,
 }
 
 impl Answer {
@@ -110,7 +122,25 @@ impl Answer {
             details: Vec::new(),
             retry_after: None,
             level: Level::DEBUG,
+            upstream: None,
         }
+    }
+
+    /// The same, of a mirror's upstream: that a client can say which one, and an operator need not guess.
+    fn of_upstream(mut self, error: &RegistryError) -> Self {
+        if let Some(failure) = error.upstream() {
+            let fault = UpstreamFault {
+                mirror: failure.mirror.clone(),
+                kind: failure.fault.as_str(),
+            };
+            self.message = format!(
+                "the upstream of mirror {} failed: {}",
+                fault.mirror, fault.kind
+            );
+            self.upstream = Some(fault);
+            self.level = Level::WARN;
+        }
+        self
     }
 
     fn after(mut self, retry_after: Option<Duration>) -> Self {
@@ -296,16 +326,18 @@ fn registry(error: &RegistryError) -> Answer {
         RegistryError::TooManyRequests { .. }
         | RegistryError::Body(_)
         | RegistryError::Unavailable { .. }
+        | RegistryError::UpstreamLimited { .. }
         | RegistryError::UpstreamRefused { .. }
         | RegistryError::UpstreamInvalid { .. }
-        | RegistryError::Internal { .. } => service(error, text),
+        | RegistryError::Internal { .. } => service(error, text).of_upstream(error),
     }
 }
 
 /// Failures of something else than the request.
 fn service(error: &RegistryError, text: String) -> Answer {
     match error {
-        RegistryError::TooManyRequests { retry_after } => {
+        RegistryError::TooManyRequests { retry_after }
+        | RegistryError::UpstreamLimited { retry_after, .. } => {
             Answer::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", text).after(*retry_after)
         }
         RegistryError::Body(error) => body(*error),

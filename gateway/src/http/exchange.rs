@@ -416,6 +416,19 @@ pub enum Done {
 
 fn log(error: &Error) {
     use std::error::Error as _;
+    if let Error::Registry(error) = error
+        && let Some(failure) = error.upstream()
+    {
+        let causes = gantry_upstream::causes(&*failure.source);
+        tracing::warn!(
+            mirror.name = failure.mirror,
+            upstream.fault = failure.fault.as_str(),
+            config.key = failure.setting,
+            error = causes,
+            "an upstream failed"
+        );
+        return;
+    }
     let mut chain = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -9,7 +9,7 @@ mod paths;
 #[expect(clippy::too_many_lines, reason = "tables")]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gantry_model::{Digest, RepositoryName, media_type};
@@ -93,6 +93,7 @@ pub fn outcome(frame: &Frame, outcome: Outcome) -> Reply {
             repository,
             tags,
             next,
+            stale,
         } => {
             let body = json!({ "name": repository.spelled.as_str(), "tags":
                 tags.iter().map(gantry_model::Tag::as_str).collect::<Vec<_>>() });
@@ -101,13 +102,22 @@ pub fn outcome(frame: &Frame, outcome: Outcome) -> Reply {
                 let link = paths::next_tags(&repository, last, size);
                 set(&mut reply, header::LINK, &link);
             }
+            stale_list(&mut reply, stale);
             reply
         }
-        Outcome::Referrers { index, filtered } => {
-            let mut reply = document(frame, media_type::OCI_INDEX, index);
-            if filtered {
+        Outcome::Referrers(listed) => {
+            let mut reply = document(frame, media_type::OCI_INDEX, listed.index.clone());
+            if listed.artifact_type.is_some() {
                 set(&mut reply, names::OCI_FILTERS_APPLIED, "artifactType");
             }
+            if let Some(last) = &listed.next {
+                set(
+                    &mut reply,
+                    header::LINK,
+                    &paths::next_referrers(&listed, last),
+                );
+            }
+            stale_list(&mut reply, listed.stale);
             reply
         }
     };
@@ -174,6 +184,14 @@ fn manifest(frame: &Frame, served: ServedManifest) -> Reply {
     }
     warn(&mut reply, &served.warnings);
     reply
+}
+
+/// Says that a list is one of before, because its upstream could not be asked.
+fn stale_list(reply: &mut Reply, age: Option<Duration>) {
+    if let Some(age) = age {
+        set(reply, header::AGE, &age.as_secs().to_string());
+        append(reply, header::WARNING, "110 - \"Response is Stale\"");
+    }
 }
 
 /// RFC 7234, section 5.5.

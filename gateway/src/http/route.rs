@@ -153,6 +153,7 @@ impl Request<'_> {
                 repository: self.repository(prefix, &name)?,
                 digest: digest.parse()?,
                 artifact_type: self.artifact_type()?,
+                page: self.page()?,
             }),
             Endpoint::Manifest { name, reference } => {
                 self.manifest(self.repository(prefix, &name)?, &reference)

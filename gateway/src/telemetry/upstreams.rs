@@ -10,11 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gantry_model::{Digest, Page, Reference, RepositoryName};
+use gantry_model::{Digest, Reference, RepositoryName};
 use gantry_registry::CacheCounts;
 use gantry_upstream::{
-    BlobStream, CallerRights, Credentials, FetchedManifest, Kind, ManifestHead, Part,
-    RegistryClient, TagPage, Upstream, UpstreamError,
+    BlobStream, CallerRights, Credentials, FetchedManifest, Kind, ListPage, ManifestHead, NextPage,
+    Part, RegistryClient, Upstream, UpstreamError,
 };
 use prometheus_client::{
     collector::Collector,
@@ -218,9 +218,10 @@ impl Upstream for MeasuredUpstream {
     async fn tags(
         &self,
         repository: &RepositoryName,
-        page: &Page,
-    ) -> Result<TagPage, UpstreamError> {
-        let call = self.client.tags(repository, page);
+        next: Option<&NextPage>,
+        max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError> {
+        let call = self.client.tags(repository, next, max_bytes);
         self.measured("tags", call).await
     }
 
@@ -228,8 +229,10 @@ impl Upstream for MeasuredUpstream {
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<FetchedManifest, UpstreamError> {
-        let call = self.client.referrers(repository, digest);
+        next: Option<&NextPage>,
+        max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError> {
+        let call = self.client.referrers(repository, digest, next, max_bytes);
         self.measured("referrers", call).await
     }
 }

@@ -163,6 +163,20 @@ impl MetadataStore for CachedMetadata {
         self.store.referrers(repository, origin, subject).await
     }
 
+    async fn referrers_after(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        subject: &Digest,
+        after: Option<&str>,
+        max_bytes: usize,
+    ) -> Result<Vec<ReferrerRecord>, StorageError> {
+        let store = &self.store;
+        store
+            .referrers_after(repository, origin, subject, after, max_bytes)
+            .await
+    }
+
     async fn blob(
         &self,
         repository: &RepositoryName,

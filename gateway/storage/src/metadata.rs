@@ -534,6 +534,20 @@ pub trait MetadataStore: Debug + Send + Sync {
         subject: &Digest,
     ) -> Result<Vec<ReferrerRecord>, StorageError>;
 
+    /// The next of [`MetadataStore::referrers`], by digest, after `after`: at least one where there are any, and no more once their
+    /// annotations have `max_bytes`. None at the end.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn referrers_after(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        subject: &Digest,
+        after: Option<&str>,
+        max_bytes: usize,
+    ) -> Result<Vec<ReferrerRecord>, StorageError>;
+
     /// The length of a blob that the repository has by this origin.
     ///
     /// # Errors

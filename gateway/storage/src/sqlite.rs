@@ -203,6 +203,22 @@ impl MetadataStore for SqliteStore {
         self.readers.read("list referrers", read).await
     }
 
+    async fn referrers_after(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        subject: &Digest,
+        after: Option<&str>,
+        max_bytes: usize,
+    ) -> Result<Vec<ReferrerRecord>, StorageError> {
+        let place = (repository.clone(), origin.clone());
+        let (subject, after) = (subject.clone(), after.unwrap_or_default().to_owned());
+        let read = move |connection: &_| {
+            read::referrers_after(connection, &place, &subject, &after, max_bytes)
+        };
+        self.readers.read("list referrers", read).await
+    }
+
     async fn blob(
         &self,
         repository: &RepositoryName,

@@ -16,7 +16,8 @@ use crate::{
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The failure that an unwanted status means. `is_foreign` says that a redirect led to another origin, whose word about the
-/// registry's content counts less: an object store's 404 is no proof that the registry has no such blob.
+/// registry's content counts less: an object store's 404 is no proof that the registry has no such blob. Another registry's is, because
+/// the upstream left the answer to it.
 pub(crate) fn failure(
     call: &Call,
     status: StatusCode,
@@ -27,7 +28,10 @@ pub(crate) fn failure(
         StatusCode::TOO_MANY_REQUESTS => Kind::RateLimited,
         StatusCode::REQUEST_TIMEOUT => Kind::Unavailable,
         _ if status.is_server_error() => Kind::Unavailable,
+        StatusCode::NOT_FOUND if is_foreign && is_registry(headers) => Kind::NotFound,
         _ if is_foreign => Kind::Invalid,
+        // A page for people, of a proxy or of a firewall in between: no registry says "not found" in HTML.
+        StatusCode::NOT_FOUND | StatusCode::FORBIDDEN if is_html(headers) => Kind::Unavailable,
         StatusCode::NOT_FOUND => Kind::NotFound,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Refused,
         _ => Kind::Invalid,
@@ -43,6 +47,24 @@ pub(crate) fn failure(
         cause,
         ..call.fail(kind, answer)
     }
+}
+
+/// What is said of an answer that is a page.
+pub(crate) const HTML: &str = "an HTML page instead of an answer";
+
+/// Whether the body is a page for people.
+pub(crate) fn is_html(headers: &HeaderMap) -> bool {
+    let text = text(headers, &header::CONTENT_TYPE).unwrap_or_default();
+    let media_type = text.split(';').next().unwrap_or_default().trim();
+    ["text/html", "application/xhtml+xml"]
+        .iter()
+        .any(|html| media_type.eq_ignore_ascii_case(html))
+}
+
+/// Whether the answer is a registry's, as far as it says.
+fn is_registry(headers: &HeaderMap) -> bool {
+    const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+    text(headers, &API_VERSION).is_some_and(|version| version.contains("registry/2.0"))
 }
 
 /// What the response says about how often we may ask.
@@ -88,7 +110,7 @@ pub(crate) fn media_type(headers: &HeaderMap) -> Option<MediaType> {
     text.split(';').next()?.trim().parse().ok()
 }
 
-/// `Docker-Content-Digest`.
+/// `Docker-Content-Digest`; an empty one is none.
 pub(crate) fn content_digest(
     call: &Call,
     headers: &HeaderMap,
@@ -96,6 +118,7 @@ pub(crate) fn content_digest(
     const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
     match headers.get(DOCKER_CONTENT_DIGEST) {
         None => Ok(None),
+        Some(value) if value.as_bytes().trim_ascii().is_empty() => Ok(None),
         Some(_) => text(headers, &DOCKER_CONTENT_DIGEST)
             .and_then(|text| text.parse().ok())
             .map(Some)
@@ -132,16 +155,6 @@ pub(crate) fn range_size(headers: &HeaderMap, first: u64, last: Option<u64>) -> 
     };
     let ends = last.or_else(|| size.checked_sub(1)) == Some(end) && end < size;
     (start == first && start <= end && ends).then_some(size)
-}
-
-/// Whether a `Link` header says that there is a next page (RFC 8288).
-pub(crate) fn has_next(headers: &HeaderMap) -> bool {
-    let mut links = headers.get_all(header::LINK).iter();
-    links.any(|link| {
-        let text = link.to_str().unwrap_or_default().to_ascii_lowercase();
-        let mut parts = text.split([';', ',']).map(str::trim);
-        parts.any(|part| matches!(part, "rel=next" | r#"rel="next""#))
-    })
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -270,15 +283,45 @@ mod tests {
     }
 
     #[test]
-    fn only_a_next_link_means_more() {
-        let check = |link: &str, expect: bool| {
-            assert_eq!(has_next(&headers(&[("link", link)])), expect, "{link}");
-        };
-        check(r#"</v2/a/tags/list?n=2&last=b>; rel="next""#, true);
-        check("</v2/a/tags/list>;rel=next", true);
-        check(r#"<a>; rel="prev", <b>; rel="Next""#, true);
-        check(r#"<a>; rel="prev""#, false);
-        check("<next>", false);
+    fn a_page_for_people_is_an_outage_and_neither_not_found_nor_refused() {
+        let call = Call::new(&Arc::from("hub"), "GET manifest");
+        for html in [
+            "text/html",
+            "Text/HTML; charset=utf-8",
+            "application/xhtml+xml",
+        ] {
+            let headers = headers(&[("content-type", html)]);
+            let kind = |status: u16| {
+                let status = StatusCode::from_u16(status).unwrap();
+                failure(&call, status, &headers, false).kind
+            };
+            assert_eq!(kind(404), Kind::Unavailable);
+            assert_eq!(kind(403), Kind::Unavailable);
+            assert_eq!(kind(503), Kind::Unavailable);
+            assert_eq!(kind(429), Kind::RateLimited);
+            assert_eq!(kind(401), Kind::Refused);
+        }
+    }
+
+    #[test]
+    fn a_registry_that_a_redirect_led_to_can_say_not_found() {
+        let call = Call::new(&Arc::from("hub"), "GET manifest");
+        let headers = headers(&[("docker-distribution-api-version", "registry/2.0")]);
+        let error = failure(&call, StatusCode::NOT_FOUND, &headers, true);
+        assert_eq!(error.kind, Kind::NotFound);
+        let error = failure(&call, StatusCode::FORBIDDEN, &headers, true);
+        assert_eq!(error.kind, Kind::Invalid);
+    }
+
+    #[test]
+    fn an_empty_digest_is_none() {
+        let call = Call::new(&Arc::from("hub"), "HEAD manifest");
+        for empty in ["", "  "] {
+            let headers = headers(&[("docker-content-digest", empty)]);
+            assert_eq!(content_digest(&call, &headers).unwrap(), None);
+        }
+        let headers = headers(&[("docker-content-digest", "sha256:x")]);
+        content_digest(&call, &headers).unwrap_err();
     }
 
     #[test]

@@ -83,7 +83,8 @@ impl Body {
         .boxed()
     }
 
-    async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+    /// The next part; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let started = Instant::now();
         let part = timeout(self.pace.idle_timeout, self.response.chunk()).await;
         self.waited += started.elapsed();

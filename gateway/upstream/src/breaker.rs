@@ -9,6 +9,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::error::Fault;
+
 /// Failures in a row that open it.
 const THRESHOLD: u32 = 5;
 /// How long the first pause lasts; each failed probe doubles it.
@@ -29,6 +31,8 @@ struct State {
     pause: Duration,
     open_until: Option<Instant>,
     probing: bool,
+    /// Of the last failure.
+    fault: Option<Fault>,
 }
 
 /// Leave to make one call. Dropped without [`Pass::settle`], as by a caller that went away, it says nothing about the upstream.
@@ -55,6 +59,11 @@ impl Breaker {
         })
     }
 
+    /// What the last failure was.
+    pub(crate) fn last_fault(&self) -> Option<Fault> {
+        self.state().fault
+    }
+
     /// Whether it is open: its base URL failed too often and has not answered since.
     pub(crate) fn is_open(&self) -> bool {
         self.state().open_until.is_some()
@@ -66,13 +75,14 @@ impl Breaker {
 }
 
 impl Pass<'_> {
-    /// Tells how the call went.
-    pub(crate) fn settle(self, is_healthy: bool, now: Instant) {
+    /// Tells how the call went: well, or with a failure.
+    pub(crate) fn settle(self, failure: Option<Fault>, now: Instant) {
         let mut state = self.breaker.state();
-        if is_healthy {
+        if failure.is_none() {
             *state = State::default();
             return;
         }
+        state.fault = failure;
         state.failures = state.failures.saturating_add(1);
         if self.is_probe {
             state.pause = (state.pause * 2).min(LONGEST_PAUSE);
@@ -97,7 +107,10 @@ mod tests {
     use super::*;
 
     fn fail(breaker: &Breaker, now: Instant) {
-        breaker.admit(now).unwrap().settle(false, now);
+        breaker
+            .admit(now)
+            .unwrap()
+            .settle(Some(Fault::Connect), now);
     }
 
     fn opened(now: Instant) -> Breaker {
@@ -115,7 +128,7 @@ mod tests {
         for _ in 0..4 {
             fail(&breaker, now);
         }
-        breaker.admit(now).unwrap().settle(true, now);
+        breaker.admit(now).unwrap().settle(None, now);
         for _ in 0..5 {
             fail(&breaker, now);
         }
@@ -129,7 +142,7 @@ mod tests {
         let later = now + FIRST_PAUSE;
         let probe = breaker.admit(later).unwrap();
         assert!(breaker.admit(later).is_err());
-        probe.settle(true, later);
+        probe.settle(None, later);
         assert!(breaker.admit(later).is_ok());
     }
 
@@ -162,7 +175,7 @@ mod tests {
         for _ in 0..THRESHOLD {
             fail(&breaker, now);
         }
-        late.settle(false, now + Duration::from_millis(900));
+        late.settle(Some(Fault::Connect), now + Duration::from_millis(900));
         assert!(breaker.admit(now + FIRST_PAUSE).is_ok());
     }
 }

@@ -7,7 +7,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use gantry_model::{Digest, Page, Reference, RepositoryName, manifest::MAX_MANIFEST_BYTES};
+use gantry_model::{
+    Digest, Reference, RepositoryName, Tag, manifest::MAX_MANIFEST_BYTES, media_type::OCI_INDEX,
+};
 use http::{Method, StatusCode};
 use reqwest::Response;
 use tokio::{
@@ -17,13 +19,16 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    BlobStream, FetchedManifest, ManifestHead, Part, TagPage, Upstream, answer,
+    BlobStream, FetchedManifest, ListPage, ManifestHead, NextPage, Part, Texts, Upstream, answer,
     body::Body,
     credential::CredentialSource,
+    elements::{Elements, NotElements},
     endpoint::{Ask, Endpoint},
     error::{Call, Cause, Kind, UpstreamError},
+    list::next_query,
     rate::Pacer,
     settings::{BuildError, ClientSettings},
+    transport::drain,
 };
 
 pub use crate::endpoint::EndpointStats;
@@ -37,8 +42,21 @@ pub(crate) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.artifact.manifest.v1+json, \
      application/vnd.cncf.oras.artifact.manifest.v1+json";
-/// The largest tag list that is read.
-const MAX_TAG_LIST_BYTES: usize = 4 << 20;
+/// Entries asked for in one page of tags: more than that, some registries refuse.
+const TAGS_PER_PAGE: usize = 1000;
+/// The longest tag in a list, quotes and escapes included. Longer ones are no tags.
+const MAX_TAG_BYTES: usize = 4 << 10;
+/// The longest descriptor in a list of referrers: it repeats a manifest's annotations.
+const MAX_DESCRIPTOR_BYTES: usize = MAX_MANIFEST_BYTES + (64 << 10);
+/// How a registry without the referrers API answers.
+const NO_REFERRERS: [StatusCode; 6] = [
+    StatusCode::BAD_REQUEST,
+    StatusCode::NOT_FOUND,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::NOT_ACCEPTABLE,
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    StatusCode::NOT_IMPLEMENTED,
+];
 
 /// Another registry, over HTTP. Cheap to share behind an `Arc`; holds the connections, tokens and breakers of one mirror.
 ///
@@ -47,7 +65,7 @@ const MAX_TAG_LIST_BYTES: usize = 4 << 20;
 /// unreachable upstream into one that says "not found".
 pub struct RegistryClient {
     name: Arc<str>,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Arc<Endpoint>>,
     home: Url,
     permits: Arc<Semaphore>,
     pacer: Option<Pacer>,
@@ -70,7 +88,9 @@ impl RegistryClient {
     /// [`BuildError`] when a URL, a certificate or the user agent is unusable.
     pub fn new(settings: ClientSettings) -> Result<Self, BuildError> {
         let bases = std::iter::once(&settings.url).chain(&settings.alternatives);
-        let endpoints: Result<_, _> = bases.map(|base| Endpoint::new(base, &settings)).collect();
+        let endpoints: Result<_, _> = bases
+            .map(|base| Endpoint::new(base, &settings).map(Arc::new))
+            .collect();
         let max_concurrency = settings.max_concurrency.clamp(1, Semaphore::MAX_PERMITS);
         Ok(Self {
             name: settings.name.into(),
@@ -106,7 +126,7 @@ impl RegistryClient {
     }
 
     /// Where the settings' URL leads, and no alternative.
-    pub(crate) fn home_endpoint(&self, call: &Call) -> Result<&Endpoint, UpstreamError> {
+    pub(crate) fn home_endpoint(&self, call: &Call) -> Result<&Arc<Endpoint>, UpstreamError> {
         let home = self.endpoints.first();
         home.ok_or_else(|| call.fail(Kind::Unavailable, "there is no base URL"))
     }
@@ -123,6 +143,7 @@ impl RegistryClient {
             method,
             about: Some((repository, path)),
             query: Vec::new(),
+            raw_query: None,
             accept: None,
             offset: 0,
             session: None,
@@ -164,23 +185,23 @@ impl RegistryClient {
 
     async fn first_of<'a, T>(
         &'a self,
-        call: &Call,
-        attempt: impl Fn(&'a Endpoint) -> BoxFuture<'a, Result<T, UpstreamError>> + Send,
+        ask: &Ask<'_>,
+        attempt: impl Fn(&'a Arc<Endpoint>) -> BoxFuture<'a, Result<T, UpstreamError>> + Send,
     ) -> Result<T, UpstreamError> {
         let mut failed: Option<UpstreamError> = None;
         for endpoint in &self.endpoints {
-            match (endpoint.guarded(call, attempt(endpoint)).await, &failed) {
+            match (endpoint.guarded(ask, attempt(endpoint)).await, &failed) {
                 (Ok(found), _) => return Ok(found),
                 (Err(error), None) if !error.is_retryable() => return Err(error),
                 (Err(error), None) => failed = Some(error),
                 (Err(error), Some(_)) => tracing::debug!(%error, "the alternative failed too"),
             }
         }
-        Err(failed.unwrap_or_else(|| call.fail(Kind::Unavailable, "there is no base URL")))
+        Err(failed.unwrap_or_else(|| ask.call.fail(Kind::Unavailable, "there is no base URL")))
     }
 
     async fn head(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        self.first_of(&ask.call, |endpoint| {
+        self.first_of(ask, |endpoint| {
             Box::pin(endpoint.fetch(ask, &[StatusCode::OK]))
         })
         .await
@@ -192,7 +213,7 @@ impl RegistryClient {
         ask: &Ask<'_>,
         max_bytes: usize,
     ) -> Result<(http::HeaderMap, bytes::Bytes), UpstreamError> {
-        self.first_of(&ask.call, |endpoint| {
+        self.first_of(ask, |endpoint| {
             Box::pin(async move {
                 let response = endpoint.fetch(ask, &[StatusCode::OK]).await?;
                 let headers = response.headers().clone();
@@ -211,7 +232,7 @@ impl RegistryClient {
         ask: &Ask<'_>,
         permit: OwnedSemaphorePermit,
     ) -> Result<BlobStream, UpstreamError> {
-        let opened = self.first_of(&ask.call, |endpoint| Box::pin(open_blob(endpoint, ask)));
+        let opened = self.first_of(ask, |endpoint| Box::pin(open_blob(endpoint, ask)));
         let opened = opened.await?;
         Ok(BlobStream {
             size: opened.size,
@@ -220,6 +241,38 @@ impl RegistryClient {
             etag: opened.etag,
             bytes: opened.body.into_stream(permit),
         })
+    }
+
+    /// A page of a list: the first one of whichever base URL answers, or the next one of the base URL that had the one before.
+    async fn list_page(
+        &self,
+        ask: &Ask<'_>,
+        list: &List,
+        next: Option<&NextPage>,
+    ) -> Result<ListPage, UpstreamError> {
+        let read = |index: usize| -> BoxFuture<'_, Result<ListPage, UpstreamError>> {
+            Box::pin(async move {
+                let endpoint = self.endpoints.get(index);
+                let endpoint =
+                    endpoint.ok_or_else(|| ask.call.fail(Kind::Invalid, "a page of nowhere"))?;
+                let mut page = read_page(endpoint, ask, list, next.is_none()).await?;
+                if let Some(next) = &mut page.next {
+                    next.endpoint = index;
+                }
+                Ok(page)
+            })
+        };
+        if let Some(next) = next {
+            let endpoint = self.endpoints.get(next.endpoint);
+            let endpoint =
+                endpoint.ok_or_else(|| ask.call.fail(Kind::Invalid, "a page of nowhere"))?;
+            return endpoint.guarded(ask, read(next.endpoint)).await;
+        }
+        self.first_of(ask, |endpoint| {
+            let same = |one: &Arc<Endpoint>| Arc::ptr_eq(one, endpoint);
+            read(self.endpoints.iter().position(same).unwrap_or(0))
+        })
+        .await
     }
 
     async fn fetched_manifest(&self, ask: &Ask<'_>) -> Result<FetchedManifest, UpstreamError> {
@@ -287,7 +340,11 @@ impl Upstream for RegistryClient {
         let ask = self.ask("HEAD blob", Method::HEAD, repository, path);
         let _permit = self.permit(&ask.call).await?;
         let response = self.head(&ask).await?;
-        Ok(answer::content_length(response.headers()))
+        let headers = response.headers();
+        if answer::is_html(headers) && answer::content_digest(&ask.call, headers)?.is_none() {
+            return Err(ask.call.fail(Kind::Unavailable, answer::HTML));
+        }
+        Ok(answer::content_length(headers))
     }
 
     async fn blob(
@@ -328,46 +385,197 @@ impl Upstream for RegistryClient {
     async fn tags(
         &self,
         repository: &RepositoryName,
-        page: &Page,
-    ) -> Result<TagPage, UpstreamError> {
-        let limit = page.limit.map(|limit| ("n", limit.to_string()));
-        let after = page.after.clone().map(|after| ("last", after));
-        let ask = Ask {
-            query: limit.into_iter().chain(after).collect(),
+        next: Option<&NextPage>,
+        max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError> {
+        let first = Ask {
+            query: vec![("n", TAGS_PER_PAGE.to_string())],
+            raw_query: next.map(NextPage::query),
             ..self.ask("GET tags", Method::GET, repository, ["tags", "list"])
         };
-        let _permit = self.permit(&ask.call).await?;
-        let (headers, body) = self.document(&ask, MAX_TAG_LIST_BYTES).await?;
-        let list: TagList = serde_json::from_slice(&body).map_err(|error| {
-            let answer = "not a tag list";
-            ask.call.fail_with(Kind::Invalid, answer, error)
-        })?;
-        // A tag we could not address is of no use to anybody behind us.
-        let tags = list.tags.unwrap_or_default().into_iter();
-        Ok(TagPage {
-            tags: tags.filter_map(|tag| tag.parse().ok()).collect(),
-            more: answer::has_next(&headers),
-        })
+        let list = List {
+            name: "tags",
+            max_element_bytes: MAX_TAG_BYTES,
+            max_bytes,
+            absent: &[],
+            full: Some(TAGS_PER_PAGE),
+            read: read_tag,
+        };
+        let _permit = self.permit(&first.call).await?;
+        self.list_page(&first, &list, next).await
     }
 
     async fn referrers(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<FetchedManifest, UpstreamError> {
+        next: Option<&NextPage>,
+        max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError> {
         let path = ["referrers", digest.as_str()];
         let ask = Ask {
-            accept: Some(gantry_model::media_type::OCI_INDEX),
+            accept: Some(OCI_INDEX),
+            raw_query: next.map(NextPage::query),
             ..self.ask("GET referrers", Method::GET, repository, path)
         };
+        let list = List {
+            name: "manifests",
+            max_element_bytes: MAX_DESCRIPTOR_BYTES,
+            max_bytes,
+            absent: &NO_REFERRERS,
+            full: None,
+            read: read_descriptor,
+        };
         let _permit = self.permit(&ask.call).await?;
-        self.fetched_manifest(&ask).await
+        self.list_page(&ask, &list, next).await
     }
 }
 
-#[derive(serde::Deserialize)]
-struct TagList {
-    tags: Option<Vec<String>>,
+/// How a list is read.
+struct List {
+    /// The member that is the list.
+    name: &'static str,
+    max_element_bytes: usize,
+    max_bytes: u64,
+    /// Statuses by which a registry says that it has no such list; so does, where there are any, a first page that is none.
+    absent: &'static [StatusCode],
+    /// So many entries without a `Link` may not be all: some registries send none.
+    full: Option<usize>,
+    /// Takes the JSON text of an element in.
+    read: fn(&[u8], &mut Texts) -> Result<(), NotElements>,
+}
+
+impl List {
+    fn may_be_absent(&self, is_first: bool) -> bool {
+        is_first && !self.absent.is_empty()
+    }
+}
+
+async fn read_page(
+    endpoint: &Arc<Endpoint>,
+    ask: &Ask<'_>,
+    list: &List,
+    is_first: bool,
+) -> Result<ListPage, UpstreamError> {
+    let may_be_absent = list.may_be_absent(is_first);
+    let absent = || ask.call.fail(Kind::NotFound, "there is no such list");
+    let absences = match may_be_absent {
+        true => list.absent,
+        false => &[],
+    };
+    let response = fetch_page(endpoint, ask, absences).await?;
+    let headers = response.headers().clone();
+    if response.status() != StatusCode::OK || may_be_absent && answer::is_html(&headers) {
+        drain(response).await;
+        return Err(absent());
+    } else if answer::is_html(&headers) {
+        drain(response).await;
+        return Err(ask.call.fail(Kind::Unavailable, answer::HTML));
+    }
+    answer::check_encoding(&ask.call, &headers)?;
+    let query = next_query(&headers, response.url());
+    let query = query.map_err(|error| ask.call.fail(Kind::Invalid, error))?;
+    let length = answer::content_length(&headers);
+    let body = endpoint.body(&ask.call, response, length);
+    let mut page = match read_elements(body, &ask.call, list).await {
+        Err(error) if may_be_absent && error.kind == Kind::NotFound => return Err(absent()),
+        Err(error) if error.kind == Kind::NotFound => {
+            return Err(UpstreamError {
+                kind: Kind::Invalid,
+                ..error
+            });
+        }
+        read => read?,
+    };
+    page.next = match query {
+        Some(query) => Some(NextPage::new(query, false)),
+        None => guessed(&page.entries, list),
+    };
+    Ok(page)
+}
+
+/// The head of a page. Some registries refuse the number of entries that is asked for at first: then they choose.
+async fn fetch_page(
+    endpoint: &Arc<Endpoint>,
+    ask: &Ask<'_>,
+    absences: &[StatusCode],
+) -> Result<Response, UpstreamError> {
+    let wanted = [&[StatusCode::OK], absences].concat();
+    let is_numbered = ask.raw_query.is_none() && !ask.query.is_empty();
+    if !is_numbered {
+        return endpoint.fetch(ask, &wanted).await;
+    }
+    let refusal = [StatusCode::OK, StatusCode::BAD_REQUEST];
+    let response = endpoint.fetch(ask, &refusal).await?;
+    if response.status() == StatusCode::OK {
+        return Ok(response);
+    }
+    drain(response).await;
+    let plain = Ask {
+        query: Vec::new(),
+        ..ask.clone()
+    };
+    endpoint.fetch(&plain, &wanted).await
+}
+
+/// The next page by its place, when a page is as full as was asked for and has no `Link`.
+fn guessed(entries: &Texts, list: &List) -> Option<NextPage> {
+    let number = list.full.filter(|full| *full == entries.len())?;
+    let last = entries.iter().next_back()?;
+    Some(NextPage::new(format!("n={number}&last={last}"), true))
+}
+
+/// [`Kind::NotFound`] for a body that is no such list.
+async fn read_elements(
+    mut body: Body,
+    call: &Call,
+    list: &List,
+) -> Result<ListPage, UpstreamError> {
+    let broken = |error: NotElements| match error {
+        NotElements::TooLarge => call.fail(Kind::Invalid, error),
+        NotElements::NoObject | NotElements::NoArray => call.fail(Kind::NotFound, error),
+    };
+    let mut elements = Elements::of(list.name, list.max_element_bytes);
+    let mut page = ListPage::default();
+    while let Some(part) = body.next().await? {
+        page.bytes = page.bytes.saturating_add(part.len() as u64);
+        if page.bytes > list.max_bytes {
+            return Err(call.fail(Kind::Invalid, "the list is larger than allowed"));
+        }
+        let read = elements.push(&part, |element| (list.read)(element, &mut page.entries));
+        read.map_err(broken)?;
+    }
+    // A tag list without tags is an empty one; an index without manifests is no index.
+    match elements.finish().map_err(broken)? {
+        false if !list.absent.is_empty() => Err(broken(NotElements::NoArray)),
+        _ => Ok(page),
+    }
+}
+
+/// A tag that we could not address is of no use to anybody behind us.
+fn read_tag(element: &[u8], tags: &mut Texts) -> Result<(), NotElements> {
+    let tag: String = serde_json::from_slice(element).map_err(|_json| NotElements::NoArray)?;
+    if tag.parse::<Tag>().is_ok() {
+        tags.push(&tag);
+    }
+    Ok(())
+}
+
+/// A descriptor as the upstream wrote it: fields that this registry does not know are the client's.
+fn read_descriptor(element: &[u8], descriptors: &mut Texts) -> Result<(), NotElements> {
+    #[derive(serde::Deserialize)]
+    struct Descriptor {
+        #[serde(rename = "digest")]
+        _digest: String,
+    }
+    let is_descriptor = serde_json::from_slice::<Descriptor>(element).is_ok();
+    match std::str::from_utf8(element) {
+        Ok(text) if is_descriptor => {
+            descriptors.push(text);
+            Ok(())
+        }
+        _ => Err(NotElements::NoArray),
+    }
 }
 
 /// A blob's body, and what its head said of it.
@@ -380,7 +588,7 @@ struct Opened {
     body: Body,
 }
 
-async fn open_blob(endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Opened, UpstreamError> {
+async fn open_blob(endpoint: &Arc<Endpoint>, ask: &Ask<'_>) -> Result<Opened, UpstreamError> {
     let wanted = match ask.range() {
         None => &[StatusCode::OK][..],
         Some(_) => &[StatusCode::OK, StatusCode::PARTIAL_CONTENT][..],

@@ -83,6 +83,15 @@ impl Origin {
         })
     }
 
+    /// The https origin of a host, on the standard port.
+    pub(crate) fn https(host: &str) -> Self {
+        Self {
+            secure: true,
+            host: Host::Domain(host.to_owned()),
+            port: 443,
+        }
+    }
+
     /// Whether TLS protects it.
     pub(crate) fn is_secure(&self) -> bool {
         self.secure
@@ -91,6 +100,22 @@ impl Origin {
     /// Its host.
     pub(crate) fn host(&self) -> &Host<String> {
         &self.host
+    }
+}
+
+impl fmt::Display for Origin {
+    /// As a URL, with the port only where it is not the scheme's.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, usual) = if self.secure {
+            ("https", 443)
+        } else {
+            ("http", 80)
+        };
+        write!(formatter, "{scheme}://{}", self.host)?;
+        match self.port {
+            port if port == usual => Ok(()),
+            port => write!(formatter, ":{port}"),
+        }
     }
 }
 
@@ -167,6 +192,7 @@ impl fmt::Debug for Credential {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::realm::Carries;
 
     fn origin(url: &str) -> Origin {
         Origin::of(&url.parse().unwrap()).unwrap()
@@ -207,7 +233,7 @@ mod tests {
         let credential = Credential::bind(Arc::new(secret), origin("https://r.example.com"));
         let is_attached = |named_by: &str| {
             let url = "https://auth.example.com/token";
-            let realm = Realm::admit(url, &origin(named_by), &[]).unwrap();
+            let realm = Realm::admit(url, &origin(named_by), &[], Carries::Nothing).unwrap();
             let request = reqwest::Client::new().get(url);
             let request = credential.attach_to_realm(request, &realm).build().unwrap();
             request.headers().contains_key("authorization")
@@ -225,7 +251,8 @@ mod tests {
         let request = credential.attach_to(request, &own).build().unwrap();
         assert!(!request.headers().contains_key("authorization"));
         let has_form = |named_by: &str| {
-            let realm = Realm::admit("https://auth.example.com/t", &origin(named_by), &[]);
+            let url = "https://auth.example.com/t";
+            let realm = Realm::admit(url, &origin(named_by), &[], Carries::Nothing);
             credential.refresh_form(&realm.unwrap()).is_some()
         };
         assert!(has_form("https://r.example.com"));

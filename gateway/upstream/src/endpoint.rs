@@ -2,10 +2,12 @@
 //!
 //! Owns the tokens, what was learned of the registry's authentication, and the breaker and budget of that base URL. Does not know
 //! what a response is good for.
-//! Invariant: `Authorization` is added only while the request stays on the base URL's origin.
+//! Invariant: `Authorization` of ours is added only while the request stays on the base URL's origin; a registry that a redirect led to
+//! gets a token that was got there, as nobody.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use gantry_model::RepositoryName;
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::{RequestBuilder, Response};
@@ -18,32 +20,35 @@ use crate::{
     breaker::Breaker,
     challenge::Challenge,
     credential::{Credential, CredentialSource, Credentials, Origin},
-    error::{Call, Cause, Kind, UpstreamError},
-    rate::{self, Budget, Quota},
-    realm::{Realm, RealmError},
+    error::{Call, Cause, Earlier, Kind, UpstreamError},
+    rate::{self, Leave, Quota},
+    realm::{Carries, Realm},
     redirect::{self, RedirectError},
-    session::{Proof, Scheme, Session},
+    session::{CallerBudgets, Proof, Scheme, Session},
     settings::{BuildError, ClientSettings},
-    token::{MAX_TOKEN_BODY_BYTES, Token, TokenKey},
+    token::{Fetched, MAX_TOKEN_BODY_BYTES, Token, TokenKey},
     transport::{Transport, drain},
 };
 
-/// Without a token, with a kept one that turns out stale, with a fresh one.
-const MAX_ROUNDS: usize = 3;
+/// Without a token, with a kept one that turns out stale, with a fresh one, with a password.
+const MAX_ROUNDS: usize = 4;
 
 /// What is asked of a registry, whichever base URL it has.
+#[derive(Clone)]
 pub(crate) struct Ask<'a> {
     pub(crate) call: Call,
     pub(crate) method: Method,
     /// A repository, and the path segments after its name; `None` = the registry itself, `/v2/`.
     pub(crate) about: Option<(&'a RepositoryName, [&'a str; 2])>,
     pub(crate) query: Vec<(&'static str, String)>,
+    /// A query as the upstream wrote it, instead.
+    pub(crate) raw_query: Option<&'a str>,
     pub(crate) accept: Option<&'static str>,
     pub(crate) offset: u64,
     /// The last byte that is wanted; `None` for all of them.
     pub(crate) last: Option<u64>,
     /// As whom; `None` = as ourselves.
-    pub(crate) session: Option<&'a Session>,
+    pub(crate) session: Option<&'a Arc<Session>>,
 }
 
 impl Ask<'_> {
@@ -67,10 +72,14 @@ pub(crate) struct Endpoint {
     /// What its registry calls the repositories before their names; empty or ending in a slash.
     prefix: String,
     transport: Transport,
-    ours: Session,
+    ours: Arc<Session>,
+    /// At registries that redirects lead to.
+    away: Arc<Session>,
+    callers: CallerBudgets,
     realms: Vec<Origin>,
+    /// Sent to the origin of the settings' URL, and nowhere else.
+    headers: HeaderMap,
     breaker: Breaker,
-    budget: Budget,
     pace: Pace,
 }
 
@@ -103,14 +112,17 @@ impl Endpoint {
         let source = settings.credentials.clone().filter(|_| is_home);
         let realms: Option<Vec<Origin>> = settings.token_realms.iter().map(Origin::of).collect();
         let (base, prefix) = split_base(base);
+        let headers = settings.headers.iter().filter(|_| is_home).cloned();
         Ok(Self {
             base,
             prefix,
             transport: Transport::new(origin.clone(), is_home, settings)?,
-            ours: Session::ours(origin, source),
+            away: Arc::new(Session::away(origin.clone())),
+            ours: Arc::new(Session::ours(origin, source)),
+            callers: CallerBudgets::default(),
             realms: realms.ok_or(BuildError::Url)?,
+            headers: headers.collect(),
             breaker: Breaker::default(),
-            budget: Budget::default(),
             pace: Pace {
                 idle_timeout: settings.idle_timeout,
                 minimum_rate: settings.minimum_rate,
@@ -124,11 +136,17 @@ impl Endpoint {
     }
 
     /// A session of somebody else, for one question.
-    pub(crate) fn caller_session(&self, caller: Option<&Credentials>) -> Session {
-        Session::of_caller(self.transport.origin().clone(), caller)
+    pub(crate) fn caller_session(&self, caller: Option<&Credentials>) -> Arc<Session> {
+        // Where we are nobody ourselves, a limit of nobody's is ours.
+        let budget = match caller {
+            None if !self.ours.account.is_known() => Arc::clone(&self.ours.budget),
+            _ => self.callers.of(caller),
+        };
+        let origin = self.transport.origin().clone();
+        Arc::new(Session::of_caller(origin, caller, budget))
     }
 
-    fn session<'a>(&'a self, ask: &Ask<'a>) -> &'a Session {
+    fn session<'a>(&'a self, ask: &Ask<'a>) -> &'a Arc<Session> {
         ask.session.unwrap_or(&self.ours)
     }
 
@@ -140,8 +158,8 @@ impl Endpoint {
     pub(crate) fn stats(&self, now: Instant) -> EndpointStats {
         EndpointStats {
             url: self.base.clone(),
-            quota: self.budget.quota(),
-            paused_for: self.budget.paused_for(now),
+            quota: self.ours.budget.quota(),
+            paused_for: self.ours.budget.rests_for(now),
             is_broken: self.breaker.is_open(),
         }
     }
@@ -149,41 +167,30 @@ impl Endpoint {
     /// Runs `attempt` unless the upstream asked for a pause or the breaker is open, and tells the breaker how it went.
     pub(crate) async fn guarded<T>(
         &self,
-        call: &Call,
+        ask: &Ask<'_>,
         attempt: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
-        self.check_pause(call)?;
+        let call = &ask.call;
+        let _leave = leave(self.session(ask), call)?;
         let pass = self.breaker.admit(Instant::now()).map_err(|pause| {
-            call.fail(Kind::Unavailable, "not tried, it failed too often just now")
-                .because(Cause::Breaker)
-                .retry_after(pause)
+            let earlier = self.breaker.last_fault().map(Earlier);
+            let answer = "not tried, it failed too often just now";
+            let error = match earlier {
+                Some(earlier) => call.fail_with(Kind::Unavailable, answer, earlier),
+                None => call.fail(Kind::Unavailable, answer),
+            };
+            error.because(Cause::Breaker).retry_after(pause)
         })?;
         let result = attempt.await;
-        let is_unavailable = matches!(&result, Err(error) if error.kind == Kind::Unavailable);
-        pass.settle(!is_unavailable, Instant::now());
+        let unavailable = result.as_ref().err();
+        let unavailable = unavailable.filter(|error| error.kind == Kind::Unavailable);
+        pass.settle(unavailable.map(UpstreamError::fault), Instant::now());
         result
-    }
-
-    fn check_pause(&self, call: &Call) -> Result<(), UpstreamError> {
-        let admitted = self.budget.admit(call.verb(), Instant::now());
-        admitted.map_err(|(kind, left)| {
-            call.fail(kind, "not tried, it asked to come back later")
-                .because(rate::cause_of(kind))
-                .retry_after(left)
-        })
-    }
-
-    fn hear(&self, ask: &Ask<'_>, call: &Call, response: &Response, is_foreign: bool) {
-        if !self.session(ask).shares_our_limits() {
-            return;
-        }
-        let word = answer::word(response.status(), response.headers(), is_foreign);
-        self.budget.hear(call.verb(), word, Instant::now());
     }
 
     /// The response to `ask`, when its status is `wanted`.
     pub(crate) async fn fetch(
-        &self,
+        self: &Arc<Self>,
         ask: &Ask<'_>,
         wanted: &[StatusCode],
     ) -> Result<Response, UpstreamError> {
@@ -192,7 +199,7 @@ impl Endpoint {
 
     /// Whether `ask` is answered with that status after a proof was asked for and given. The body is of no interest.
     pub(crate) async fn accepts(
-        &self,
+        self: &Arc<Self>,
         ask: &Ask<'_>,
         wanted: StatusCode,
     ) -> Result<bool, UpstreamError> {
@@ -201,10 +208,14 @@ impl Endpoint {
         Ok(answer.is_proven)
     }
 
-    async fn wanted(&self, ask: &Ask<'_>, wanted: &[StatusCode]) -> Result<Answer, UpstreamError> {
+    async fn wanted(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        wanted: &[StatusCode],
+    ) -> Result<Answer, UpstreamError> {
         let answer = self.ask(ask).await?;
         let (response, is_foreign) = (&answer.response, answer.is_foreign);
-        self.hear(ask, &ask.call, response, is_foreign);
+        hear(self.session(ask), &ask.call, response, is_foreign);
         if wanted.contains(&response.status()) {
             return Ok(answer);
         }
@@ -220,7 +231,7 @@ impl Endpoint {
 
     // --- authentication ---
 
-    async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
+    async fn ask(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let began = Instant::now();
         let session = self.session(ask);
         let mut proof = self.remembered_proof(ask).await?;
@@ -228,25 +239,31 @@ impl Endpoint {
         let mut is_renewed = false;
         loop {
             let answer = self.send(ask, &proof).await?;
-            let is_challenge = answer.response.status() == StatusCode::UNAUTHORIZED;
-            if answer.is_foreign || !is_challenge {
+            if answer.is_foreign || !is_challenge(&answer.response, &proof) {
                 return Ok(answer);
             }
             rounds.next();
             // What was fetched or sent for this very call and is refused all the same will not do better again.
             let is_final = match &proof {
-                Proof::None => false,
+                Proof::None | Proof::Bearer(..) => false,
                 Proof::Basic(_) if is_renewed => true,
                 Proof::Basic(refused) => {
                     is_renewed = true;
                     !session.account.renew(&ask.call, refused).await?
                 }
-                Proof::Bearer(_, token) => token.issued() >= began,
             };
             if is_final || rounds.is_empty() {
                 return Ok(answer);
             }
             if let Proof::Bearer(key, token) = &proof {
+                if token.issued() >= began {
+                    let Some(basic) = self.basic_instead(ask, &answer.response).await else {
+                        return Ok(answer);
+                    };
+                    drain(answer.response).await;
+                    proof = basic;
+                    continue;
+                }
                 session.tokens.discard(key, token).await;
             }
             let scheme = self.choose(ask, answer.response.headers())?;
@@ -255,7 +272,19 @@ impl Endpoint {
         }
     }
 
-    async fn remembered_proof(&self, ask: &Ask<'_>) -> Result<Proof, UpstreamError> {
+    /// After a token of now was not enough: the password, where the upstream offers to take it.
+    async fn basic_instead(self: &Arc<Self>, ask: &Ask<'_>, response: &Response) -> Option<Proof> {
+        let mut offers = challenges(response.headers()).into_iter();
+        if !offers.any(|challenge| challenge.scheme == "basic") {
+            return None;
+        }
+        match self.prove(ask, Scheme::Basic).await {
+            Ok(proof @ Proof::Basic(_)) => Some(proof),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    async fn remembered_proof(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Proof, UpstreamError> {
         let remembered = &self.session(ask).remembered;
         match ask.repository().and_then(|name| remembered.get(name)) {
             None => Ok(Proof::None),
@@ -266,15 +295,13 @@ impl Endpoint {
     /// Picks a challenge that may be answered; Bearer before Basic, as all clients do.
     fn choose(&self, ask: &Ask<'_>, headers: &HeaderMap) -> Result<Scheme, UpstreamError> {
         let refused = |answer: &str| ask.call.fail(Kind::Refused, format_args!("401, {answer}"));
-        let lines = headers.get_all(header::WWW_AUTHENTICATE);
-        let challenges = Challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
-        let bearer = challenges
-            .iter()
-            .filter(|challenge| challenge.scheme == "bearer")
-            .find_map(|challenge| Some((challenge, challenge.parameter("realm")?)));
-        if let Some((challenge, realm)) = bearer {
-            let realm = Realm::admit(realm, self.transport.origin(), &self.realms)
-                .map_err(|error| unadmitted(&ask.call, error))?;
+        let challenges = challenges(headers);
+        if let Some((challenge, realm)) = bearer(&challenges) {
+            let carries = match self.session(ask).account.is_known() {
+                true => Carries::Secret,
+                false => Carries::Nothing,
+            };
+            let realm = self.realm(&ask.call, realm, self.transport.origin(), carries)?;
             return Ok(Scheme::Bearer(Arc::new(TokenKey {
                 realm,
                 service: challenge.parameter("service").map(str::to_owned),
@@ -294,8 +321,33 @@ impl Endpoint {
         }
     }
 
+    /// A realm, when what is to be sent may go there.
+    fn realm(
+        &self,
+        call: &Call,
+        realm: &str,
+        named_by: &Origin,
+        carries: Carries,
+    ) -> Result<Realm, UpstreamError> {
+        Realm::admit(realm, named_by, &self.realms, carries).map_err(|error| {
+            let origin = realm.parse().ok().as_ref().and_then(Origin::of);
+            let origin = origin.filter(|_| error.is_mended_by_listing());
+            let to_do = origin.map_or_else(String::new, |origin| {
+                let mirror = call.upstream();
+                format!("; if it is the upstream's, write `token_realms: [\"{origin}\"]` below mirrors.{mirror}")
+            });
+            let answer = format_args!("401, {error}; nothing was sent to it{to_do}");
+            call.fail_with(Kind::Refused, answer, error)
+                .because(Cause::Realm)
+        })
+    }
+
     /// Gets what the scheme wants, and remembers the scheme while that works.
-    async fn prove(&self, ask: &Ask<'_>, scheme: Scheme) -> Result<Proof, UpstreamError> {
+    async fn prove(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        scheme: Scheme,
+    ) -> Result<Proof, UpstreamError> {
         let session = self.session(ask);
         let remember = |scheme| {
             if let Some(repository) = ask.repository() {
@@ -311,8 +363,7 @@ impl Endpoint {
             generation: session.account.generation(),
             ..(*key).clone()
         });
-        let fetch = self.fetch_token(ask, &key);
-        match session.tokens.get(&key, fetch).await {
+        match self.token(session, &ask.call, &key).await {
             Ok(token) => {
                 remember(Scheme::Bearer(Arc::clone(&key)));
                 Ok(Proof::Bearer(key, token))
@@ -335,17 +386,36 @@ impl Endpoint {
         }
     }
 
-    async fn fetch_token(&self, ask: &Ask<'_>, key: &TokenKey) -> Result<Token, UpstreamError> {
-        let session = self.session(ask);
-        let call = ask.call.instead(match session.is_ours {
+    /// The token that is kept for the session, or one that is fetched, once for all who want it.
+    async fn token(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        call: &Call,
+        key: &TokenKey,
+    ) -> Fetched {
+        let call = call.instead(match session.is_ours {
             true => "GET token",
             false => "GET token for a caller",
         });
-        self.check_pause(&call)?;
+        let fetch = || -> BoxFuture<'static, Result<Token, UpstreamError>> {
+            let (endpoint, session) = (Arc::clone(self), Arc::clone(session));
+            let (call, key) = (call.clone(), key.clone());
+            async move { endpoint.fetch_token(&session, &call, &key).await }.boxed()
+        };
+        session.tokens.get(&call, key, fetch).await
+    }
+
+    async fn fetch_token(
+        &self,
+        session: &Session,
+        call: &Call,
+        key: &TokenKey,
+    ) -> Result<Token, UpstreamError> {
+        let _leave = leave(session, call)?;
         let issued = Instant::now();
-        let credential = session.account.current(&call).await?;
+        let credential = session.account.current(call).await?;
         let token = TokenAsk {
-            call: &call,
+            call,
             key,
             is_ours: session.is_ours,
         };
@@ -355,15 +425,15 @@ impl Endpoint {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
         );
         if let Some(refused) = credential.filter(|_| is_refusal)
-            && session.account.renew(&call, &refused).await?
+            && session.account.renew(call, &refused).await?
         {
             drain(response).await;
-            let other = session.account.current(&call).await?;
+            let other = session.account.current(call).await?;
             response = self.ask_for_token(&token, other.as_ref()).await?;
         }
-        self.hear(ask, &call, &response, false);
+        hear(session, call, &response, false);
         if response.status() != StatusCode::OK {
-            let error = answer::failure(&call, response.status(), response.headers(), false);
+            let error = answer::failure(call, response.status(), response.headers(), false);
             drain(response).await;
             // A missing token endpoint says nothing about the content.
             return Err(match error.kind {
@@ -374,8 +444,12 @@ impl Endpoint {
                 _ => error,
             });
         }
-        answer::check_encoding(&call, response.headers())?;
-        let body = self.body(&call, response, None);
+        answer::check_encoding(call, response.headers())?;
+        if answer::is_html(response.headers()) {
+            drain(response).await;
+            return Err(call.fail(Kind::Unavailable, answer::HTML));
+        }
+        let body = self.body(call, response, None);
         let body = body.read_capped(MAX_TOKEN_BODY_BYTES).await?;
         Token::parse(&body, issued)
             .ok_or_else(|| call.fail(Kind::Invalid, "the answer has no usable token"))
@@ -410,23 +484,31 @@ impl Endpoint {
     // --- sending ---
 
     /// Sends `ask` and follows its redirects. Once a redirect leaves the origin, the proof stays behind for good.
-    async fn send(&self, ask: &Ask<'_>, proof: &Proof) -> Result<Answer, UpstreamError> {
+    async fn send(self: &Arc<Self>, ask: &Ask<'_>, proof: &Proof) -> Result<Answer, UpstreamError> {
         let mut url = self.url(ask);
         let mut is_foreign = false;
-        let is_ours = self.session(ask).is_ours;
+        let mut away: Option<(Origin, Token)> = None;
         for _ in 0..=redirect::MAX_REDIRECTS {
-            let method = ask.method.clone();
-            let mut request = self.transport.request(&ask.call, method, &url, is_ours)?;
-            if let Some(accept) = ask.accept {
-                request = request.header(header::ACCEPT, accept);
-            }
-            if let Some(range) = ask.range() {
-                request = request.header(header::RANGE, range);
-            }
+            let mut request = self.begin(ask, &url, is_foreign)?;
             if !is_foreign {
                 request = self.attach(request, proof);
+            } else if let Some((origin, token)) = &away
+                && Origin::of(&url).as_ref() == Some(origin)
+            {
+                request = token.attach(request);
             }
-            let response = self.transport.dispatch(&ask.call, request).await?;
+            let mut response = self.transport.dispatch(&ask.call, request).await?;
+            if is_foreign
+                && away.is_none()
+                && response.status() == StatusCode::UNAUTHORIZED
+                && let Some(found) = self.token_away(&ask.call, &url, response.headers()).await?
+            {
+                drain(response).await;
+                let request = self.begin(ask, &url, is_foreign)?;
+                let request = found.1.attach(request);
+                away = Some(found);
+                response = self.transport.dispatch(&ask.call, request).await?;
+            }
             if !redirect::is_redirect(response.status()) {
                 return Ok(Answer {
                     response,
@@ -446,6 +528,62 @@ impl Endpoint {
             drain(response).await;
         }
         Err(ask.call.fail(Kind::Invalid, "too many redirects"))
+    }
+
+    /// A request of `ask` without a proof.
+    fn begin(
+        &self,
+        ask: &Ask<'_>,
+        url: &Url,
+        is_foreign: bool,
+    ) -> Result<RequestBuilder, UpstreamError> {
+        let is_ours = self.session(ask).is_ours;
+        let method = ask.method.clone();
+        let mut request = self.transport.request(&ask.call, method, url, is_ours)?;
+        if let Some(accept) = ask.accept {
+            request = request.header(header::ACCEPT, accept);
+        }
+        if let Some(range) = ask.range() {
+            request = request.header(header::RANGE, range);
+        }
+        if is_ours && !is_foreign && !self.headers.is_empty() {
+            request = request.headers(self.headers.clone());
+        }
+        Ok(request)
+    }
+
+    /// The token that a registry gives to nobody, when a redirect led to one that asks for one. Nothing of the mirror's own goes there.
+    async fn token_away(
+        self: &Arc<Self>,
+        call: &Call,
+        at: &Url,
+        headers: &HeaderMap,
+    ) -> Result<Option<(Origin, Token)>, UpstreamError> {
+        let challenges = challenges(headers);
+        let (Some((challenge, realm)), Some(origin)) = (bearer(&challenges), Origin::of(at)) else {
+            return Ok(None);
+        };
+        let key = TokenKey {
+            realm: self.realm(call, realm, &origin, Carries::Nothing)?,
+            service: challenge.parameter("service").map(str::to_owned),
+            scope: pull_scope(challenge),
+            generation: self.away.account.generation(),
+        };
+        match self.token(&self.away, call, &key).await {
+            Ok(token) => Ok(Some((origin, token))),
+            Err(error) => {
+                // Where a redirect led cannot say that the upstream refuses.
+                let kind = match error.kind {
+                    Kind::Refused => Kind::Invalid,
+                    kind => kind,
+                };
+                Err(UpstreamError {
+                    retry_after: error.retry_after,
+                    cause: error.cause,
+                    ..call.fail_with(kind, "no token after a redirect", error)
+                })
+            }
+        }
     }
 
     fn attach(&self, request: RequestBuilder, proof: &Proof) -> RequestBuilder {
@@ -469,7 +607,9 @@ impl Endpoint {
                 None => segments.push(""),
             };
         }
-        if !ask.query.is_empty() {
+        if ask.raw_query.is_some() {
+            url.set_query(ask.raw_query);
+        } else if !ask.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&ask.query);
         }
         url
@@ -546,8 +686,51 @@ fn split_base(base: &Url) -> (Url, String) {
     (url, prefix)
 }
 
-fn unadmitted(call: &Call, error: RealmError) -> UpstreamError {
-    let answer = format_args!("401, {error}; nothing was sent to it");
-    call.fail_with(Kind::Refused, answer, error)
-        .because(Cause::Blocked)
+/// Leave of the upstream's limits to send a request now.
+fn leave<'a>(session: &'a Session, call: &Call) -> Result<Leave<'a>, UpstreamError> {
+    let leave = session.budget.admit(call.class(), Instant::now());
+    leave.map_err(|(kind, left)| {
+        call.fail(kind, "not tried, it asked to come back later")
+            .because(rate::cause_of(kind))
+            .retry_after(left)
+    })
+}
+
+/// Takes in what a response says about how often its session may ask.
+fn hear(session: &Session, call: &Call, response: &Response, is_foreign: bool) {
+    let word = answer::word(response.status(), response.headers(), is_foreign);
+    session.budget.hear(call.class(), word, Instant::now());
+}
+
+/// Whether a response asks for a proof, or for a better one than it got.
+fn is_challenge(response: &Response, proof: &Proof) -> bool {
+    match response.status() {
+        StatusCode::UNAUTHORIZED => true,
+        // RFC 6750 section 3.1: a token without the scope.
+        StatusCode::FORBIDDEN => {
+            matches!(proof, Proof::Bearer(..))
+                && response.headers().contains_key(header::WWW_AUTHENTICATE)
+        }
+        _ => false,
+    }
+}
+
+fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+    let lines = headers.get_all(header::WWW_AUTHENTICATE);
+    Challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()))
+}
+
+fn bearer(challenges: &[Challenge]) -> Option<(&Challenge, &str)> {
+    let mut bearers = challenges.iter().filter(|it| it.scheme == "bearer");
+    bearers.find_map(|challenge| Some((challenge, challenge.parameter("realm")?)))
+}
+
+/// Pulling what a challenge of another registry is about; nothing when it does not say.
+fn pull_scope(challenge: &Challenge) -> String {
+    let asked = challenge.parameter("scope").unwrap_or_default();
+    let name = asked.split_whitespace().find_map(|scope| {
+        let (name, _actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
+        name.parse::<RepositoryName>().ok()
+    });
+    name.map_or_else(String::new, |name| format!("repository:{name}:pull"))
 }

@@ -2,7 +2,7 @@
 //!
 //! Map: this file is the port; `error` what can go wrong and what a caller can do about it; `settings` what a client is told.
 //! `client` speaks the distribution API over one or several base URLs, `endpoint` sends a request to one of them, `answer` and `body`
-//! read what comes back, `transport` holds the connections, `breaker` spares an upstream that fails and `rate` one that limits.
+//! read what comes back, `list` and `elements` a list page by page, `transport` holds the connections, `breaker` spares an upstream that fails and `rate` one that limits.
 //! `challenge`, `token`, `realm`, `credential`, `account` and `helper` are authentication; `redirect` and `address` say where an
 //! upstream may send us. `session` is as whom it is asked, `rights` asks it as somebody else. Knows nothing of storage, freshness or policy.
 //! Invariant: a credential leaves only for the origin it is bound to, or a realm that origin is allowed to name.
@@ -17,8 +17,10 @@ mod body;
 mod breaker;
 mod challenge;
 mod credential;
+mod elements;
 mod endpoint;
 mod helper;
+mod list;
 mod rate;
 mod realm;
 mod redirect;
@@ -35,10 +37,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 pub use client::{EndpointStats, RegistryClient, Stats};
 pub use credential::{CredentialSource, Credentials};
-pub use error::{Cause, Kind, UpstreamError};
+pub use error::{Cause, Fault, Kind, UpstreamError, causes};
 use futures_util::stream::BoxStream;
-use gantry_model::{Digest, MediaType, Page, Reference, RepositoryName, Tag};
+use gantry_model::{Digest, MediaType, Reference, RepositoryName};
 pub use helper::Helper;
+pub use list::{ListPage, NextPage, Texts};
 pub use rate::Quota;
 pub use settings::{BuildError, ClientSettings, Proxy, Tls};
 
@@ -100,15 +103,6 @@ pub struct Part {
     pub waits: bool,
 }
 
-/// A page of an upstream's tags.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct TagPage {
-    /// In the upstream's order.
-    pub tags: Vec<Tag>,
-    /// Whether a `Link` says there are more.
-    pub more: bool,
-}
-
 /// Another registry.
 #[async_trait]
 pub trait Upstream: Debug + Send + Sync {
@@ -164,25 +158,28 @@ pub trait Upstream: Debug + Send + Sync {
         part: Part,
     ) -> Result<BlobStream, UpstreamError>;
 
-    /// A page of tags.
+    /// A page of tags: the first, or the one that the page before it named. A longer document than `max_bytes` is an error.
     ///
     /// # Errors
     /// [`UpstreamError`].
     async fn tags(
         &self,
         repository: &RepositoryName,
-        page: &Page,
-    ) -> Result<TagPage, UpstreamError>;
+        next: Option<&NextPage>,
+        max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError>;
 
-    /// The referrers index of a manifest, unfiltered.
+    /// A page of the descriptors of what refers to a manifest, unfiltered, as JSON texts. Each is an object with a digest.
     ///
     /// # Errors
-    /// [`UpstreamError`]; [`Kind::NotFound`] also when the upstream has no referrers API.
+    /// [`UpstreamError`]; [`Kind::NotFound`] when the upstream has no referrers API, however it says that.
     async fn referrers(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<FetchedManifest, UpstreamError>;
+        next: Option<&NextPage>,
+        max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError>;
 }
 
 /// What an upstream lets others do. A trait of its own: a cache fills itself without it.

@@ -1,10 +1,10 @@
 //! How often an upstream may be asked: what it says itself, and what the operator allows.
 //!
-//! Owns the pauses after a 429 or a `Retry-After`, what Docker Hub's `RateLimit` headers told last, and the pacing of requests.
+//! Owns the rests after a 429, or a 503 that names a time, what Docker Hub's `RateLimit` headers told last, and the pacing of requests.
 //! Sends nothing and sleeps never: it says how long.
+//! Invariant: a class of requests that was limited rests, and then one request tries; the others wait for its answer.
 
 use std::{
-    collections::HashMap,
     num::NonZeroU32,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,12 +14,23 @@ use tokio::time::Instant;
 
 use crate::error::{Cause, Kind};
 
-/// The pause after a 429 that names none, as Docker Hub's pull limit does; each one after it doubles.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-/// The longest pause, whatever an upstream says: a mistaken `Retry-After` must not switch a mirror off for a day.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
-/// The shortest, for a `Retry-After: 0`.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// The rest after a 429 that names no time, as Docker Hub's pull limit does; each one after it doubles.
+const FIRST_REST: Duration = Duration::from_secs(10);
+/// The longest rest, whatever an upstream says: a mistaken `Retry-After` must not switch a mirror off for a day.
+const LONGEST_REST: Duration = Duration::from_secs(5 * 60);
+/// The shortest, for a `Retry-After: 0`; also what a request is told to wait while another one tries.
+const SHORTEST_REST: Duration = Duration::from_secs(1);
+
+/// Requests that an upstream limits together. At Docker Hub, manifests run out and blobs do not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Class {
+    /// Of the token endpoint.
+    Tokens,
+    /// Manifests, and lists of them.
+    Manifests,
+    /// Blobs.
+    Blobs,
+}
 
 /// What a response says about how often we may ask.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,7 +41,7 @@ pub(crate) struct Word {
     pub(crate) retry_after: Option<Duration>,
     /// `RateLimit-Limit` and `RateLimit-Remaining`.
     pub(crate) quota: Option<Quota>,
-    /// Whether it comes from another origin, which speaks for itself only.
+    /// Whether it comes from another origin, which has no quota of ours to tell.
     pub(crate) is_foreign: bool,
 }
 
@@ -45,7 +56,7 @@ pub struct Quota {
     pub window: Option<Duration>,
 }
 
-/// What one base URL allows now.
+/// What one base URL allows one credential now.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     /// Guards the whole state; held for a few instructions only.
@@ -54,64 +65,107 @@ pub(crate) struct Budget {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Set by whoever named a time: nothing is asked.
-    all: Option<Pause>,
-    /// Set by a 429 without a time: this class of requests is not sent. At Docker Hub, manifests run out and blobs do not.
-    classes: HashMap<&'static str, Pause>,
+    tokens: Option<Rest>,
+    manifests: Option<Rest>,
+    blobs: Option<Rest>,
     quota: Option<Quota>,
 }
 
+impl State {
+    fn class(&mut self, class: Class) -> &mut Option<Rest> {
+        match class {
+            Class::Tokens => &mut self.tokens,
+            Class::Manifests => &mut self.manifests,
+            Class::Blobs => &mut self.blobs,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
-struct Pause {
+struct Rest {
     until: Instant,
     length: Duration,
     kind: Kind,
+    /// Whether a request tries whether it is over.
+    is_probed: bool,
 }
 
-impl Pause {
-    fn left(&self, now: Instant) -> Option<(Kind, Duration)> {
+impl Rest {
+    fn left(&self, now: Instant) -> Option<Duration> {
         let left = self.until.saturating_duration_since(now);
-        (!left.is_zero()).then_some((self.kind, left))
+        (!left.is_zero()).then_some(left)
+    }
+}
+
+/// Leave to ask. Dropped before the answer was heard, it leaves the next request in.
+#[derive(Debug)]
+pub(crate) struct Leave<'a> {
+    budget: &'a Budget,
+    class: Class,
+    is_probe: bool,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        if self.is_probe
+            && let Some(rest) = self.budget.state().class(self.class)
+        {
+            rest.is_probed = false;
+        }
     }
 }
 
 impl Budget {
     /// Leave to ask, or why not and for how long.
-    pub(crate) fn admit(&self, class: &'static str, now: Instant) -> Result<(), (Kind, Duration)> {
-        let state = self.state();
-        let pauses = state.all.iter().chain(state.classes.get(class));
-        let longest = pauses.filter_map(|pause| pause.left(now));
-        longest.max_by_key(|(_, left)| *left).map_or(Ok(()), Err)
+    pub(crate) fn admit(&self, class: Class, now: Instant) -> Result<Leave<'_>, (Kind, Duration)> {
+        let mut state = self.state();
+        let rest = state.class(class).as_mut();
+        let is_probe = match rest {
+            None => false,
+            Some(rest) => {
+                if let Some(left) = rest.left(now) {
+                    return Err((rest.kind, left));
+                } else if rest.is_probed {
+                    return Err((rest.kind, SHORTEST_REST));
+                }
+                rest.is_probed = true;
+                true
+            }
+        };
+        Ok(Leave {
+            budget: self,
+            class,
+            is_probe,
+        })
     }
 
     /// Takes in what a response to a request of that class said.
-    pub(crate) fn hear(&self, class: &'static str, word: Word, now: Instant) {
+    pub(crate) fn hear(&self, class: Class, word: Word, now: Instant) {
         let mut state = self.state();
         if !word.is_foreign {
             state.quota = word.quota.or(state.quota);
         }
+        let known = state.class(class);
         let Some(kind) = word.refusal else {
-            state.classes.remove(class);
+            // An answer to a request from before the limit is no end of it.
+            if known.is_some_and(|rest| rest.left(now).is_none()) {
+                *known = None;
+            }
             return;
         };
-        let known = state.classes.get(class).copied();
         // Calls that were under way together are refused together; that is one refusal.
-        if word.retry_after.is_none() && known.is_some_and(|pause| pause.left(now).is_some()) {
+        if word.retry_after.is_none() && known.is_some_and(|rest| rest.left(now).is_some()) {
             return;
         }
-        let doubled = known.map_or(FIRST_PAUSE, |pause| pause.length.saturating_mul(2));
+        let doubled = known.map_or(FIRST_REST, |rest| rest.length.saturating_mul(2));
         let length = word.retry_after.unwrap_or(doubled);
-        let length = length.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        let pause = Pause {
+        let length = length.clamp(SHORTEST_REST, LONGEST_REST);
+        *known = Some(Rest {
             until: now + length,
             length,
             kind,
-        };
-        if word.retry_after.is_some() && !word.is_foreign {
-            state.all = Some(pause);
-        } else {
-            state.classes.insert(class, pause);
-        }
+            is_probed: false,
+        });
     }
 
     /// What was stated last.
@@ -119,14 +173,12 @@ impl Budget {
         self.state().quota
     }
 
-    /// The longest pause that is on, of whatever class.
-    pub(crate) fn paused_for(&self, now: Instant) -> Option<Duration> {
+    /// The longest rest that is on, of whatever class.
+    pub(crate) fn rests_for(&self, now: Instant) -> Option<Duration> {
         let state = self.state();
-        let pauses = state.all.iter().chain(state.classes.values());
-        pauses
-            .filter_map(|pause| pause.left(now))
-            .map(|(_, left)| left)
-            .max()
+        let rests = [state.tokens, state.manifests, state.blobs];
+        let left = rests.into_iter().flatten();
+        left.filter_map(|rest| rest.left(now)).max()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -180,7 +232,7 @@ impl Pacer {
     }
 }
 
-/// Why a pause refuses, as a cause.
+/// Why a rest refuses, as a cause.
 pub(crate) fn cause_of(kind: Kind) -> Cause {
     match kind {
         Kind::RateLimited => Cause::RateLimit,
@@ -203,56 +255,91 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_named_pauses_everything_until_then() {
+    fn a_time_that_is_named_rests_its_class_until_then_and_no_other() {
         let (budget, now) = (Budget::default(), Instant::now());
-        budget.hear("manifests", limited(Some(60)), now);
-        let refused = Err((Kind::RateLimited, SECOND * 60));
-        assert_eq!(budget.admit("manifests", now), refused);
-        assert_eq!(budget.admit("blobs", now), refused);
-        assert_eq!(budget.paused_for(now), Some(SECOND * 60));
-        assert_eq!(budget.admit("blobs", now + SECOND * 60), Ok(()));
+        budget.hear(Class::Manifests, limited(Some(60)), now);
+        let refused = budget.admit(Class::Manifests, now).unwrap_err();
+        assert_eq!(refused, (Kind::RateLimited, SECOND * 60));
+        assert!(budget.admit(Class::Blobs, now).is_ok());
+        assert!(budget.admit(Class::Tokens, now).is_ok());
+        assert_eq!(budget.rests_for(now), Some(SECOND * 60));
+        assert!(budget.admit(Class::Manifests, now + SECOND * 60).is_ok());
     }
 
     #[test]
-    fn a_429_without_a_time_pauses_its_class_twice_as_long_each_time() {
+    fn after_the_rest_one_request_tries_and_the_others_wait_for_its_answer() {
+        let (budget, now) = (Budget::default(), Instant::now());
+        budget.hear(Class::Manifests, limited(Some(60)), now);
+        let later = now + SECOND * 60;
+        let probe = budget.admit(Class::Manifests, later).unwrap();
+        let waits = budget.admit(Class::Manifests, later).unwrap_err();
+        assert_eq!(waits, (Kind::RateLimited, SHORTEST_REST));
+        budget.hear(Class::Manifests, limited(Some(7)), later);
+        drop(probe);
+        let refused = budget.admit(Class::Manifests, later).unwrap_err();
+        assert_eq!(refused, (Kind::RateLimited, SECOND * 7));
+        let probe = budget.admit(Class::Manifests, later + SECOND * 7).unwrap();
+        budget.hear(Class::Manifests, Word::default(), later + SECOND * 8);
+        drop(probe);
+        let both = [
+            budget.admit(Class::Manifests, later + SECOND * 8),
+            budget.admit(Class::Manifests, later + SECOND * 8),
+        ];
+        assert!(both.iter().all(Result::is_ok));
+    }
+
+    #[test]
+    fn a_try_that_was_given_up_leaves_the_next_one_in() {
+        let (budget, now) = (Budget::default(), Instant::now());
+        budget.hear(Class::Blobs, limited(Some(1)), now);
+        drop(budget.admit(Class::Blobs, now + SECOND).unwrap());
+        assert!(budget.admit(Class::Blobs, now + SECOND).is_ok());
+    }
+
+    #[test]
+    fn an_answer_to_a_request_from_before_the_limit_does_not_end_the_rest() {
+        let (budget, now) = (Budget::default(), Instant::now());
+        budget.hear(Class::Manifests, limited(Some(60)), now);
+        budget.hear(Class::Manifests, Word::default(), now + SECOND);
+        assert!(budget.admit(Class::Manifests, now + SECOND).is_err());
+    }
+
+    #[test]
+    fn a_429_without_a_time_rests_twice_as_long_each_time() {
         let (budget, mut now) = (Budget::default(), Instant::now());
-        for seconds in [10, 20, 40, 80] {
-            budget.hear("manifests", limited(None), now);
-            budget.hear("manifests", limited(None), now + SECOND);
+        for seconds in [10, 20, 40, 80, 160, 300, 300] {
+            budget.hear(Class::Manifests, limited(None), now);
+            budget.hear(Class::Manifests, limited(None), now + SECOND);
             let left = SECOND * seconds;
-            assert_eq!(
-                budget.admit("manifests", now),
-                Err((Kind::RateLimited, left))
-            );
-            assert_eq!(budget.admit("blobs", now), Ok(()));
+            let refused = budget.admit(Class::Manifests, now).unwrap_err();
+            assert_eq!(refused, (Kind::RateLimited, left));
             now += left;
-            assert_eq!(budget.admit("manifests", now), Ok(()));
         }
-        budget.hear("manifests", Word::default(), now);
-        budget.hear("manifests", limited(None), now);
-        assert_eq!(budget.paused_for(now), Some(FIRST_PAUSE));
+        drop(budget.admit(Class::Manifests, now).unwrap());
+        budget.hear(Class::Manifests, Word::default(), now);
+        budget.hear(Class::Manifests, limited(None), now);
+        assert_eq!(budget.rests_for(now), Some(FIRST_REST));
     }
 
     #[test]
-    fn no_pause_is_longer_than_an_hour_or_shorter_than_a_second() {
+    fn no_rest_is_longer_than_five_minutes_or_shorter_than_a_second() {
         let (budget, now) = (Budget::default(), Instant::now());
-        budget.hear("blobs", limited(Some(0)), now);
-        assert_eq!(budget.paused_for(now), Some(SHORTEST_PAUSE));
-        budget.hear("blobs", limited(Some(86_400)), now);
-        assert_eq!(budget.paused_for(now), Some(LONGEST_PAUSE));
+        budget.hear(Class::Blobs, limited(Some(0)), now);
+        assert_eq!(budget.rests_for(now), Some(SHORTEST_REST));
+        budget.hear(Class::Blobs, limited(Some(86_400)), now);
+        assert_eq!(budget.rests_for(now), Some(LONGEST_REST));
     }
 
     #[test]
-    fn another_origin_pauses_its_own_class_only_and_has_no_quota_to_tell() {
+    fn another_origin_has_no_quota_to_tell() {
         let (budget, now) = (Budget::default(), Instant::now());
         let word = Word {
             is_foreign: true,
             quota: quota("1", "0"),
             ..limited(Some(60))
         };
-        budget.hear("blobs", word, now);
-        assert!(budget.admit("blobs", now).is_err());
-        assert_eq!(budget.admit("manifests", now), Ok(()));
+        budget.hear(Class::Blobs, word, now);
+        assert!(budget.admit(Class::Blobs, now).is_err());
         assert_eq!(budget.quota(), None);
     }
 

@@ -4,8 +4,9 @@
 //! origin before anything is sent (CVE-2026-33540). Not even an anonymous request goes to a realm that fails: that would
 //! let an upstream make us knock at addresses of our own network.
 //!
-//! "The same registrable domain" is what the public suffix list says, and a short list of its own for hosts whose subdomains belong
-//! to strangers without being on it. A realm elsewhere (lscr.io names ghcr.io's) is admitted where the operator lists its origin.
+//! A password goes to the origin it is for, to https realms of the same host, to realms the operator lists, and to the realms of public
+//! registries that document them. A request without one may also go to a realm of "the same registrable domain", which is what the
+//! public suffix list says, and a short list of its own for hosts whose subdomains belong to strangers without being on it.
 
 use url::{Host, Url};
 
@@ -22,6 +23,24 @@ pub(crate) enum RealmError {
     Insecure,
     #[error("the token realm lies outside the upstream's domain")]
     Foreign,
+    #[error("the token realm is another host, which gets no password")]
+    NoPassword,
+}
+
+impl RealmError {
+    /// Whether listing the realm's origin would admit it.
+    pub(crate) fn is_mended_by_listing(self) -> bool {
+        matches!(self, Self::Foreign | Self::NoPassword)
+    }
+}
+
+/// What is to be sent to a realm.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Carries {
+    /// A password or an identity token.
+    Secret,
+    /// Nothing that is worth stealing.
+    Nothing,
 }
 
 /// A token endpoint that its upstream was allowed to name.
@@ -37,6 +56,7 @@ impl Realm {
         text: &str,
         named_by: &Origin,
         listed: &[Origin],
+        carries: Carries,
     ) -> Result<Self, RealmError> {
         let malformed = |_parse| RealmError::Malformed;
         let mut url: Url = text.parse().map_err(malformed)?;
@@ -48,8 +68,16 @@ impl Realm {
         if named_by.is_secure() && !realm.is_secure() {
             return Err(RealmError::Insecure);
         }
-        if !listed.contains(&realm) && !same_domain(named_by.host(), realm.host()) {
-            return Err(RealmError::Foreign);
+        if !listed.contains(&realm) {
+            match carries {
+                Carries::Secret if !may_have_passwords(named_by, &realm) => {
+                    return Err(RealmError::NoPassword);
+                }
+                Carries::Nothing if !same_domain(named_by.host(), realm.host()) => {
+                    return Err(RealmError::Foreign);
+                }
+                Carries::Secret | Carries::Nothing => {}
+            }
         }
         let named_by = named_by.clone();
         Ok(Self { url, named_by })
@@ -63,6 +91,47 @@ impl Realm {
         &self.named_by
     }
 }
+
+/// Whether an upstream's password may go to a realm that nobody listed.
+fn may_have_passwords(upstream: &Origin, realm: &Origin) -> bool {
+    upstream == realm
+        || is_published(upstream, realm)
+        // Whoever may open a port of `localhost`, or of an address, need not be the upstream.
+        || realm.is_secure() && upstream.host() == realm.host() && has_one_owner(realm.host())
+}
+
+fn has_one_owner(host: &Host<String>) -> bool {
+    match host {
+        Host::Domain(name) => {
+            let name = name.strip_suffix('.').unwrap_or(name);
+            name != "localhost" && !name.ends_with(".localhost")
+        }
+        Host::Ipv4(_) | Host::Ipv6(_) => false,
+    }
+}
+
+/// Whether it is a realm that a public registry documents as its own.
+fn is_published(upstream: &Origin, realm: &Origin) -> bool {
+    let https = |host: &&str| Origin::https(host);
+    PUBLISHED.iter().any(|(upstreams, at)| {
+        Origin::https(at) == *realm
+            && upstreams
+                .iter()
+                .map(|host| https(&host))
+                .any(|it| it == *upstream)
+    })
+}
+
+/// Public registries whose token endpoint is another host than the registry, and that endpoint. Registries whose realm is their own
+/// host (ghcr.io, quay.io, gcr.io, *.pkg.dev, *.azurecr.io, public.ecr.aws, cgr.dev) need no line.
+const PUBLISHED: &[(&[&str], &str)] = &[
+    (
+        &["registry-1.docker.io", "index.docker.io", "docker.io"],
+        "auth.docker.io",
+    ),
+    (&["registry.gitlab.com"], "gitlab.com"),
+    (&["registry.digitalocean.com"], "api.digitalocean.com"),
+];
 
 fn same_domain(one: &Host<String>, other: &Host<String>) -> bool {
     if one == other {
@@ -105,7 +174,7 @@ mod tests {
 
     fn check(upstream: &str, realm: &str, expect: Result<(), RealmError>) {
         let origin = Origin::of(&upstream.parse().unwrap()).unwrap();
-        let admitted = Realm::admit(realm, &origin, &[]).map(drop);
+        let admitted = Realm::admit(realm, &origin, &[], Carries::Nothing).map(drop);
         assert_eq!(admitted, expect, "{upstream} naming {realm}");
     }
 
@@ -199,12 +268,102 @@ mod tests {
     fn a_realm_elsewhere_is_admitted_where_its_origin_is_listed() {
         let origin = |url: &str| Origin::of(&url.parse().unwrap()).unwrap();
         let (lscr, listed) = (origin("https://lscr.io"), [origin("https://ghcr.io")]);
-        let admit = |realm: &str| Realm::admit(realm, &lscr, &listed).map(drop);
+        let admit = |realm: &str| Realm::admit(realm, &lscr, &listed, Carries::Secret).map(drop);
         assert_eq!(admit("https://ghcr.io/token"), Ok(()));
         assert_eq!(admit("http://ghcr.io/token"), Err(RealmError::Insecure));
-        assert_eq!(admit("https://ghcr.io:444/token"), Err(RealmError::Foreign));
-        assert_eq!(admit("https://x.ghcr.io/token"), Err(RealmError::Foreign));
+        let no_password = Err(RealmError::NoPassword);
+        assert_eq!(admit("https://ghcr.io:444/token"), no_password);
+        assert_eq!(admit("https://x.ghcr.io/token"), no_password);
         assert_eq!(admit("https://u@ghcr.io/token"), Err(RealmError::Userinfo));
+    }
+
+    #[test]
+    fn a_password_goes_to_the_own_origin_the_own_host_and_published_realms_only() {
+        let check = |upstream: &str, realm: &str, expect: bool| {
+            let origin = Origin::of(&upstream.parse().unwrap()).unwrap();
+            let admitted = Realm::admit(realm, &origin, &[], Carries::Secret);
+            assert_eq!(admitted.is_ok(), expect, "{upstream} naming {realm}");
+        };
+        let hub = "https://registry-1.docker.io";
+        check(hub, "https://auth.docker.io/token", true);
+        check(hub, "https://auth.docker.io:444/token", false);
+        check(hub, "https://hub.docker.io/token", false);
+        check(
+            "https://registry-1.docker.io:5000",
+            "https://auth.docker.io/token",
+            false,
+        );
+        check(
+            "https://registry.gitlab.com",
+            "https://gitlab.com/jwt/auth",
+            true,
+        );
+        check(
+            "https://registry.gitlab.com",
+            "https://evil.gitlab.com/jwt/auth",
+            false,
+        );
+        check(
+            "https://gitlab.com",
+            "https://registry.gitlab.com/token",
+            false,
+        );
+        check(
+            "https://registry.digitalocean.com",
+            "https://api.digitalocean.com/v2/registry/auth",
+            true,
+        );
+        // The own host on any port, over https.
+        check(
+            "https://r.corp.example:5000",
+            "https://r.corp.example/token",
+            true,
+        );
+        check(
+            "https://r.corp.example",
+            "https://r.corp.example:8443/token",
+            true,
+        );
+        check(
+            "http://r.corp.example:5000",
+            "https://r.corp.example/token",
+            true,
+        );
+        check("http://registry:5000", "https://registry:5001/token", true);
+        check(
+            "http://r.corp.example:5000",
+            "http://r.corp.example:5001/token",
+            false,
+        );
+        check(
+            "http://r.corp.example:5000",
+            "http://r.corp.example:5000/token",
+            true,
+        );
+        // A sibling of the same domain is another host.
+        check(
+            "https://registry.gitlab.corp.example",
+            "https://gitlab.corp.example/jwt/auth",
+            false,
+        );
+        // Another port of an address or of localhost is somebody else's.
+        for host in ["127.0.0.1", "10.0.0.1", "[::1]", "localhost", "x.localhost"] {
+            check(
+                &format!("https://{host}:5000"),
+                &format!("https://{host}:5000/token"),
+                true,
+            );
+            check(
+                &format!("https://{host}:5000"),
+                &format!("https://{host}:5001/token"),
+                false,
+            );
+            check(
+                &format!("http://{host}:5000"),
+                &format!("https://{host}:5001/token"),
+                false,
+            );
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! caller's credential or none, never with ours: an alternative may lack content, and may be somebody else's server.
 //! Invariant: only 401, 403 and 404 mean "no"; whatever else goes wrong leaves the question open.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use gantry_model::{Reference, RepositoryName};
 use http::{Method, StatusCode};
@@ -18,7 +20,7 @@ use crate::{
 };
 
 impl RegistryClient {
-    fn caller_session(&self, caller: Option<&Credentials>) -> Result<Session, UpstreamError> {
+    fn caller_session(&self, caller: Option<&Credentials>) -> Result<Arc<Session>, UpstreamError> {
         let call = Call::new(self.name(), "GET base for a caller");
         Ok(self.home_endpoint(&call)?.caller_session(caller))
     }
@@ -27,13 +29,13 @@ impl RegistryClient {
     async fn question(&self, ask: &Ask<'_>) -> Result<bool, UpstreamError> {
         let _permit = self.permit(&ask.call).await?;
         let home = self.home_endpoint(&ask.call)?;
-        Box::pin(home.guarded(&ask.call, home.accepts(ask, StatusCode::OK))).await
+        Box::pin(home.guarded(ask, home.accepts(ask, StatusCode::OK))).await
     }
 
     fn question_about<'a>(
         &self,
         verb: &'static str,
-        session: &'a Session,
+        session: &'a Arc<Session>,
         about: Option<(&'a RepositoryName, [&'a str; 2])>,
     ) -> Ask<'a> {
         Ask {
@@ -41,6 +43,7 @@ impl RegistryClient {
             method: Method::GET,
             about,
             query: Vec::new(),
+            raw_query: None,
             accept: None,
             offset: 0,
             last: None,
@@ -50,7 +53,7 @@ impl RegistryClient {
 
     async fn has_manifest(
         &self,
-        session: &Session,
+        session: &Arc<Session>,
         repository: &RepositoryName,
         known: &Reference,
     ) -> Result<bool, UpstreamError> {
@@ -66,7 +69,7 @@ impl RegistryClient {
 
     async fn has_tags(
         &self,
-        session: &Session,
+        session: &Arc<Session>,
         repository: &RepositoryName,
     ) -> Result<bool, UpstreamError> {
         let about = Some((repository, ["tags", "list"]));

@@ -2,6 +2,7 @@
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
+use http::{HeaderName, HeaderValue};
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -21,6 +22,8 @@ pub struct ClientSettings {
     pub credentials: Option<CredentialSource>,
     /// Origins of token endpoints that the upstream may name beside those of its own domain.
     pub token_realms: Vec<Url>,
+    /// Sent with every request of ours to the origin of `url`, and to nothing else: no token endpoint, no redirect, no alternative.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Resolving, connecting and the TLS handshake, together.
     pub connect_timeout: Duration,
     /// The longest silence: before the response's head, and between two parts of its body.

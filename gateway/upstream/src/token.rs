@@ -3,18 +3,26 @@
 //! Owns how long a token is used and that one is fetched once, however many callers wait for it. Sends nothing itself.
 
 use std::{
+    collections::HashMap,
     fmt,
-    future::Future,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant as StdInstant},
 };
 
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use moka::{Expiry, future::Cache};
 use reqwest::RequestBuilder;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use zeroize::Zeroizing;
 
-use crate::{error::UpstreamError, realm::Realm};
+use crate::{
+    error::{Call, Kind, UpstreamError},
+    realm::Realm,
+};
 
 /// The largest answer of a token endpoint that is read, as go-containerregistry has it.
 pub(crate) const MAX_TOKEN_BODY_BYTES: usize = 64 << 10;
@@ -95,31 +103,88 @@ fn fresh_for(expires_in: Option<u64>) -> Duration {
     lifetime * 4 / 5
 }
 
-/// The tokens of one base URL.
-#[derive(Clone, Debug)]
-pub(crate) struct Tokens(Cache<TokenKey, Token>);
+/// What became of a request for a token.
+pub(crate) type Fetched = Result<Token, Arc<UpstreamError>>;
+
+/// The tokens of one identity at one base URL.
+#[derive(Clone)]
+pub(crate) struct Tokens {
+    kept: Cache<TokenKey, Token>,
+    /// Protects: the requests under way. Held for a look-up, never over an await.
+    running: Arc<Mutex<HashMap<TokenKey, Shared<BoxFuture<'static, Fetched>>>>>,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Tokens").finish_non_exhaustive()
+    }
+}
 
 impl Tokens {
     pub(crate) fn new() -> Self {
         let cache = Cache::builder().max_capacity(MAX_TOKENS);
-        Self(cache.expire_after(Freshness).build())
+        Self {
+            kept: cache.expire_after(Freshness).build(),
+            running: Arc::default(),
+        }
     }
 
-    /// A fresh token: a kept one, or the one that `fetch` brings. Callers that come while one fetches share its outcome.
+    /// A fresh token: a kept one, or the one that `fetch` brings. Callers that come while one fetches share its outcome; it goes on when
+    /// they leave, so that there is one request at a time.
     pub(crate) async fn get(
         &self,
+        call: &Call,
         key: &TokenKey,
-        fetch: impl Future<Output = Result<Token, UpstreamError>>,
-    ) -> Result<Token, Arc<UpstreamError>> {
-        self.0.try_get_with_by_ref(key, fetch).await
+        fetch: impl FnOnce() -> BoxFuture<'static, Result<Token, UpstreamError>> + Send,
+    ) -> Fetched {
+        if let Some(kept) = self.kept.get(key).await {
+            return Ok(kept);
+        }
+        self.join_or_start(call, key, fetch).await
+    }
+
+    fn join_or_start(
+        &self,
+        call: &Call,
+        key: &TokenKey,
+        fetch: impl FnOnce() -> BoxFuture<'static, Result<Token, UpstreamError>>,
+    ) -> Shared<BoxFuture<'static, Fetched>> {
+        let mut running = self.running();
+        if let Some(flight) = running.get(key) {
+            return flight.clone();
+        }
+        let (tokens, landed, fetch) = (self.clone(), key.clone(), fetch());
+        let work = async move {
+            let fetched = fetch.await.map_err(Arc::new);
+            if let Ok(token) = &fetched {
+                tokens.kept.insert(landed.clone(), token.clone()).await;
+            }
+            tokens.running().remove(&landed);
+            fetched
+        };
+        let task = tokio::spawn(work.in_current_span());
+        let (tokens, lost, call) = (self.clone(), key.clone(), call.clone());
+        let flight = async move {
+            task.await.unwrap_or_else(|_panicked| {
+                tokens.running().remove(&lost);
+                Err(Arc::new(call.fail(Kind::Unavailable, "the task went away")))
+            })
+        };
+        let flight = flight.boxed().shared();
+        running.insert(key.clone(), flight.clone());
+        flight
     }
 
     /// Forgets a token that was refused, unless another caller has replaced it already.
     pub(crate) async fn discard(&self, key: &TokenKey, refused: &Token) {
-        let kept = self.0.get(key).await;
+        let kept = self.kept.get(key).await;
         if kept.is_some_and(|kept| Arc::ptr_eq(&kept.value, &refused.value)) {
-            self.0.invalidate(key).await;
+            self.kept.invalidate(key).await;
         }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<TokenKey, Shared<BoxFuture<'static, Fetched>>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,9 +8,11 @@
 mod upstream {
     mod accounts;
     mod answers;
+    mod away;
     mod bodies;
     mod failures;
     mod limits;
+    mod lists;
     mod matrix;
     mod parts;
     mod proxies;

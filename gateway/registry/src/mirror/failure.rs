@@ -7,9 +7,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use gantry_model::{Digest, ManifestError, Refusal};
 use gantry_storage::{CommitError, StorageError, blob::PublishError};
-use gantry_upstream::{Kind, UpstreamError};
+use gantry_upstream::{Fault, Kind, UpstreamError};
 
-use crate::error::{BoxError, Error};
+use crate::error::{BoxError, Error, UpstreamFailure};
 
 /// When a client is told to try again after our own store was busy or full.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -58,6 +58,12 @@ pub(super) enum Failure {
     /// An admission hook refused the content.
     #[error("an admission hook refused")]
     Policy(Box<Refusal>),
+    /// An address asks too often for what is not there.
+    #[error("too many questions for what is not there")]
+    TooMany {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// Somebody else keeps moving the same tag.
     #[error("somebody else keeps moving the tag")]
     Conflict,
@@ -85,6 +91,11 @@ impl Failure {
         Self::Internal(Cause::new(source))
     }
 
+    /// Our own limits are used up for now.
+    pub(super) fn busy(source: &'static str) -> Self {
+        Self::Store(Cause::new(source))
+    }
+
     /// A body that ended before its end, or a connection that broke: worth resuming.
     pub(super) fn interrupted(mirror: &str, attempt: String) -> Self {
         Self::Upstream(Arc::new(UpstreamError {
@@ -97,6 +108,18 @@ impl Failure {
         }))
     }
 
+    /// What one client request may cause is used up.
+    pub(super) fn over_budget(mirror: &str, attempt: String) -> Self {
+        Self::Upstream(Arc::new(UpstreamError {
+            kind: Kind::Unavailable,
+            cause: gantry_upstream::Cause::Budget,
+            upstream: mirror.to_owned(),
+            attempt,
+            retry_after: Some(Duration::from_secs(1)),
+            source: None,
+        }))
+    }
+
     /// Whether the upstream could not answer, so that what it said before may be served instead. Its 404 is an answer.
     pub(super) fn is_upstream_trouble(&self) -> bool {
         matches!(self, Self::Upstream(_) | Self::Invalid(_))
@@ -105,6 +128,27 @@ impl Failure {
     /// Whether asking the upstream again for the rest may help.
     pub(super) fn is_resumable(&self) -> bool {
         matches!(self, Self::Upstream(error) if error.is_retryable())
+    }
+
+    /// One line of the log for what no client is told: the last cause first, and the key of the configuration to look at.
+    pub(super) fn warn(&self, mirror: &str, what: &'static str) {
+        let error = gantry_upstream::causes(self);
+        let (fault, key) = match self {
+            Self::Upstream(error) => (error.fault(), error.setting()),
+            Self::Invalid(_) => (Fault::BadAnswer, format!("mirrors.{mirror}.url")),
+            _ => {
+                tracing::warn!(mirror.name = mirror, error, "{what}");
+                return;
+            }
+        };
+        let fault = fault.as_str();
+        tracing::warn!(
+            mirror.name = mirror,
+            upstream.fault = fault,
+            config.key = key,
+            error,
+            "{what}"
+        );
     }
 
     pub(super) fn into_blob_error(self, digest: &Digest) -> Error {
@@ -127,6 +171,9 @@ impl Failure {
             },
             Self::Schema1 => Error::ManifestInvalid(ManifestError::Schema1),
             Self::Policy(refusal) => Error::from(*refusal),
+            Self::TooMany { retry_after } => Error::TooManyRequests {
+                retry_after: Some(retry_after),
+            },
             Self::Conflict => Error::Conflict,
             Self::Full(cause) | Self::Store(cause) => Error::Unavailable {
                 retry_after: Some(STORE_RETRY_AFTER),
@@ -141,9 +188,17 @@ impl Failure {
 
 fn upstream_error(error: Arc<UpstreamError>) -> Error {
     let (kind, retry_after) = (error.kind, error.retry_after);
-    let source: BoxError = Cause(error).boxed();
+    let source: BoxError = Box::new(UpstreamFailure {
+        mirror: error.upstream.clone(),
+        fault: error.fault(),
+        setting: error.setting(),
+        source: Cause(error).boxed(),
+    });
     match kind {
-        Kind::RateLimited => Error::TooManyRequests { retry_after },
+        Kind::RateLimited => Error::UpstreamLimited {
+            retry_after,
+            source,
+        },
         Kind::Refused => Error::UpstreamRefused { source },
         Kind::Invalid => Error::UpstreamInvalid { source },
         // `NotFound` became `Failure::NotFound`; were one left, it must not turn into a 404 of something else.

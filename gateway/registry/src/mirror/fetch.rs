@@ -128,10 +128,16 @@ impl Fetch {
         match result {
             Ok(_) => self.progress.done(),
             Err(failure) => {
-                let error = &failure as &dyn std::error::Error;
+                let mirror = self.origin.mirror();
                 match is_verified {
-                    true => tracing::warn!(error, "a fetched blob could not be kept"),
-                    false => tracing::warn!(error, "a fill failed"),
+                    true => failure.warn(mirror, "a fetched blob could not be kept"),
+                    false if self.progress.has_readers_bytes() => {
+                        failure.warn(mirror, "a fill failed")
+                    }
+                    // Those who wait for it tell.
+                    false => {
+                        tracing::debug!(error = &failure as &dyn std::error::Error, "a fill failed")
+                    }
                 }
                 self.progress.failed(failure);
             }
@@ -145,6 +151,12 @@ impl Fetch {
             self.progress.verified(Content::Stored(content), size);
             return Ok(CacheOutcome::Filled);
         }
+        let _turn = self
+            .engine
+            .running
+            .fill_turns
+            .take(&self.origin.mirror)
+            .await?;
         let _slot = self
             .engine
             .running

@@ -143,6 +143,11 @@ impl Progress {
     }
 
     /// There will be no content; or it is verified and cannot be kept.
+    /// Whether readers may have the first bytes, and so the head of an answer.
+    pub(super) fn has_readers_bytes(&self) -> bool {
+        self.0.borrow().readable > 0
+    }
+
     pub(super) fn failed(&self, failure: Failure) {
         self.0.send_modify(|state| {
             state.phase = match state.phase {

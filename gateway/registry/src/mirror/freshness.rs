@@ -378,11 +378,7 @@ impl Engine {
             .await?
         {
             Some(stale) => {
-                tracing::warn!(
-                    error = &failure as &dyn std::error::Error,
-                    stale_for_ms,
-                    "serving a stale tag"
-                );
+                failure.warn(origin.mirror(), "serving a stale tag");
                 Ok(stale)
             }
             None => Err(failure),

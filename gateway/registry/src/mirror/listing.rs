@@ -1,96 +1,61 @@
-//! Lists of mirrored repositories: tags and referrers, as the upstream has them or else as they are known here.
+//! Lists of mirrored repositories: tags and referrers, as the upstream has them.
 //!
-//! Owns the fallback of a registry without a referrers API: the tag `<algorithm>-<hex>` of the distribution spec.
+//! Owns what a page of them is, and the fallback of a registry without a referrers API: the tag `<algorithm>-<hex>` of the distribution
+//! spec. How the upstream is read is `walk`'s. What is merely known from pulls is no list.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
-use bytes::Bytes;
 use gantry_model::{Client, Digest, Page, Principal, Reference, Requester, Tag};
-use gantry_storage::{ManifestRecord, TagRecord};
+use gantry_upstream::Texts;
 use serde_json::Value;
 
-use super::{Engine, Origin, Place, failure::Failure, manifest::millis};
-use crate::{admit::descriptor_of, referrers::fallback_tag};
+use super::{
+    Engine, Origin,
+    failure::Failure,
+    walk::{Derived, Found, List, ListKey},
+};
+use crate::referrers::fallback_tag;
 
-/// Referrers indexes kept in memory, in bytes.
-const MAX_CACHED_BYTES: u64 = 16 << 20;
-
-#[derive(Clone, Debug)]
-struct CachedIndex {
-    until_ms: u64,
-    index: Bytes,
+/// A page of tags.
+#[derive(Debug, PartialEq)]
+pub(crate) struct TagsFound {
+    /// In the upstream's order.
+    pub(crate) tags: Vec<Tag>,
+    /// Whether there are more.
+    pub(crate) more: bool,
+    /// Set when the upstream could not be asked: how long ago it was.
+    pub(crate) stale: Option<std::time::Duration>,
 }
 
-/// Referrers indexes by subject, until they are to be asked for again.
+/// All that refers to a manifest.
 #[derive(Debug)]
-pub(super) struct ReferrersCache {
-    indexes: moka::sync::Cache<(Place, Digest), CachedIndex>,
-}
-
-impl Default for ReferrersCache {
-    fn default() -> Self {
-        // An empty index costs its key too.
-        let weigh = |_key: &_, cached: &CachedIndex| {
-            u32::try_from(cached.index.len()).map_or(u32::MAX, |length| length.saturating_add(512))
-        };
-        Self {
-            indexes: moka::sync::Cache::builder()
-                .max_capacity(MAX_CACHED_BYTES)
-                .weigher(weigh)
-                .build(),
-        }
-    }
+pub(crate) struct ReferrersFound {
+    /// `DIGEST DESCRIPTOR`, sorted, each digest once.
+    pub(crate) entries: Arc<Texts>,
+    /// Set when the upstream could not be asked: how long ago it was.
+    pub(crate) stale: Option<std::time::Duration>,
 }
 
 impl Engine {
     /// See [`super::Mirrors::tags`].
     pub(super) async fn tags(
-        &self,
+        self: &Arc<Self>,
         origin: &Origin,
         page: &Page,
-    ) -> Result<(Vec<Tag>, bool), Failure> {
+        derived: &Derived,
+    ) -> Result<TagsFound, Failure> {
         let max = self.settings.max_page_entries;
         let limit = page.limit.map_or(max, |limit| limit.min(max));
-        if limit == 0 {
-            return Ok((Vec::new(), false));
-        }
-        let asked = Page {
-            limit: Some(limit),
-            after: page.after.clone(),
-        };
-        let answer = origin.settings.upstream.tags(&origin.remote, &asked).await;
-        match answer.map_err(Failure::from) {
-            Ok(answer) => Ok(cut(answer.tags, answer.more, limit, page.after.as_deref())),
-            Err(failure) if failure.is_upstream_trouble() => {
-                self.known_tags(origin, asked, limit, failure).await
-            }
-            Err(failure) => Err(failure),
-        }
-    }
-
-    async fn known_tags(
-        &self,
-        origin: &Origin,
-        page: Page,
-        limit: usize,
-        failure: Failure,
-    ) -> Result<(Vec<Tag>, bool), Failure> {
-        let first_page = page.after.is_none();
-        let one_more = Page {
-            limit: Some(limit.saturating_add(1)),
-            after: page.after,
-        };
-        let records = self.metadata.tags(origin.name(), None, &one_more).await?;
-        if records.is_empty() && first_page {
-            return Err(failure);
-        }
-        tracing::warn!(
-            error = &failure as &dyn std::error::Error,
-            repository.name = %origin.name(),
-            "listing the tags known here"
-        );
-        let tags = records.into_iter().map(|TagRecord { tag, .. }| tag);
-        Ok(cut(tags.collect(), false, limit, None))
+        let after = page.after.as_deref();
+        let key = ListKey::Tags(origin.place());
+        let walk = self.walk(origin, &key, after.is_none(), derived, |list| {
+            cut(list, limit, after)
+        });
+        let Found {
+            found: (tags, more),
+            stale,
+        } = walk.await?;
+        Ok(TagsFound { tags, more, stale })
     }
 
     /// See [`super::Mirrors::referrers`].
@@ -98,122 +63,108 @@ impl Engine {
         self: &Arc<Self>,
         origin: &Origin,
         digest: &Digest,
-    ) -> Result<Vec<Value>, Failure> {
-        let key = (origin.place(), digest.clone());
-        let now_ms = self.now_ms();
-        let cached = self.running.referrers.indexes.get(&key);
-        if let Some(cached) = cached.filter(|cached| now_ms < cached.until_ms) {
-            return descriptors(&cached.index);
-        }
-        let span = tracing::info_span!(parent: None, "mirror_referrers", repository.name = %origin.name(), manifest.digest = %digest);
-        let (engine, asked, subject) = (Arc::clone(self), origin.clone(), digest.clone());
-        let flight = self.running.indexes.run(key, span, || async move {
-            engine.pull_referrers(&asked, &subject).await
+        derived: &Derived,
+    ) -> Result<ReferrersFound, Failure> {
+        let key = ListKey::Referrers(origin.place(), digest.clone());
+        let walk = self.walk(origin, &key, true, derived, |list| {
+            list.is_whole.then(|| Arc::clone(&list.entries))
         });
-        match flight.await {
-            Ok(index) => descriptors(&index),
-            Err(failure) if failure.is_upstream_trouble() => {
-                self.known_referrers(origin, digest, failure).await
-            }
-            Err(failure) => Err(failure),
-        }
+        let Found { found, stale } = walk.await?;
+        Ok(ReferrersFound {
+            entries: found,
+            stale,
+        })
     }
 
-    async fn pull_referrers(
+    /// What clients of a registry without a referrers API keep under the fallback tag; without that tag nothing refers. A tag that names
+    /// the subject itself, or no index, lists nothing.
+    pub(super) async fn referrers_by_tag(
         self: &Arc<Self>,
         origin: &Origin,
-        digest: &Digest,
-    ) -> Result<Bytes, Failure> {
-        let upstream = &origin.settings.upstream;
-        let answer = upstream.referrers(&origin.remote, digest).await;
-        let index = match answer.map_err(Failure::from) {
-            Ok(fetched) => fetched.bytes,
-            Err(Failure::NotFound) => self.referrers_by_tag(origin, digest).await?,
+        subject: &Digest,
+    ) -> Result<Texts, Failure> {
+        let Some(tag) = fallback_tag(subject) else {
+            return Ok(Texts::default());
+        };
+        let index = match self.manifest(origin, &Reference::Tag(tag), &system()).await {
+            Ok(index) => index,
+            Err(Failure::NotFound) => return Ok(Texts::default()),
             Err(failure) => return Err(failure),
         };
-        descriptors(&index)?;
-        let cached = CachedIndex {
-            until_ms: self
-                .now_ms()
-                .saturating_add(millis(origin.settings.freshness.fresh_for)),
-            index: index.clone(),
+        let listed = match index.record.digest == *subject {
+            true => Vec::new(),
+            false => descriptors(&index.bytes),
         };
-        let key = (origin.place(), digest.clone());
-        self.running.referrers.indexes.insert(key, cached);
-        Ok(index)
-    }
-
-    /// What clients of a registry without a referrers API keep under the fallback tag; without that tag nothing refers.
-    async fn referrers_by_tag(
-        self: &Arc<Self>,
-        origin: &Origin,
-        digest: &Digest,
-    ) -> Result<Bytes, Failure> {
-        let Some(tag) = fallback_tag(digest) else {
-            return Ok(empty_index());
-        };
-        let reference = Reference::Tag(tag);
-        match self.manifest(origin, &reference, &system()).await {
-            Ok(index) => Ok(index.bytes),
-            Err(Failure::NotFound) => Ok(empty_index()),
-            Err(failure) => Err(failure),
-        }
-    }
-
-    async fn known_referrers(
-        &self,
-        origin: &Origin,
-        digest: &Digest,
-        failure: Failure,
-    ) -> Result<Vec<Value>, Failure> {
-        let known = self
-            .metadata
-            .referrers(origin.name(), origin.content(), digest)
-            .await?;
-        if known.is_empty() {
-            return Err(failure);
-        }
-        known
-            .iter()
-            .map(|referrer| descriptor(&referrer.manifest))
-            .collect()
+        let listed: Vec<String> = listed.iter().map(Value::to_string).collect();
+        by_digest(listed.iter().map(String::as_str))
     }
 }
 
-/// A page of at most `limit` tags after `after`, also of an upstream that ignores one or both.
-pub(super) fn cut(
-    mut tags: Vec<Tag>,
-    more: bool,
-    limit: usize,
-    after: Option<&str>,
-) -> (Vec<Tag>, bool) {
-    let repeated = after.and_then(|after| tags.iter().position(|tag| tag.as_str() == after));
-    if let Some(position) = repeated {
-        tags.drain(..=position);
-    }
-    let cut = tags.len() > limit;
-    tags.truncate(limit);
-    (tags, more || cut)
-}
-
-fn empty_index() -> Bytes {
-    Bytes::from_static(br#"{"schemaVersion":2,"manifests":[]}"#)
-}
-
-/// The descriptors of an index, unchanged: fields this registry does not know are the client's.
-fn descriptors(index: &[u8]) -> Result<Vec<Value>, Failure> {
-    let index: Value = serde_json::from_slice(index).map_err(Failure::invalid)?;
+/// The descriptors of an index; none of what is no index.
+fn descriptors(index: &[u8]) -> Vec<Value> {
+    let index: Value = serde_json::from_slice(index).unwrap_or_default();
     match index.get("manifests") {
-        Some(Value::Array(descriptors)) => Ok(descriptors.clone()),
-        // Go's encoders write `null` for an empty slice.
-        Some(Value::Null) => Ok(Vec::new()),
-        _ => Err(Failure::invalid("the referrers are not an index")),
+        Some(Value::Array(descriptors)) => descriptors.clone(),
+        _ => Vec::new(),
     }
 }
 
-fn descriptor(record: &ManifestRecord) -> Result<Value, Failure> {
-    let descriptor = descriptor_of(record).map_err(Failure::internal)?;
-    serde_json::to_value(descriptor).map_err(Failure::internal)
+/// Descriptors as entries of a list: sorted, each digest once.
+pub(super) fn by_digest<'a>(
+    descriptors: impl IntoIterator<Item = &'a str>,
+) -> Result<Texts, Failure> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        digest: String,
+    }
+    let mut sorted = BTreeMap::new();
+    for descriptor in descriptors {
+        let named: Named = serde_json::from_str(descriptor).map_err(Failure::invalid)?;
+        sorted.insert(named.digest, descriptor);
+    }
+    let mut entries = Texts::default();
+    for (digest, descriptor) in sorted {
+        entries.push(&format!("{digest} {descriptor}"));
+    }
+    Ok(entries)
+}
+
+/// A page of at most `limit` tags after `after`, and whether there are more; nothing while too little of the list was read to know.
+pub(super) fn cut(list: &List, limit: usize, after: Option<&str>) -> Option<(Vec<Tag>, bool)> {
+    let entries = &list.entries;
+    let start = match after {
+        None => Some(0),
+        Some(after) => place_after(list, after),
+    };
+    let start = match start {
+        Some(start) => start,
+        // A tag that is gone meanwhile, in a list without an order: better twice than never.
+        None if list.is_whole => 0,
+        None => return None,
+    };
+    let left = entries.len().saturating_sub(start);
+    if !list.is_whole && left <= limit {
+        return None;
+    }
+    let page = entries.iter().skip(start).take(limit);
+    Some((
+        page.filter_map(|tag| tag.parse().ok()).collect(),
+        left > limit,
+    ))
+}
+
+/// Where the entries after one begin.
+fn place_after(list: &List, after: &str) -> Option<usize> {
+    let entries = &list.entries;
+    if let Some(place) = entries.iter().position(|tag| tag == after) {
+        return Some(place + 1);
+    }
+    let beyond = entries.iter().position(|tag| tag > after);
+    match beyond {
+        _ if !list.is_sorted => None,
+        None if list.is_whole => Some(entries.len()),
+        found => found,
+    }
 }
 
 /// Nobody asked for the fallback tag itself, so it is the gateway that fills it.

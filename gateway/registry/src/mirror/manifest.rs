@@ -40,9 +40,20 @@ impl Engine {
         reference: &Reference,
         requester: &Requester,
     ) -> Result<MirroredManifest, Failure> {
+        self.manifest_for(origin, reference, requester, None).await
+    }
+
+    /// As [`Engine::manifest`], for `asker`, whose questions for what is not there are counted.
+    pub(super) async fn manifest_for(
+        self: &Arc<Self>,
+        origin: &Origin,
+        reference: &Reference,
+        requester: &Requester,
+        asker: Option<&Requester>,
+    ) -> Result<MirroredManifest, Failure> {
         let mut joined = true;
         let result = self
-            .manifest_or_flight(origin, reference, requester, &mut joined)
+            .manifest_or_flight(origin, reference, (requester, asker), &mut joined)
             .await;
         let outcome = match &result {
             Ok(manifest) if joined && manifest.via != CacheOutcome::Hit => CacheOutcome::Joined,
@@ -59,7 +70,7 @@ impl Engine {
         self: &Arc<Self>,
         origin: &Origin,
         reference: &Reference,
-        requester: &Requester,
+        (requester, asker): (&Requester, Option<&Requester>),
         joined: &mut bool,
     ) -> Result<MirroredManifest, Failure> {
         if let Some(known) = self.known(origin, reference).await? {
@@ -68,6 +79,9 @@ impl Engine {
         let key = (origin.place(), reference.clone());
         if self.running.not_found.remembers(&key, self.now_ms()) {
             return Err(Failure::NotFound);
+        }
+        if let Some(asker) = asker {
+            self.may_miss(&key.0, reference, asker).await?;
         }
         let meanwhile = match reference {
             Reference::Tag(tag) => self.tag_to_revalidate(origin, tag).await?,
@@ -80,18 +94,34 @@ impl Engine {
             reference = %reference,
             request.id = %requester.request_id,
         );
-        let engine = Arc::clone(self);
+        let (engine, mirror) = (Arc::clone(self), Arc::clone(&origin.mirror));
         let (origin, reference, requester) = (origin.clone(), reference.clone(), requester.clone());
-        let land = || {
-            *joined = false;
-            async move { engine.land(&origin, &reference, &requester).await }
-        };
+        let land = async move { engine.land(&origin, &reference, &requester).await };
         if let Some(stale) = meanwhile {
-            self.running.manifests.start(key, span, land);
             *joined = false;
+            self.running.manifests.start(key, span, || async move {
+                let landed = land.await;
+                if let Err(failure) = &landed
+                    && failure.is_upstream_trouble()
+                {
+                    failure.warn(
+                        &mirror,
+                        "a tag that is served meanwhile could not be confirmed",
+                    );
+                }
+                landed
+            });
             return Ok(stale);
         }
-        self.running.manifests.run(key, span, land).await
+        let land = || {
+            *joined = false;
+            land
+        };
+        let landed = self.running.manifests.run(key.clone(), span, land).await;
+        if let (Err(Failure::NotFound), Some(asker)) = (&landed, asker) {
+            self.missed(&key.0, &key.1, asker).await;
+        }
+        landed
     }
 
     /// The flight of a manifest: looks again, because another may have landed since, and then asks the upstream.
@@ -116,11 +146,8 @@ impl Engine {
                 let key = (origin.place(), reference.clone());
                 self.running.not_found.remember(key, until_ms);
             }
-            Err(failure) => tracing::warn!(
-                error = failure as &dyn std::error::Error,
-                "a manifest could not be fetched"
-            ),
-            Ok(_) => {}
+            // Those who wait for it tell.
+            Err(_) | Ok(_) => {}
         }
         result
     }

@@ -9,9 +9,10 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use gantry_model::{Digest, Document, Requester};
 use gantry_storage::ManifestRecord;
-use tokio::sync::Semaphore;
 
-use super::{Engine, Origin, Place, failure::Failure, flight::Flights, manifest::millis};
+use super::{
+    Engine, Origin, Place, failure::Failure, flight::Flights, manifest::millis, turns::Turns,
+};
 
 /// How long a manifest is new. A client such as containerd asks for the tag by HEAD, and comes for the content after that; later,
 /// clients that ask for the manifest have the layers, and what was evicted should not come back for them.
@@ -21,16 +22,16 @@ const NEW_FOR: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Prefetches {
     manifests: Flights<(Place, Digest), ()>,
-    places: Semaphore,
+    places: Turns,
     max_fills: usize,
 }
 
 impl Prefetches {
-    /// At most a quarter of the fills' places.
+    /// At most a quarter of the fills' places for each mirror.
     pub(super) fn new(max_fills: usize) -> Self {
         Self {
             manifests: Flights::default(),
-            places: Semaphore::new((max_fills / 4).clamp(1, Semaphore::MAX_PERMITS)),
+            places: Turns::new(max_fills / 4),
             max_fills,
         }
     }
@@ -52,7 +53,9 @@ impl Engine {
         let Document::Manifest(manifest) = Document::read(&record.media_type, bytes) else {
             return;
         };
-        let blobs: Vec<Digest> = manifest.blobs().map(|(digest, _)| digest.clone()).collect();
+        let most = self.settings.max_prefetched_blobs;
+        let blobs = manifest.blobs().take(most);
+        let blobs: Vec<Digest> = blobs.map(|(digest, _)| digest.clone()).collect();
         if blobs.is_empty() {
             return;
         }
@@ -101,11 +104,7 @@ impl Engine {
         requester: &Requester,
     ) -> Result<(), Failure> {
         let prefetches = &self.running.prefetches;
-        let _place = prefetches
-            .places
-            .acquire()
-            .await
-            .map_err(Failure::internal)?;
+        let _place = prefetches.places.take(&origin.mirror).await?;
         let linked = self.metadata.blob(origin.name(), origin.content(), digest);
         if linked.await?.is_some() {
             return Ok(());

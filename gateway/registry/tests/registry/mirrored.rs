@@ -12,14 +12,15 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use gantry_model::{Change, Digest, Operation, Page, Reference, RepositoryName, Tag};
+use gantry_model::{Change, Digest, Operation, Reference, RepositoryName};
 use gantry_registry::{
-    Admission, Arrived, BlobContent, Body, Error, Freshness, Keep, MirrorSettings, Moves, Outcome,
-    ServedBlob, Settings,
+    Admission, Arrived, BlobContent, Body, Error, Freshness, Keep, ListedReferrers, MirrorSettings,
+    Moves, Outcome, ServedBlob, Settings,
 };
 use gantry_storage::{Commit, ContentOrigin};
 use gantry_upstream::{
-    BlobStream, FetchedManifest, Kind, ManifestHead, Part, TagPage, Upstream, UpstreamError,
+    BlobStream, FetchedManifest, Kind, ListPage, ManifestHead, NextPage, Part, Upstream,
+    UpstreamError,
 };
 
 use crate::harness::{
@@ -152,20 +153,12 @@ impl Upstream for Static {
     async fn tags(
         &self,
         _repository: &RepositoryName,
-        page: &Page,
-    ) -> Result<TagPage, UpstreamError> {
-        let all = ["v1", "v2", "v3"];
-        let tags = all.iter().map(|text| tag(text));
-        let tags = tags.filter(|tag| {
-            page.after
-                .as_deref()
-                .is_none_or(|after| tag.as_str() > after)
-        });
-        let tags: Vec<Tag> = tags.collect();
-        let limit = page.limit.unwrap_or(usize::MAX);
-        Ok(TagPage {
-            more: tags.len() > limit,
-            tags: tags.into_iter().take(limit).collect(),
+        _next: Option<&NextPage>,
+        _max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError> {
+        Ok(ListPage {
+            entries: ["v1", "v2", "v3"].into_iter().collect(),
+            ..ListPage::default()
         })
     }
 
@@ -173,24 +166,22 @@ impl Upstream for Static {
         &self,
         _repository: &RepositoryName,
         _digest: &Digest,
-    ) -> Result<FetchedManifest, UpstreamError> {
+        _next: Option<&NextPage>,
+        _max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError> {
         let entry = |kind: &String| {
-            serde_json::json!({
+            let entry = serde_json::json!({
                 "mediaType": "application/vnd.oci.image.manifest.v1+json",
                 "digest": sha256(kind.as_bytes()).to_string(),
                 "size": 2,
                 "artifactType": kind,
-            })
+            });
+            entry.to_string()
         };
-        let document = serde_json::json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": self.referrers.iter().map(entry).collect::<Vec<_>>(),
-        });
-        Ok(FetchedManifest {
-            media_type: None,
-            digest: None,
-            bytes: document.to_string().into(),
+        let entries: Vec<String> = self.referrers.iter().map(entry).collect();
+        Ok(ListPage {
+            entries: entries.iter().map(String::as_str).collect(),
+            ..ListPage::default()
         })
     }
 }
@@ -353,42 +344,109 @@ async fn tags_and_referrers_of_a_mirror_are_paged_and_filtered() {
         repository: mirrored(MIRRORED),
         digest: sha256(b"subject"),
         artifact_type: Some("application/x.sbom".to_owned()),
+        page: page(None, None),
     };
-    let listed = alice.perform(operation, Body::empty()).await.unwrap();
-    let Outcome::Referrers { index, filtered } = listed else {
-        panic!("{listed:?}");
-    };
-    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
-    assert!(filtered);
+    let listed = alice.referrers_page(operation).await.unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&listed.index).unwrap();
+    assert_eq!(listed.artifact_type.as_deref(), Some("application/x.sbom"));
     assert_eq!(index["manifests"].as_array().unwrap().len(), 1);
     assert_eq!(index["manifests"][0]["artifactType"], "application/x.sbom");
 }
 
-#[tokio::test]
-async fn a_mirrors_list_that_policy_judges_fetches_so_many_and_lists_what_can_be_pulled() {
-    let upstream = Static {
-        referrers: (0..250)
-            .map(|number| format!("application/x.{number}"))
-            .collect(),
-        ..Static::new()
-    };
-    let hooks = Hooks::on(&[Change::ServeManifest], |_| {
-        panic!("there is nothing to judge")
-    });
-    let (world, upstream) = world_of(upstream, Arc::new(hooks));
+/// Lists what refers to the subject, a page.
+async fn listed(
+    client: &crate::harness::Client,
+    limit: Option<usize>,
+    after: Option<&str>,
+) -> ListedReferrers {
     let operation = Operation::ListReferrers {
         repository: mirrored(MIRRORED),
         digest: sha256(b"subject"),
         artifact_type: None,
+        page: page(limit, after),
     };
+    client.referrers_page(operation).await.unwrap()
+}
+
+fn digests(listed: &ListedReferrers) -> Vec<String> {
+    let index: serde_json::Value = serde_json::from_slice(&listed.index).unwrap();
+    let manifests = index["manifests"].as_array().unwrap().iter();
+    let digest = |it: &serde_json::Value| it["digest"].as_str().unwrap().to_owned();
+    manifests.map(digest).collect()
+}
+
+fn many(count: usize) -> Static {
+    Static {
+        referrers: (0..count)
+            .map(|number| format!("application/x.{number}"))
+            .collect(),
+        ..Static::new()
+    }
+}
+
+#[tokio::test]
+async fn a_mirrors_list_that_policy_judges_is_never_cut_and_fetches_so_many_for_a_page() {
+    let hooks = Hooks::on(&[Change::ServeManifest], |_| {
+        panic!("there is nothing to judge")
+    });
+    let (world, upstream) = world_of(many(250), Arc::new(hooks));
     let alice = world.client("alice");
-    let listed = alice.perform(operation, Body::empty()).await.unwrap();
-    let Outcome::Referrers { index, .. } = listed else {
-        panic!("{listed:?}");
+    let (mut after, mut pages) = (None::<String>, 0);
+    loop {
+        let before = upstream.manifest_gets.load(Ordering::SeqCst);
+        let page = listed(&alice, None, after.as_deref()).await;
+        // None of them can be pulled, so that none is listed.
+        assert_eq!(digests(&page), [] as [String; 0]);
+        let fetched = upstream.manifest_gets.load(Ordering::SeqCst) - before;
+        assert!(fetched <= 64, "{fetched} for one page");
+        pages += 1;
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(upstream.manifest_gets.load(Ordering::SeqCst), 250);
+    assert!((4..=5).contains(&pages), "{pages} pages");
+}
+
+#[tokio::test]
+async fn a_mirrors_referrers_are_paged_by_number_and_every_one_comes_once() {
+    let (world, _upstream) = world_of(many(25), Arc::new(Hooks::none()));
+    let alice = world.client("alice");
+    let (mut all, mut after, mut sizes) = (Vec::new(), None::<String>, Vec::new());
+    loop {
+        let page = listed(&alice, Some(10), after.as_deref()).await;
+        sizes.push(digests(&page).len());
+        all.extend(digests(&page));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let mut expect: Vec<String> = (0..25)
+        .map(|number| sha256(format!("application/x.{number}").as_bytes()).to_string())
+        .collect();
+    expect.sort();
+    assert_eq!(all, expect);
+    assert_eq!(sizes, [10, 10, 5]);
+}
+
+#[tokio::test]
+async fn a_page_of_referrers_has_four_mib_or_one_entry() {
+    let upstream = Static {
+        referrers: (0..5)
+            .map(|number| format!("x/{number}{}", "y".repeat(1_800_000)))
+            .collect(),
+        ..Static::new()
     };
-    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
-    assert_eq!(index["manifests"], serde_json::json!([]));
-    assert_eq!(upstream.manifest_gets.load(Ordering::SeqCst), 200);
+    let (world, _upstream) = world_of(upstream, Arc::new(Hooks::none()));
+    let alice = world.client("alice");
+    let first = listed(&alice, None, None).await;
+    assert_eq!(digests(&first).len(), 2);
+    let second = listed(&alice, None, first.next.as_deref()).await;
+    let third = listed(&alice, None, second.next.as_deref()).await;
+    assert_eq!((digests(&second).len(), digests(&third).len()), (2, 1));
+    assert_eq!(third.next, None);
 }
 
 #[tokio::test]

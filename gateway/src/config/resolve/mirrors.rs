@@ -94,6 +94,12 @@ impl Context<'_> {
             || url
                 .host_str()
                 .is_some_and(|host| DOCKER_HUB.contains(&host));
+        let is_library = file.library.unwrap_or(is_hub);
+        self.known_mistake(&["mirrors", name, "url"], &url, is_library);
+        for (index, other) in file.alternatives.iter().flatten().enumerate() {
+            let keys = ["mirrors", name, "alternatives", &index.to_string()];
+            self.known_mistake(&keys, &other.0, is_library);
+        }
         let place = Place {
             mirror: name,
             url,
@@ -106,7 +112,7 @@ impl Context<'_> {
             namespaces: written_hosts(file.ns.take())
                 .unwrap_or_else(|| vec![name.to_ascii_lowercase()]),
             hosts: written_hosts(file.hosts.take()).unwrap_or_default(),
-            library: file.library.unwrap_or(is_hub),
+            library: is_library,
             hosted: Vec::new(),
             layered: Vec::new(),
         };

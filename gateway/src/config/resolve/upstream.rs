@@ -3,20 +3,21 @@
 //! Owns their defaults and mistakes of meaning. Builds a client once where TLS or a proxy is configured, so that a certificate
 //! without its key is said by `gantry check`; a client sends nothing until it is asked.
 
-use std::{ffi::OsString, path::Path, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, path::Path, time::Duration};
 
 use gantry_plugin_host::Secret;
 use gantry_upstream::{
     BuildError, ClientSettings, CredentialSource, Credentials, Helper, Proxy, RegistryClient, Tls,
 };
+use http::{HeaderName, HeaderValue};
 use url::Url;
 use zeroize::Zeroizing;
 
 use super::Context;
 use crate::config::{
     file::{
-        CredentialsFile, MirrorFile, ProxyEntry, ProxyFile, TlsMinimum, UpstreamLimitsFile,
-        UpstreamTlsFile,
+        CredentialsFile, HeaderEntry, MirrorFile, ProxyEntry, ProxyFile, TlsMinimum,
+        UpstreamLimitsFile, UpstreamTlsFile,
     },
     text::ProxyText,
 };
@@ -25,6 +26,25 @@ use crate::config::{
 const HUB_SERVER: &str = "https://index.docker.io/v1/";
 /// Variables a credential helper sees without being told.
 const HELPER_VARIABLES: [&str; 2] = ["PATH", "HOME"];
+/// Headers that a request to an upstream has anyway, or that would change what it means.
+const OWN_HEADERS: [&str; 16] = [
+    "accept",
+    "accept-encoding",
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "range",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
 /// Longest file of certificates.
 const MAX_PEM_BYTES: usize = 1 << 20;
 
@@ -45,12 +65,14 @@ impl Context<'_> {
         let is_special = tls.is_some() || proxy.is_some();
         let alternatives = file.alternatives.take().unwrap_or_default();
         let realms = file.token_realms.take().unwrap_or_default();
+        let headers = file.headers.take().unwrap_or_default();
         let settings = ClientSettings {
             name: place.mirror.to_owned(),
             url: place.url.clone(),
             alternatives: alternatives.into_iter().map(|url| url.0).collect(),
             credentials: credentials.and_then(|written| self.credentials(place, written)),
             token_realms: realms.into_iter().map(|url| url.0).collect(),
+            headers: self.headers(place.mirror, headers),
             tls: self.upstream_tls(place.mirror, tls.unwrap_or_default()),
             proxy: proxy.and_then(|written| self.proxy(place.mirror, written)),
             ..self.upstream_limits(place, &limits)
@@ -73,6 +95,7 @@ impl Context<'_> {
             alternatives: Vec::new(),
             credentials: None,
             token_realms: Vec::new(),
+            headers: Vec::new(),
             connect_timeout: duration("connect_timeout", file.connect_timeout.as_ref(), 10, 300),
             idle_timeout: duration("silence_timeout", file.silence_timeout.as_ref(), 30, 3600),
             minimum_rate: file.slowest_rate.as_ref().map_or(1 << 10, |rate| rate.0),
@@ -82,6 +105,51 @@ impl Context<'_> {
             tls: Tls::default(),
             proxy: None,
             user_agent: concat!("gantry/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+
+    fn headers(
+        &mut self,
+        mirror: &str,
+        written: BTreeMap<String, HeaderEntry>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = Vec::new();
+        for (name, entry) in written {
+            let keys = ["mirrors", mirror, "headers", &name];
+            let value = match &entry {
+                HeaderEntry::Text(text) => Zeroizing::new(text.clone()),
+                HeaderEntry::Secret(file) => match self.secret(&keys, file) {
+                    Some(secret) => text(&secret),
+                    None => continue,
+                },
+            };
+            let Ok(parsed) = name.parse::<HeaderName>() else {
+                self.refuse(&keys, "not the name of a header", None);
+                continue;
+            };
+            if OWN_HEADERS.contains(&parsed.as_str()) {
+                let message = "this header is Gantry's own";
+                let hint = match parsed.as_str() {
+                    "authorization" => Some("an account is `credentials`".to_owned()),
+                    _ => None,
+                };
+                self.refuse(&keys, message, hint);
+                continue;
+            }
+            let Ok(mut value) = HeaderValue::from_str(&value) else {
+                self.refuse(&keys, "not the value of a header", None);
+                continue;
+            };
+            value.set_sensitive(true);
+            headers.push((parsed, value));
+        }
+        headers
+    }
+
+    /// Says which address was meant where one is written that is known to be no registry.
+    pub(super) fn known_mistake(&mut self, keys: &[&str], url: &Url, is_library: bool) {
+        if let Some((message, hint)) = mistake(url, is_library) {
+            self.refuse(keys, message, hint.to_owned());
         }
     }
 
@@ -333,6 +401,47 @@ fn both(url: Url, bypass: String) -> Proxy {
 
 fn text(secret: &Secret) -> Zeroizing<String> {
     Zeroizing::new(String::from_utf8_lossy(&secret.0).into_owned())
+}
+
+/// Why a URL is no registry's, and what was meant.
+fn mistake(url: &Url, is_library: bool) -> Option<(&'static str, &'static str)> {
+    const HUB: &str = "write https://registry-1.docker.io";
+    let host = url.host_str()?.trim_end_matches('.').to_ascii_lowercase();
+    let path = url.path().trim_matches('/');
+    let is_hub = matches!(
+        &*host,
+        "registry-1.docker.io" | "index.docker.io" | "registry.hub.docker.com"
+    );
+    match (&*host, path) {
+        ("docker.io" | "www.docker.io" | "docker.com" | "www.docker.com", _) => {
+            Some(("this is Docker's web site, and no registry", HUB))
+        }
+        ("hub.docker.com", _) => Some(("this is Docker Hub's web site, and no registry", HUB)),
+        ("auth.docker.io", _) => {
+            Some(("this is Docker Hub's token endpoint, and no registry", HUB))
+        }
+        (_, path) if is_hub && (path == "v1" || path.starts_with("v1/")) => Some((
+            "this is the name that docker's password files have for Docker Hub, and no registry",
+            HUB,
+        )),
+        (_, "library") if is_hub => Some((
+            "`library` is the first part of names such as library/alpine, and no part of the URL",
+            HUB,
+        )),
+        (_, "v2/library") if is_hub && is_library => Some((
+            "`library` would be in front of every name twice",
+            "write https://registry-1.docker.io, or set `library: false`",
+        )),
+        ("quay.io" | "www.quay.io", path)
+            if path == "repository" || path.starts_with("repository/") =>
+        {
+            Some((
+                "this is a page of quay.io's web site, and no registry",
+                "write https://quay.io",
+            ))
+        }
+        _ => None,
+    }
 }
 
 /// What a helper knows the upstream as.

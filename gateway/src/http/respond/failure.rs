@@ -36,15 +36,25 @@ pub fn failure(frame: &Frame, error: &Error) -> Reply {
 }
 
 fn document(frame: &Frame, answer: &Answer) -> String {
+    let id = &*frame.request_id;
+    let message = match &answer.upstream {
+        // Most clients print the message alone.
+        Some(_) => format!("{} (request {id})", answer.message),
+        None => answer.message.clone(),
+    };
     let entry = |detail: Option<&Value>| {
-        let mut entry = json!({ "code": answer.code, "message": answer.message });
+        let mut entry = json!({ "code": answer.code, "message": message });
         if let (Some(detail), Some(entry)) = (detail, entry.as_object_mut()) {
             entry.insert("detail".to_owned(), detail.clone());
         }
         entry
     };
-    let errors: Vec<Value> = if answer.status.is_server_error() {
-        let detail = json!({ "request_id": &*frame.request_id });
+    let errors: Vec<Value> = if let Some(fault) = &answer.upstream {
+        let (mirror, kind) = (&fault.mirror, fault.kind);
+        let detail = json!({ "request_id": id, "mirror": mirror, "kind": kind });
+        vec![entry(Some(&detail))]
+    } else if answer.status.is_server_error() {
+        let detail = json!({ "request_id": id });
         vec![entry(Some(&detail))]
     } else if answer.details.is_empty() {
         vec![entry(None)]

@@ -1,6 +1,7 @@
 //! Relative URLs: what `Location` and `Link` say, in the form the client used.
 
 use gantry_model::{Digest, Repository, RepositoryName, Tag, UploadId};
+use gantry_registry::ListedReferrers;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// What stays as it is in a query value.
@@ -41,6 +42,27 @@ pub(super) fn next_tags(repository: &Repository, last: &Tag, size: usize) -> Str
         root(repository),
         encode(last.as_str())
     );
+    if let Some(namespace) = &repository.namespace {
+        link.push_str("&ns=");
+        link.push_str(&encode(namespace));
+    }
+    link.push_str(">; rel=\"next\"");
+    link
+}
+
+/// `Link` goes on after a digest; what else was asked is asked again.
+pub(super) fn next_referrers(listed: &ListedReferrers, last: &str) -> String {
+    let repository = &listed.repository;
+    let subject = &listed.subject;
+    let mut link = format!(
+        "<{}/referrers/{subject}?last={}",
+        root(repository),
+        encode(last)
+    );
+    if let Some(artifact_type) = &listed.artifact_type {
+        link.push_str("&artifactType=");
+        link.push_str(&encode(artifact_type));
+    }
     if let Some(namespace) = &repository.namespace {
         link.push_str("&ns=");
         link.push_str(&encode(namespace));

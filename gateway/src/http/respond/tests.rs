@@ -4,8 +4,11 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use async_trait::async_trait;
 use gantry_model::{ByteRange, Denial, DenialCode, Repository, Scope, Source, Tag, UploadId};
-use gantry_registry::{Arrived, BodyError, Error as RegistryError, Stale, Staleness};
+use gantry_registry::{
+    Arrived, BodyError, Error as RegistryError, ListedReferrers, Stale, Staleness, UpstreamFailure,
+};
 use gantry_storage::{Blob, StorageError};
+use gantry_upstream::Fault;
 use http_body::Body as _;
 
 use super::*;
@@ -365,6 +368,7 @@ fn lists_are_never_null_and_link_to_their_next_page() {
                 repository,
                 tags,
                 next,
+                stale: None,
             },
         )
     };
@@ -408,10 +412,25 @@ fn lists_are_never_null_and_link_to_their_next_page() {
 
 #[test]
 fn referrers_are_an_index() {
-    for (filtered, expected) in [(true, "artifactType"), (false, "")] {
-        let index = Bytes::from_static(b"{\"manifests\":[]}");
-        let reply = outcome(&frame(), Outcome::Referrers { index, filtered });
+    for (filter, expected) in [(Some("x/y+z"), "artifactType"), (None, "")] {
+        let listed = ListedReferrers {
+            repository: repository(),
+            subject: digest(),
+            index: Bytes::from_static(b"{\"manifests\":[]}"),
+            artifact_type: filter.map(str::to_owned),
+            next: Some("sha256:ab".to_owned()),
+            stale: Some(Duration::from_secs(90)),
+        };
+        let reply = outcome(&frame(), Outcome::Referrers(Box::new(listed)));
         assert_eq!(reply.status(), 200);
+        let filter = filter.map_or("", |_| "&artifactType=x%2Fy%2Bz");
+        let link = format!(
+            "</v2/apps/web/referrers/{}?last=sha256%3Aab{filter}>; rel=\"next\"",
+            digest()
+        );
+        assert_eq!(header(&reply, "link"), link);
+        assert_eq!(header(&reply, "age"), "90");
+        assert_eq!(header(&reply, "warning"), "110 - \"Response is Stale\"");
         assert_eq!(
             header(&reply, "content-type"),
             "application/vnd.oci.image.index.v1+json"
@@ -818,6 +837,40 @@ fn failures() -> Vec<(Error, u16, &'static str, &'static str)> {
             "",
         ),
         (
+            registry(RegistryError::UpstreamLimited {
+                retry_after: Some(Duration::from_secs(7)),
+                source: upstream_failure(),
+            }),
+            429,
+            "TOOMANYREQUESTS",
+            "7",
+        ),
+        (
+            registry(RegistryError::Unavailable {
+                retry_after: None,
+                source: upstream_failure(),
+            }),
+            503,
+            "UNAVAILABLE",
+            "1",
+        ),
+        (
+            registry(RegistryError::UpstreamRefused {
+                source: upstream_failure(),
+            }),
+            403,
+            "DENIED",
+            "",
+        ),
+        (
+            registry(RegistryError::UpstreamInvalid {
+                source: upstream_failure(),
+            }),
+            502,
+            "UNKNOWN",
+            "",
+        ),
+        (
             registry(RegistryError::UpstreamInvalid { source: source() }),
             502,
             "UNKNOWN",
@@ -870,6 +923,40 @@ fn a_source_is_never_shown_and_a_5xx_shows_the_request_id() {
             assert_eq!(json["errors"][0]["detail"]["request_id"], "0123", "{text}");
         }
     }
+}
+
+fn upstream_failure() -> Box<dyn std::error::Error + Send + Sync> {
+    Box::new(UpstreamFailure {
+        mirror: "hub".to_owned(),
+        fault: Fault::Timeout,
+        setting: "mirrors.hub.limits.silence_timeout".to_owned(),
+        source: "disk /var/lib on fire: SELECT".into(),
+    })
+}
+
+#[test]
+fn an_upstreams_failure_shows_mirror_kind_and_request_and_nothing_else() {
+    let mut count = 0;
+    for (error, ..) in failures() {
+        let Error::Registry(failed) = &error else {
+            continue;
+        };
+        if failed.upstream().is_none() {
+            continue;
+        }
+        count += 1;
+        let text = failure(&frame(), &error).body().text();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let expect =
+            serde_json::json!({ "mirror": "hub", "kind": "timeout", "request_id": "0123" });
+        assert_eq!(json["errors"][0]["detail"], expect);
+        assert_eq!(
+            json["errors"][0]["message"],
+            "the upstream of mirror hub failed: timeout (request 0123)"
+        );
+        assert_eq!(error.answer().level, tracing::Level::WARN);
+    }
+    assert_eq!(count, 4);
 }
 
 #[test]

@@ -93,6 +93,20 @@ impl MetadataStore for FaultyMetadata {
         self.faults.around(Call::Referrers, read).await
     }
 
+    async fn referrers_after(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        subject: &Digest,
+        after: Option<&str>,
+        max_bytes: usize,
+    ) -> Result<Vec<ReferrerRecord>, StorageError> {
+        let read = self
+            .metadata
+            .referrers_after(repository, origin, subject, after, max_bytes);
+        self.faults.around(Call::Referrers, read).await
+    }
+
     async fn blob(
         &self,
         repository: &RepositoryName,

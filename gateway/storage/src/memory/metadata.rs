@@ -179,6 +179,28 @@ impl MetadataStore for MemoryMetadata {
         }))
     }
 
+    async fn referrers_after(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        subject: &Digest,
+        after: Option<&str>,
+        max_bytes: usize,
+    ) -> Result<Vec<ReferrerRecord>, StorageError> {
+        let mut bytes = 0;
+        let all = self
+            .referrers(repository, origin, subject)
+            .await?
+            .into_iter();
+        let rest = all.filter(|it| after.is_none_or(|after| it.manifest.digest.as_str() > after));
+        let some = rest.take_while(|it| {
+            let has_room = bytes < max_bytes;
+            bytes += it.manifest.annotations.len() + 512;
+            has_room
+        });
+        Ok(some.collect())
+    }
+
     async fn blob(
         &self,
         repository: &RepositoryName,

@@ -114,6 +114,41 @@ pub(super) fn referrers(
     })
 }
 
+pub(super) fn referrers_after(
+    connection: &Connection,
+    (repository, origin): &(RepositoryName, ContentOrigin),
+    subject: &Digest,
+    after: &str,
+    max_bytes: usize,
+) -> rusqlite::Result<Vec<ReferrerRecord>> {
+    let sql = "SELECT digest, media_type, size, artifact_type, subject, annotations, pushed_at_ms, pushed_by \
+        FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND subject = ?2 AND digest > ?3 \
+        AND EXISTS (SELECT 1 FROM manifest_origins o WHERE o.repository = manifests.repository \
+            AND o.digest = manifests.digest AND o.origin = (SELECT id FROM origins WHERE url = ?4)) \
+        ORDER BY digest";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([
+        repository.as_str(),
+        subject.as_str(),
+        after,
+        origin.as_str(),
+    ])?;
+    let (mut found, mut bytes) = (Vec::new(), 0_usize);
+    while bytes < max_bytes
+        && let Some(row) = rows.next()?
+    {
+        let manifest = row::manifest(row)?;
+        bytes = bytes
+            .saturating_add(manifest.annotations.len())
+            .saturating_add(ROW_BYTES);
+        found.push(ReferrerRecord { manifest });
+    }
+    Ok(found)
+}
+
+/// What a manifest's row costs beside its annotations.
+const ROW_BYTES: usize = 512;
+
 pub(super) fn blob(
     connection: &Connection,
     repository: &RepositoryName,

@@ -300,7 +300,7 @@ async fn a_realm_elsewhere_gets_credentials_only_where_it_is_listed() {
     let settings = with_credentials(&server.url);
     let client = RegistryClient::new(settings.clone()).unwrap();
     let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
-    assert_eq!((error.kind, error.cause), (Kind::Refused, Cause::Blocked));
+    assert_eq!((error.kind, error.cause), (Kind::Refused, Cause::Realm));
     assert_eq!(auth.seen().len(), 0);
     let client = RegistryClient::new(ClientSettings {
         token_realms: vec![auth.url.clone()],

@@ -1,7 +1,7 @@
 //! What is asked, and how good answers are read.
 
 use futures_util::TryStreamExt as _;
-use gantry_model::{Page, media_type::OCI_INDEX};
+use gantry_model::media_type::OCI_INDEX;
 use gantry_upstream::{Kind, RegistryClient, Upstream as _};
 
 use super::server::{
@@ -156,92 +156,6 @@ async fn a_partial_answer_that_was_not_asked_for_is_invalid() {
         .await
         .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
-}
-
-#[tokio::test]
-async fn tags_are_paged_by_n_and_last() {
-    let server = Server::start(|seen| {
-        let body = r#"{"name":"library/alpine","tags":["3.20","edge","not a tag"]}"#;
-        let link = [(
-            "link",
-            r#"</v2/library/alpine/tags/list?n=2&last=edge>; rel="next""#,
-        )];
-        reply(
-            200,
-            if seen.target.contains("last") {
-                &[]
-            } else {
-                &link
-            },
-            body,
-        )
-    })
-    .await;
-    let client = client(&server.url);
-    let page = |limit, after: Option<&str>| Page {
-        limit,
-        after: after.map(str::to_owned),
-    };
-    let first = client.tags(&alpine(), &page(Some(2), None)).await.unwrap();
-    let names: Vec<&str> = first.tags.iter().map(gantry_model::Tag::as_str).collect();
-    assert_eq!(
-        (names.as_slice(), first.more),
-        (&["3.20", "edge"][..], true)
-    );
-    let second = client
-        .tags(&alpine(), &page(Some(2), Some("a&b c")))
-        .await
-        .unwrap();
-    assert!(!second.more);
-    client.tags(&alpine(), &page(None, None)).await.unwrap();
-    let targets: Vec<String> = server.seen().into_iter().map(|seen| seen.target).collect();
-    let list = "/v2/library/alpine/tags/list";
-    assert_eq!(
-        targets,
-        [
-            format!("{list}?n=2"),
-            format!("{list}?n=2&last=a%26b+c"),
-            list.to_owned()
-        ]
-    );
-}
-
-#[tokio::test]
-async fn a_tag_list_may_be_null_and_may_not_be_nonsense() {
-    let page = Page {
-        limit: None,
-        after: None,
-    };
-    let null = Server::start(|_| reply(200, &[], r#"{"name":"a","tags":null}"#)).await;
-    assert_eq!(
-        client(&null.url).tags(&alpine(), &page).await.unwrap().tags,
-        []
-    );
-    let html = Server::start(|_| reply(200, &[], "<html>")).await;
-    let error = client(&html.url).tags(&alpine(), &page).await.unwrap_err();
-    assert_eq!(error.kind, Kind::Invalid);
-}
-
-#[tokio::test]
-async fn referrers_are_an_index_and_may_be_missing() {
-    let server = Server::start(|_| manifest()).await;
-    let index = client(&server.url)
-        .referrers(&alpine(), &digest())
-        .await
-        .unwrap();
-    assert_eq!(index.bytes, MANIFEST);
-    let [seen] = server.seen().try_into().unwrap();
-    assert_eq!(
-        seen.target,
-        format!("/v2/library/alpine/referrers/{}", digest())
-    );
-    assert_eq!(seen.header("accept"), Some(OCI_INDEX));
-    let old = Server::start(|_| status(404)).await;
-    let error = client(&old.url)
-        .referrers(&alpine(), &digest())
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind, Kind::NotFound);
 }
 
 #[tokio::test]

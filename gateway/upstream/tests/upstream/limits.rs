@@ -8,8 +8,8 @@ use gantry_upstream::{
 };
 
 use super::server::{
-    MANIFEST_PATH, Seen, Server, alpine, challenge, client, digest, latest, manifest, reply,
-    settings, status,
+    BASIC, MANIFEST_PATH, Seen, Server, acme, alpine, challenge, client, digest, latest, manifest,
+    reply, settings, status,
 };
 
 async fn failure(client: &RegistryClient) -> UpstreamError {
@@ -33,15 +33,18 @@ async fn nothing_is_sent_until_the_time_that_was_named() {
             left > Duration::from_secs(50) && left <= Duration::from_secs(60),
             "{left:?}"
         );
-        let blob = client.blob(&alpine(), &digest(), 0).await.unwrap_err();
-        assert_eq!(blob.kind, kind);
+        let head = client.head_manifest(&alpine(), &latest()).await;
+        assert_eq!(head.unwrap_err().kind, kind);
         assert_eq!(server.seen().len(), 1);
+        // Blobs are limited by themselves.
+        client.blob(&alpine(), &digest(), 0).await.unwrap_err();
+        assert_eq!(server.seen().len(), 2);
         assert!(client.stats().endpoints[0].paused_for.is_some());
     }
 }
 
 #[tokio::test]
-async fn a_429_without_a_time_stops_that_kind_of_request_only() {
+async fn a_429_without_a_time_stops_manifests_and_no_blobs() {
     let server = Server::start(|seen: &Seen| match seen.path() {
         MANIFEST_PATH if seen.method == "GET" => status(429),
         _ => manifest(),
@@ -52,8 +55,55 @@ async fn a_429_without_a_time_stops_that_kind_of_request_only() {
         assert_eq!(failure(&client).await.kind, Kind::RateLimited);
     }
     assert_eq!(server.count(MANIFEST_PATH), 1);
-    client.head_manifest(&alpine(), &latest()).await.unwrap();
     client.blob(&alpine(), &digest(), 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn after_the_rest_one_request_tries_however_many_wait() {
+    let server = Server::start(|_| reply(429, &[("retry-after", "1")], "")).await;
+    let client = client(&server.url);
+    let (name, reference) = (alpine(), latest());
+    failure(&client).await;
+    let began = tokio::time::Instant::now();
+    while server.seen().len() == 1 {
+        let tries = (0..10).map(|_| client.manifest(&name, &reference));
+        let answers = futures_util::future::join_all(tries).await;
+        assert!(answers.iter().all(Result::is_err));
+        assert!(began.elapsed() < Duration::from_secs(5), "nobody tries");
+    }
+    assert_eq!(server.seen().len(), 2);
+    assert!(began.elapsed() >= Duration::from_millis(900));
+}
+
+#[tokio::test]
+async fn a_callers_own_limit_rests_that_caller_and_nobody_else() {
+    use gantry_upstream::{CallerRights as _, Credentials};
+    let server = Server::start(|seen: &Seen| match seen.authorization() {
+        Some(BASIC) => reply(429, &[("retry-after", "60")], ""),
+        Some(_) => manifest(),
+        None => reply(401, &[("www-authenticate", "Basic")], ""),
+    })
+    .await;
+    let client = client(&server.url);
+    let other = Credentials {
+        username: "other".to_owned(),
+        password: "x".to_owned().into(),
+    };
+    for _ in 0..3 {
+        let error = client.knows(&acme()).await.unwrap_err();
+        assert_eq!(error.kind, Kind::RateLimited);
+    }
+    let limited = |seen: &Seen| seen.authorization() == Some(BASIC);
+    assert_eq!(server.seen().iter().filter(|seen| limited(seen)).count(), 1);
+    assert!(client.knows(&other).await.unwrap());
+    assert!(client.stats().endpoints[0].paused_for.is_none());
+    // Of other repositories, too.
+    let known = latest();
+    let error = client
+        .may_pull(Some(&acme()), &alpine(), Some(&known))
+        .await;
+    assert_eq!(error.unwrap_err().kind, Kind::RateLimited);
+    assert_eq!(server.seen().iter().filter(|seen| limited(seen)).count(), 1);
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ const ROWS: &[Row] = &[
         Cause::Connect,
         true,
     ),
-    row("hostile realm", Kind::Refused, Cause::Blocked, false),
+    row("hostile realm", Kind::Refused, Cause::Realm, false),
     row("redirect to metadata", Kind::Invalid, Cause::Blocked, false),
     row("object store 404", Kind::Invalid, Cause::Answer, false),
     row("endless redirects", Kind::Invalid, Cause::Answer, false),

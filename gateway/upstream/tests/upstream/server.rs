@@ -312,6 +312,7 @@ pub(super) fn settings(url: &Url) -> ClientSettings {
         queue_timeout: Duration::from_secs(5),
         requests_per_second: None,
         token_realms: Vec::new(),
+        headers: Vec::new(),
         tls: Tls::default(),
         proxy: None,
         user_agent: "gantry-test".to_owned(),

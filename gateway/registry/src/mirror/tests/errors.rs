@@ -20,7 +20,7 @@ fn assert_says(error: &Error, kind: Kind) {
     let right = match kind {
         Kind::RateLimited => matches!(
             error,
-            Error::TooManyRequests { retry_after } if *retry_after == Some(Duration::from_secs(30))
+            Error::UpstreamLimited { retry_after, .. } if *retry_after == Some(Duration::from_secs(30))
         ),
         Kind::Refused => matches!(error, Error::UpstreamRefused { .. }),
         Kind::Unavailable => matches!(error, Error::Unavailable { .. }),
@@ -28,6 +28,12 @@ fn assert_says(error: &Error, kind: Kind) {
         Kind::NotFound => matches!(error, Error::ManifestUnknown | Error::BlobUnknown { .. }),
     };
     assert!(right, "{kind:?} became {error:?}");
+    let failure = error.upstream();
+    assert_eq!(failure.is_some(), kind != Kind::NotFound, "{error:?}");
+    if let Some(failure) = failure {
+        assert_eq!(failure.mirror, "hub");
+        assert!(failure.setting.starts_with("mirrors.hub."), "{failure:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,9 +9,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use gantry_model::{Digest, MediaType, Page, Reference, RepositoryName, Tag};
+use gantry_model::{Digest, MediaType, Reference, RepositoryName};
 use gantry_upstream::{
-    BlobStream, Cause, FetchedManifest, Kind, ManifestHead, Part, TagPage, Upstream, UpstreamError,
+    BlobStream, Cause, FetchedManifest, Kind, ListPage, ManifestHead, NextPage, Part, Upstream,
+    UpstreamError,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -26,7 +27,8 @@ pub(super) enum Call {
     Stat(Digest),
     Blob(Digest, u64),
     Part(Digest, u64, u64),
-    Tags,
+    /// Which page.
+    Tags(usize),
     Referrers,
 }
 
@@ -108,8 +110,12 @@ pub(super) struct Script {
     /// What a HEAD says of a blob's length, whether or not the blob is there.
     pub(super) stats: HashMap<(RepositoryName, Digest), Option<u64>>,
     pub(super) manifests: HashMap<(RepositoryName, Reference), FetchedManifest>,
-    pub(super) tags: Vec<Tag>,
-    pub(super) referrers: HashMap<Digest, Bytes>,
+    /// Pages of tags; each but the last names the one after it.
+    pub(super) tags: Vec<Vec<&'static str>>,
+    /// Where the last page leads, if somewhere.
+    pub(super) tags_lead_to: Option<&'static str>,
+    /// Pages of descriptors, by subject.
+    pub(super) referrers: HashMap<Digest, Vec<Vec<String>>>,
     /// How the next blob GETs go; later ones go well.
     pub(super) bodies: VecDeque<BodyPlan>,
     /// How every call fails.
@@ -313,39 +319,51 @@ impl Upstream for ScriptedUpstream {
     async fn tags(
         &self,
         _repository: &RepositoryName,
-        page: &Page,
-    ) -> Result<TagPage, UpstreamError> {
-        self.ask(Call::Tags).await?;
+        next: Option<&NextPage>,
+        _max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError> {
+        self.ask(Call::Tags(page_of(next))).await?;
         let script = self.script();
-        if script.tags.is_empty() {
-            return Err(failure(Kind::NotFound));
+        let mut page = paged(&script.tags, next)?;
+        if page.next.is_none() {
+            page.next = script.tags_lead_to.map(|to| NextPage::new(to, false));
         }
-        let after = page.after.clone().unwrap_or_default();
-        let rest: Vec<&Tag> = script
-            .tags
-            .iter()
-            .filter(|tag| tag.as_str() > &*after)
-            .collect();
-        let limit = page.limit.unwrap_or(usize::MAX);
-        Ok(TagPage {
-            more: rest.len() > limit,
-            tags: rest.into_iter().take(limit).cloned().collect(),
-        })
+        Ok(page)
     }
 
     async fn referrers(
         &self,
         _repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<FetchedManifest, UpstreamError> {
+        next: Option<&NextPage>,
+        _max_bytes: u64,
+    ) -> Result<ListPage, UpstreamError> {
         self.ask(Call::Referrers).await?;
-        let index = self.script().referrers.get(digest).cloned();
-        Ok(FetchedManifest {
-            media_type: None,
-            digest: None,
-            bytes: index.ok_or_else(|| failure(Kind::NotFound))?,
-        })
+        let script = self.script();
+        let pages = script
+            .referrers
+            .get(digest)
+            .ok_or_else(|| failure(Kind::NotFound))?;
+        paged(pages, next)
     }
+}
+
+fn page_of(next: Option<&NextPage>) -> usize {
+    next.map_or(0, |next| next.query().parse().unwrap())
+}
+
+fn paged<T: AsRef<str>>(
+    pages: &[Vec<T>],
+    next: Option<&NextPage>,
+) -> Result<ListPage, UpstreamError> {
+    let index = page_of(next);
+    let page = pages.get(index).ok_or_else(|| failure(Kind::NotFound))?;
+    let following = (index + 1 < pages.len()).then(|| (index + 1).to_string());
+    Ok(ListPage {
+        entries: page.iter().map(AsRef::as_ref).collect(),
+        next: following.map(|next| NextPage::new(next, false)),
+        bytes: 100,
+    })
 }
 
 /// The bytes of one connection, chunk by chunk.

@@ -8,7 +8,8 @@ use gantry_model::{
     Repository, Requester, Scope, UploadId,
 };
 use gantry_registry::{
-    BlobContent, Body, Error, Outcome, Registry, ServedBlob, ServedManifest, UploadState,
+    BlobContent, Body, Error, ListedReferrers, Outcome, Registry, ServedBlob, ServedManifest,
+    UploadState,
 };
 
 use super::{
@@ -333,11 +334,23 @@ impl Client {
             repository: hosted(repository),
             digest: digest.clone(),
             artifact_type: artifact_type.map(str::to_owned),
+            page: Page {
+                limit: None,
+                after: None,
+            },
         };
+        let listed = self.referrers_page(operation).await?;
+        let index = serde_json::from_slice(&listed.index).expect("an index");
+        Ok((index, listed.artifact_type.is_some()))
+    }
+
+    /// A page of referrers.
+    pub(crate) async fn referrers_page(
+        &self,
+        operation: Operation,
+    ) -> Result<ListedReferrers, Error> {
         match self.ask(operation).await? {
-            Outcome::Referrers { index, filtered } => {
-                Ok((serde_json::from_slice(&index).expect("an index"), filtered))
-            }
+            Outcome::Referrers(listed) => Ok(*listed),
             other => panic!("not referrers: {other:?}"),
         }
     }

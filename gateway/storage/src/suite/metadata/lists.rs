@@ -65,6 +65,39 @@ pub async fn referrers_are_listed_whether_or_not_the_subject_exists(stores: Stor
     Ok(())
 }
 
+pub async fn referrers_are_read_a_few_at_a_time(stores: Stores) -> Checked {
+    let (name, subject) = ("apps/web".parse()?, digest("m"));
+    let mut expected = Vec::new();
+    for number in 0..5 {
+        let mut push = push(&name, &format!("referrer {number}"), 1_000)?;
+        push.manifest.subject = Some(digest("m"));
+        push.manifest.annotations = format!(r#"{{"a":"{}"}}"#, "x".repeat(10_000));
+        expected.push(push.manifest.digest.clone());
+        stores.push(push).await?;
+    }
+    expected.sort();
+    for (max_bytes, at_once) in [(1, 1), (15_000, 2), (1 << 20, 5)] {
+        let (mut listed, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let store = &stores.metadata;
+            let some = store.referrers_after(
+                &name,
+                &ContentOrigin::Pushed,
+                &subject,
+                after.as_deref(),
+                max_bytes,
+            );
+            let some = some.await?;
+            assert!(some.len() <= at_once);
+            let Some(last) = some.last() else { break };
+            after = Some(last.manifest.digest.to_string());
+            listed.extend(some.into_iter().map(|it| it.manifest.digest));
+        }
+        assert_eq!(listed, expected);
+    }
+    Ok(())
+}
+
 pub async fn parents_say_what_they_call_the_content(stores: Stores) -> Checked {
     let name = "apps/web".parse()?;
     let config = reference("shared", "application/x.config")?;

@@ -1,0 +1,342 @@
+//! A list of an upstream, page by page: its entries, and where the upstream's own `Link` says that the next page is.
+//!
+//! Owns that a `Link` leads to another page of the same list and to nothing else. Sends nothing itself.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, header};
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use crate::credential::Origin;
+
+/// The longest query of a next page. Tokens of cloud registries have a few hundred bytes.
+const MAX_QUERY_BYTES: usize = 8 << 10;
+
+/// Texts in one piece of memory: a list may have a million entries.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Texts {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    /// Adds one.
+    pub fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.ends.push(self.text.len());
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &str> + ExactSizeIterator {
+        (0..self.ends.len()).map(|index| self.get(index).unwrap_or_default())
+    }
+
+    /// The one at that place.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&str> {
+        let end = *self.ends.get(index)?;
+        let start = match index.checked_sub(1) {
+            Some(before) => *self.ends.get(before)?,
+            None => 0,
+        };
+        self.text.get(start..end)
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The memory they take, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.text.capacity() + self.ends.capacity() * size_of::<usize>()
+    }
+}
+
+impl<'a> Extend<&'a str> for Texts {
+    fn extend<T: IntoIterator<Item = &'a str>>(&mut self, texts: T) {
+        for text in texts {
+            self.push(text);
+        }
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Texts {
+    fn from_iter<T: IntoIterator<Item = &'a str>>(texts: T) -> Self {
+        let mut all = Self::default();
+        all.extend(texts);
+        all
+    }
+}
+
+/// Where an upstream says that the next page is.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct NextPage {
+    /// The base URL that has it: a page's place means nothing elsewhere.
+    pub(crate) endpoint: usize,
+    query: Arc<str>,
+    is_guess: bool,
+}
+
+impl NextPage {
+    /// A place in the list of the first base URL.
+    #[must_use]
+    pub fn new(query: impl Into<Arc<str>>, is_guess: bool) -> Self {
+        Self {
+            endpoint: 0,
+            query: query.into(),
+            is_guess,
+        }
+    }
+
+    /// Whether the upstream did not name it, so that there may be none.
+    #[must_use]
+    pub fn is_guess(&self) -> bool {
+        self.is_guess
+    }
+
+    /// The query, as the upstream wrote it.
+    #[must_use]
+    pub fn query(&self) -> &str {
+        &self.query
+    }
+}
+
+/// A page of an upstream's list.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ListPage {
+    /// Tags, or the JSON texts of descriptors, in the upstream's order.
+    pub entries: Texts,
+    /// The page after it; `None` at the end.
+    pub next: Option<NextPage>,
+    /// How long the document was.
+    pub bytes: u64,
+}
+
+/// Why a `Link` is not followed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum BadLink {
+    #[error("a Link to the next page that is no link")]
+    Malformed,
+    #[error("a Link to another origin")]
+    Origin,
+    #[error("a Link to something else than the next page of this list")]
+    Path,
+}
+
+/// The query of the next page that an answer of `answered` names; nothing when it names none.
+pub(crate) fn next_query(headers: &HeaderMap, answered: &Url) -> Result<Option<String>, BadLink> {
+    let lines = headers.get_all(header::LINK).iter();
+    for line in lines {
+        let line = String::from_utf8_lossy(line.as_bytes());
+        for link in links(&line) {
+            if link.is_next {
+                let target = link.target.ok_or(BadLink::Malformed)?;
+                return query_of(target, answered).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn query_of(target: &str, answered: &Url) -> Result<String, BadLink> {
+    let target = answered
+        .join(target.trim())
+        .map_err(|_parse| BadLink::Malformed)?;
+    let is_plain = target.username().is_empty() && target.password().is_none();
+    if !is_plain || Origin::of(&target) != Origin::of(answered) {
+        return Err(BadLink::Origin);
+    }
+    let (path, asked) = (decoded(target.path()), decoded(answered.path()));
+    // A registry behind a path of its own may not know of that path.
+    let within = asked.find("/v2/").and_then(|at| asked.get(at..));
+    if path != asked && Some(&*path) != within {
+        return Err(BadLink::Path);
+    }
+    match target.query() {
+        Some(query) if !query.is_empty() && query.len() <= MAX_QUERY_BYTES => Ok(query.to_owned()),
+        _ => Err(BadLink::Malformed),
+    }
+}
+
+fn decoded(path: &str) -> String {
+    percent_decode_str(path).decode_utf8_lossy().into_owned()
+}
+
+/// One link of a header (RFC 8288 section 3).
+struct Link<'a> {
+    target: Option<&'a str>,
+    is_next: bool,
+}
+
+/// The links of a line. A comma or semicolon between angle brackets or quotes separates nothing.
+fn links(line: &str) -> impl Iterator<Item = Link<'_>> {
+    separated(line, ',').map(|link| {
+        let link = link.trim();
+        let (target, parameters) =
+            match link.strip_prefix('<').and_then(|rest| rest.split_once('>')) {
+                Some((target, parameters)) => (Some(target), parameters),
+                // A target without an end is none, and no reason to miss that there is a next page.
+                None => (None, link.strip_prefix('<').unwrap_or(link)),
+            };
+        Link {
+            target,
+            is_next: separated(parameters, ';').any(is_next),
+        }
+    })
+}
+
+fn is_next(parameter: &str) -> bool {
+    let Some((name, value)) = parameter.split_once('=') else {
+        return false;
+    };
+    let relations = value.trim().trim_matches('"').split_whitespace();
+    name.trim().eq_ignore_ascii_case("rel")
+        && relations
+            .into_iter()
+            .any(|it| it.eq_ignore_ascii_case("next"))
+}
+
+fn separated(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_target) = (false, false);
+    text.split(move |letter| {
+        match letter {
+            '"' if !is_target => is_quoted = !is_quoted,
+            '<' if !is_quoted => is_target = true,
+            '>' if !is_quoted => is_target = false,
+            _ => return letter == separator && !is_quoted && !is_target,
+        }
+        false
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    const ASKED: &str = "https://r.example/v2/library/alpine/tags/list?n=2";
+
+    fn check_at(asked: &str, link: &str, expect: Result<Option<&str>, BadLink>) {
+        let headers = HeaderMap::from_iter([(header::LINK, HeaderValue::from_str(link).unwrap())]);
+        let found = next_query(&headers, &asked.parse().unwrap());
+        assert_eq!(
+            found.as_ref().map(Option::as_deref).map_err(|error| *error),
+            expect,
+            "{link}"
+        );
+    }
+
+    fn check(link: &str, expect: Result<Option<&str>, BadLink>) {
+        check_at(ASKED, link, expect);
+    }
+
+    #[test]
+    fn the_upstreams_own_query_of_the_next_page_is_taken_as_it_is() {
+        let path = "/v2/library/alpine/tags/list";
+        check(
+            &format!(r#"<{path}?n=2&last=b>; rel="next""#),
+            Ok(Some("n=2&last=b")),
+        );
+        check(&format!("<{path}?last=b>;rel=next"), Ok(Some("last=b")));
+        check(
+            &format!(r#"<https://R.example:443{path}?next_page=gAAA%3D%3D>; rel="next""#),
+            Ok(Some("next_page=gAAA%3D%3D")),
+        );
+        check(r#"<?last=a,b;c>; rel="next""#, Ok(Some("last=a,b;c")));
+        check(
+            r#"<list?page=2>; title="a, b; rel=next"; rel="last next""#,
+            Ok(Some("page=2")),
+        );
+        check(
+            &format!(r#"<x>; rel="prev", <{path}?last=b>; REL="Next""#),
+            Ok(Some("last=b")),
+        );
+        check("<a>; rel=\"prev\"", Ok(None));
+        check("<next>", Ok(None));
+        check(r#"<a?b>; title="rel=next""#, Ok(None));
+    }
+
+    #[test]
+    fn a_link_to_another_origin_list_or_repository_is_an_error() {
+        for other in [
+            "https://evil.example/v2/library/alpine/tags/list?n=2",
+            "http://r.example/v2/library/alpine/tags/list?n=2",
+            "https://r.example:444/v2/library/alpine/tags/list?n=2",
+            "//evil.example/v2/library/alpine/tags/list?n=2",
+            "https://u:p@r.example/v2/library/alpine/tags/list?n=2",
+        ] {
+            check(&format!("<{other}>; rel=next"), Err(BadLink::Origin));
+        }
+        for other in [
+            "/v2/library/secret/tags/list?n=2",
+            "/v2/library/alpine/manifests/latest?n=2",
+            "/v2/_catalog?n=2",
+            "/v2/library/alpine/tags/list/?n=2",
+            "../../../library/secret/tags/list?n=2",
+        ] {
+            check(&format!("<{other}>; rel=next"), Err(BadLink::Path));
+        }
+        for broken in [
+            "x; rel=next",
+            "<; rel=next",
+            "<>; rel=next",
+            "</v2/library/alpine/tags/list>; rel=next",
+        ] {
+            let headers =
+                HeaderMap::from_iter([(header::LINK, HeaderValue::from_str(broken).unwrap())]);
+            let found = next_query(
+                &headers,
+                &"https://r.example/v2/library/alpine/tags/list"
+                    .parse()
+                    .unwrap(),
+            );
+            assert_eq!(found, Err(BadLink::Malformed), "{broken}");
+        }
+    }
+
+    #[test]
+    fn paths_are_compared_as_they_are_meant() {
+        let asked = "https://r.example/cache/v2/a/referrers/sha256:ab";
+        check_at(
+            asked,
+            "</cache/v2/a/referrers/sha256%3Aab?p=2>; rel=next",
+            Ok(Some("p=2")),
+        );
+        check_at(
+            asked,
+            "</v2/a/referrers/sha256:ab?p=2>; rel=next",
+            Ok(Some("p=2")),
+        );
+        check_at(
+            asked,
+            "</other/v2/a/referrers/sha256:ab?p=2>; rel=next",
+            Err(BadLink::Path),
+        );
+        check_at(
+            asked,
+            "</v2/b/referrers/sha256:ab?p=2>; rel=next",
+            Err(BadLink::Path),
+        );
+    }
+
+    #[test]
+    fn texts_are_given_back_as_they_were_put_in() {
+        let texts: Texts = ["a", "", "bcd"].into_iter().collect();
+        assert_eq!(texts.iter().collect::<Vec<_>>(), ["a", "", "bcd"]);
+        assert_eq!(
+            (texts.len(), texts.get(2), texts.get(3)),
+            (3, Some("bcd"), None)
+        );
+    }
+}
