@@ -41,6 +41,7 @@ use crate::{
         decisions::Decisions,
         shadow::Shadows,
     },
+    server::Shares,
     telemetry::{EventMeter, Reading, Telemetry},
 };
 
@@ -80,18 +81,23 @@ pub(crate) struct Lasting {
     trips: mpsc::Sender<Trip>,
     generations: Gauge,
     events: Arc<Events>,
+    shares: Arc<Shares>,
     swapped: watch::Sender<u64>,
 }
 
 /// What the edge enforces.
 #[derive(Clone, Debug)]
 pub struct EdgeSettings {
-    /// `scheme://host[:port]` that clients reach us by; `None` = from the request and trusted proxies.
+    /// `scheme://host[:port][/path]` that clients reach us by; `None` = from the request and trusted proxies.
     pub external_url: Option<url::Url>,
     /// Names under which the admin API may be asked, besides addresses, `localhost` and the host of `external_url`.
     pub admin_hosts: Vec<String>,
-    /// Peers whose `X-Forwarded-*` headers are believed.
+    /// Peers whose forwarding headers are believed.
     pub trusted_proxies: Vec<config::Network>,
+    /// Which forwarding headers those are.
+    pub proxy_headers: config::ProxyHeaders,
+    /// Headers of every response, where the response has none of that name.
+    pub headers: http::HeaderMap,
     /// How long a connection may take to send its first byte, and its whole request head.
     pub header_timeout: Duration,
     /// How long an idle keep-alive connection is kept.
@@ -297,6 +303,7 @@ impl Stores {
             trips,
             generations,
             events,
+            shares: Shares::new(config.limits.max_connections),
             swapped: watch::Sender::new(1),
         })
     }

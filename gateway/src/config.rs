@@ -51,8 +51,10 @@ pub struct Config {
     pub admin_hosts: Vec<String>,
     /// What `Location`, `Link` and the token realm say; `None` = from the request.
     pub external_url: Option<Url>,
-    /// Peers whose `X-Forwarded-*` headers are believed.
+    /// Peers whose forwarding headers are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Headers in both directions.
+    pub http: Http,
     /// Where everything is kept.
     pub storage: Storage,
     /// Repositories that are pushed here.
@@ -312,6 +314,25 @@ pub struct Tokens {
     pub keys: PathBuf,
     /// How long a token is valid; at least 60 s.
     pub lifetime: Duration,
+}
+
+/// Headers in both directions.
+#[derive(Clone, Debug, Default)]
+pub struct Http {
+    /// What trusted proxies say about their clients.
+    pub proxy_headers: ProxyHeaders,
+    /// Headers of every response.
+    pub headers: http::HeaderMap,
+}
+
+/// The headers by which trusted proxies say who their clients are.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum ProxyHeaders {
+    /// `X-Forwarded-For`, `-Proto`, `-Host` and `-Port`.
+    #[default]
+    XForwarded,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// What the edge enforces.

@@ -21,7 +21,7 @@ use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 use futures_util::FutureExt as _;
 use gantry_model::{Operation, namespace::Address};
 use gantry_registry::Body;
-use http::{Request, StatusCode, request::Parts};
+use http::{Method, Request, StatusCode, Uri, request::Parts, uri::PathAndQuery};
 use tracing::Instrument as _;
 
 use self::{
@@ -40,11 +40,14 @@ use crate::{
 
 /// Answers one request.
 pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer: &Peer) -> Reply {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let mut exchange = Exchange::begin(generation, &parts, peer, body.received());
+    strip_path(generation, &mut parts.uri);
     let span = exchange.span();
     let answer = Box::pin(async {
+        exchange.take_share(&generation.shares)?;
         match parts.uri.path() {
+            "/token" if parts.method == Method::OPTIONS => Ok(Done::Options("GET, POST")),
             "/token" => Box::pin(token(generation, &mut exchange, &parts, body)).await,
             "/healthz" => Ok(health(&mut exchange)),
             "/.well-known/jwks.json" => Ok(keys(generation, &mut exchange)),
@@ -56,7 +59,31 @@ pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer
         generation.telemetry.panics.inc();
         Err(Error::Panicked)
     });
-    exchange.finish(result)
+    let mut reply = exchange.finish(result);
+    respond::add_headers(&mut reply, &generation.edge.headers);
+    reply
+}
+
+/// Takes the path of the external URL off a request of a proxy that passes it on; a mirror's prefix of that name is no such path.
+fn strip_path(generation: &Generation, uri: &mut Uri) {
+    let Some(external) = &generation.edge.external_url else {
+        return;
+    };
+    let path = external.path().trim_end_matches('/');
+    let mut mirrors = generation.namespaces.mirrors.iter();
+    if path.is_empty()
+        || mirrors.any(|mirror| path.strip_prefix('/') == Some(mirror.prefix.as_str()))
+    {
+        return;
+    }
+    let inner = uri
+        .path_and_query()
+        .and_then(|whole| whole.as_str().strip_prefix(path))
+        .filter(|inner| inner.starts_with('/'))
+        .and_then(|inner| PathAndQuery::try_from(inner).ok());
+    if let Some(inner) = inner {
+        *uri = Uri::from(inner);
+    }
 }
 
 /// Everything under `/v2/`.

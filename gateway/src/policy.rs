@@ -354,7 +354,7 @@ pub async fn authorize(
     operation: Operation,
 ) -> Result<Permit, Error> {
     if matches!(operation, Operation::Ping) {
-        return permit_ping(requester, identified);
+        return permit_ping(requester, identified, generation.is_open);
     }
     let mut scopes = operation.required_scopes();
     if let Some(limits) = &identified.at_most
@@ -424,9 +424,14 @@ pub async fn authorize_admin(
     Err(refused_with(scopes, identified, denial))
 }
 
-/// `/v2/` answers 401 to whoever shows nothing, also where anonymous pulls are allowed: clients take their challenge from it.
-fn permit_ping(requester: Requester, identified: &Identified) -> Result<Permit, Error> {
-    if identified.principal.is_anonymous() && !identified.by_token {
+/// `/v2/` answers 401 to a client that shows nothing, also where anonymous pulls are allowed: clients take their challenge from it. Where
+/// no credential can be known there is nothing to challenge for.
+fn permit_ping(
+    requester: Requester,
+    identified: &Identified,
+    is_open: bool,
+) -> Result<Permit, Error> {
+    if !is_open && identified.principal.is_anonymous() && !identified.by_token {
         return Err(Error::Unauthorized {
             scopes: Vec::new(),
             error: None,
@@ -435,7 +440,10 @@ fn permit_ping(requester: Requester, identified: &Identified) -> Result<Permit, 
     }
     let grant = Grant {
         granted: Vec::new(),
-        reason: Reason::new("ping", "whoever showed a credential may ask"),
+        reason: Reason::new(
+            "ping",
+            "every client with a known credential may ask, and every client where none can be known",
+        ),
         plugin: None,
     };
     Permit::new(Operation::Ping, requester, grant).map_err(Error::Denied)

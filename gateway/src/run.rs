@@ -13,7 +13,7 @@ use tokio::{
 
 use self::telling::Telling;
 use crate::{
-    app::App,
+    app::{App, EdgeSettings},
     auth::revocation,
     config::{AuditTo, Config, ListenAddress, LogFormat},
     http::admin::{Admin, Readiness},
@@ -29,6 +29,9 @@ use crate::{
 /// Threads that wait for disks and password hashes. Each keeps buffers of its own: two hundred readers on the default of 512 threads held
 /// 300 MiB.
 const MAX_BLOCKING_THREADS: usize = 16;
+
+/// Connections of the admin listener at most: probes, scrapes and operators.
+const MAX_ADMIN_CONNECTIONS: usize = 64;
 
 /// How often sessions nobody closes are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -107,6 +110,8 @@ async fn serve(
     // process by a SIGHUP that it does not.
     let signals = tokio::spawn(follow_signals(stage)?);
     let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+    // Before the stores, which take their part of what the system allows.
+    let max_connections = server::connections_that_fit(config.limits.max_connections);
     let (app, tripped) = tokio::select! {
         built = App::build(config) => built?,
         () = server::reached(watched.clone(), Stage::Drain) => {
@@ -133,6 +138,10 @@ async fn serve(
         tracing::info!(address = %listen.address, tls, mirror, "listening");
     }
     let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
+    let edge = EdgeSettings {
+        max_connections,
+        ..(*edge).clone()
+    };
     server::serve(
         Arc::clone(&app),
         listeners,
@@ -189,6 +198,10 @@ fn admin(
     let ready = readiness(app, stage.clone());
     let handler = Arc::new(Admin::new(Arc::clone(reloader), ready));
     let (edge, telemetry) = (Arc::clone(&app.current().edge), Arc::clone(&app.telemetry));
+    let edge = EdgeSettings {
+        max_connections: MAX_ADMIN_CONNECTIONS,
+        ..(*edge).clone()
+    };
     tracing::info!(%address, "admin listening");
     Ok(tokio::spawn(async move {
         // Its own stage never ends: load balancers must see a drain.

@@ -5,12 +5,15 @@
 
 mod activity;
 mod connection;
+mod flow;
 mod head;
 mod io;
 mod mapped;
+mod places;
 mod served;
 mod subject;
 pub mod tls;
+mod unread;
 
 use std::{
     future::Future,
@@ -25,13 +28,29 @@ use http::{Request, Response};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, watch},
+    sync::watch,
 };
 use tokio_util::task::TaskTracker;
 
-use self::{connection::Connection, io::Transport, tls::ServedTls};
-pub use self::{mapped::Mappings, served::RequestBody};
-use crate::{app::EdgeSettings, http::body::ResponseBody, modes, telemetry::Telemetry};
+use self::{
+    activity::{Activity, Limits},
+    connection::Connection,
+    io::Transport,
+    places::Places,
+    tls::ServedTls,
+    unread::Unread,
+};
+pub use self::{
+    mapped::Mappings,
+    places::{Share, Shares, connections_that_fit},
+    served::RequestBody,
+};
+use crate::{
+    app::EdgeSettings,
+    http::{body::ResponseBody, forwarded},
+    modes,
+    telemetry::Telemetry,
+};
 
 /// Connections the kernel holds while we are busy.
 const BACKLOG: i32 = 1024;
@@ -173,7 +192,8 @@ struct Shared<H> {
     handler: Arc<H>,
     edge: Arc<EdgeSettings>,
     telemetry: Arc<Telemetry>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
+    unread: Arc<Unread>,
     stage: watch::Receiver<Stage>,
     tasks: TaskTracker,
 }
@@ -191,7 +211,8 @@ pub async fn serve<H: Handler>(
         handler,
         edge: Arc::new(edge.clone()),
         telemetry: Arc::clone(telemetry),
-        places: Arc::new(Semaphore::new(edge.max_connections)),
+        places: Places::new(edge.max_connections, telemetry),
+        unread: Arc::default(),
         stage: stage.clone(),
         tasks: TaskTracker::new(),
     });
@@ -218,8 +239,8 @@ async fn accept_loop<H: Handler>(shared: Arc<Shared<H>>, listener: Listener) {
     let mut stopped = std::pin::pin!(reached(shared.stage.clone(), Stage::Drain));
     loop {
         let next = async {
-            let place = Arc::clone(&shared.places).acquire_owned().await.ok()?;
-            Some((place, listener.accept().await))
+            shared.places.settled().await;
+            listener.accept().await
         };
         let accepted = tokio::select! {
             biased;
@@ -227,30 +248,50 @@ async fn accept_loop<H: Handler>(shared: Arc<Shared<H>>, listener: Listener) {
             accepted = next => accepted,
         };
         match accepted {
-            None => return,
-            Some((place, Ok((transport, address)))) => {
-                let connection = Connection {
-                    edge: shared
-                        .handler
-                        .edge()
-                        .unwrap_or_else(|| Arc::clone(&shared.edge)),
-                    tls: listener.tls.as_ref().map(ServedTls::current),
-                    mirror: listener.mirror.clone(),
-                    shared: Arc::clone(&shared),
-                    address,
-                    place,
-                };
-                shared.tasks.spawn(connection.run(transport));
-            }
-            Some((_place, Err(error))) if is_of_one_connection(&error) => {
+            Ok((transport, address)) => admit(&shared, &listener, transport, address),
+            Err(error) if is_of_one_connection(&error) => {
                 tracing::debug!(%error, "a connection ended before it was accepted");
             }
-            Some((_place, Err(error))) => {
+            Err(error) => {
                 tracing::error!(%error, "cannot accept connections");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// Serves a connection in a task of its own, or closes it when all places are taken.
+fn admit<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    listener: &Listener,
+    transport: Transport,
+    address: IpAddr,
+) {
+    let edge = shared.handler.edge();
+    let edge = edge.unwrap_or_else(|| Arc::clone(&shared.edge));
+    let activity = Activity::new(Limits {
+        header: edge.header_timeout,
+        idle: edge.idle_timeout,
+    });
+    // Behind a Unix socket is a proxy, or a program of this machine.
+    let proxy = matches!(listener.socket, Bound::Unix(_))
+        || forwarded::is_trusted(address.to_canonical(), &edge.trusted_proxies);
+    let Some(place) = shared.places.enter(address, proxy, &activity) else {
+        if listener.tls.is_none() {
+            transport.refuse();
+        }
+        return;
+    };
+    let connection = Connection {
+        edge,
+        tls: listener.tls.as_ref().map(ServedTls::current),
+        mirror: listener.mirror.clone(),
+        shared: Arc::clone(shared),
+        address,
+        activity,
+        place,
+    };
+    shared.tasks.spawn(connection.run(transport));
 }
 
 /// Errors of the connection that was about to be accepted, not of the listener.

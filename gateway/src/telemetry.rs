@@ -63,6 +63,10 @@ pub struct Telemetry {
     caches: upstreams::Caches,
     /// Open connections over all listeners.
     pub connections: Gauge,
+    /// Connections closed because another client had none and all places were taken.
+    pub connections_closed_for_room: Counter,
+    /// Connections refused because all places were taken.
+    pub connections_refused: Counter,
     /// Requests whose code panicked.
     pub panics: Counter,
     swept_blobs: Counter,
@@ -110,6 +114,8 @@ impl Telemetry {
             readings: Arc::default(),
             caches: upstreams::Caches::default(),
             connections: Gauge::default(),
+            connections_closed_for_room: Counter::default(),
+            connections_refused: Counter::default(),
             panics: Counter::default(),
             swept_blobs: Counter::default(),
             swept_bytes: Counter::default(),
@@ -142,7 +148,7 @@ impl Telemetry {
             "Bytes of bodies; in: from clients, out: to clients",
             self.bytes.clone(),
         );
-        registry.register("connections", "Open connections", self.connections.clone());
+        self.register_connections(registry);
         registry.register(
             "panics",
             "Requests whose code panicked",
@@ -167,6 +173,20 @@ impl Telemetry {
         );
         registry.register_collector(Box::new(self.caches.clone()));
         registry.register_collector(Box::new(Arc::clone(&self.readings)));
+    }
+
+    fn register_connections(&self, registry: &mut Registry) {
+        registry.register("connections", "Open connections", self.connections.clone());
+        registry.register(
+            "connections_closed_for_room",
+            "Connections closed for another client's because all places were taken",
+            self.connections_closed_for_room.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections refused because all places were taken",
+            self.connections_refused.clone(),
+        );
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

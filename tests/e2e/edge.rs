@@ -227,3 +227,157 @@ fn tls_serves_http_1_and_http_2() {
     });
     assert_eq!((one, two), (http::Version::HTTP_11, http::Version::HTTP_2));
 }
+
+/// What a raw client gets for a GET, or another method, with these header lines.
+fn asked(port: u16, method: &str, path: &str, headers: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: gw.example\r\nConnection: close\r\n{headers}\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Everybody may do everything, and nobody can be known.
+const OPEN: &str = r#"
+hosted: { names: ["apps/**"] }
+plugins:
+  - name: access
+    from: builtin:access
+    config: { rules: [{ who: [anonymous], may: [pull, push], what: ["**"] }] }
+"#;
+
+#[test]
+fn a_registry_that_can_know_nobody_answers_its_root_without_a_challenge() {
+    let gateway = Gateway::start(OPEN);
+    for path in ["/v2/", "/v2", "//v2/", "//v2"] {
+        let answer = asked(gateway.port, "GET", path, "");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+    }
+    let image = Image::random(10);
+    let wire = Wire::anonymous(gateway.port);
+    wire.push_image("apps/web", "latest", &image);
+    let old = asked(gateway.port, "GET", "//v2/apps/web/manifests/latest", "");
+    assert!(old.starts_with("HTTP/1.1 200 "), "{old}");
+    let twice = asked(gateway.port, "GET", "///v2/apps/web/manifests/latest", "");
+    assert!(twice.starts_with("HTTP/1.1 404 "), "{twice}");
+}
+
+#[test]
+fn below_a_path_of_the_external_url_everything_that_clients_are_given_is_below_it() {
+    let config = format!(
+        "external_url: https://gw.example/registry/\n{}",
+        usual_config("", "")
+    );
+    let gateway = Gateway::start(&config);
+    let realm = "realm=\"https://gw.example/registry/token\"";
+    let refused = asked(gateway.port, "GET", "/v2/", "");
+    assert!(refused.contains(realm), "{refused}");
+    let wire = Wire::basic(gateway.port, USER);
+    for tag in ["a", "b"] {
+        // Its locations lead below the path, as a proxy passes them on that takes nothing off.
+        wire.push_image("apps/web", tag, &Image::random(10));
+    }
+    let location = wire.start_upload("apps/web");
+    assert!(
+        location.starts_with("/registry/v2/apps/web/blobs/uploads/"),
+        "{location}"
+    );
+    let tags = wire.get("/v2/apps/web/tags/list?n=1").expect(200);
+    let link = tags.header("link");
+    assert!(
+        link.starts_with("</registry/v2/apps/web/tags/list?"),
+        "{link}"
+    );
+    let next = link.split(['<', '>']).nth(1).unwrap();
+    assert!(wire.get(next).expect(200).json()["tags"][0] == "b");
+    let token = asked(
+        gateway.port,
+        "GET",
+        "/registry/token?service=gw.example",
+        "",
+    );
+    assert!(
+        token.starts_with("HTTP/1.1 200 ") || token.starts_with("HTTP/1.1 401 "),
+        "{token}"
+    );
+    let outside = asked(gateway.port, "GET", "/other/v2/", "");
+    assert!(outside.starts_with("HTTP/1.1 404 "), "{outside}");
+}
+
+#[test]
+fn headers_of_the_operators_own_are_on_every_answer_and_options_needs_no_credential() {
+    let config = format!(
+        "http: {{ headers: {{ Access-Control-Allow-Origin: https://ui.example, Access-Control-Allow-Headers: [authorization, accept], X-Content-Type-Options: other }} }}\n{}",
+        usual_config("", "")
+    );
+    let gateway = Gateway::start(&config);
+    for (method, path, status) in [
+        ("OPTIONS", "/v2/", 200),
+        ("OPTIONS", "/v2/apps/web/manifests/latest", 200),
+        ("OPTIONS", "/token", 200),
+        ("GET", "/v2/", 401),
+        ("GET", "/healthz", 200),
+        ("GET", "/v2/apps/web/nothing", 404),
+    ] {
+        let answer = asked(gateway.port, method, path, "Origin: https://ui.example\r\n");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+        assert!(
+            answer.contains("access-control-allow-origin: https://ui.example\r\n"),
+            "{answer}"
+        );
+        assert_eq!(
+            answer.matches("access-control-allow-headers:").count(),
+            2,
+            "{answer}"
+        );
+        let kept =
+            !path.starts_with("/v2") || answer.contains("x-content-type-options: nosniff\r\n");
+        assert!(kept, "{answer}");
+    }
+}
+
+#[test]
+fn forwarding_headers_of_a_stranger_are_warned_about_once() {
+    let gateway = Gateway::usual();
+    for _request in 0..3 {
+        let answer = asked(
+            gateway.port,
+            "GET",
+            "/v2/",
+            "X-Forwarded-Host: evil.example\r\n",
+        );
+        assert!(!answer.contains("evil.example"), "{answer}");
+    }
+    let _last = asked(gateway.port, "GET", "/healthz", "");
+    assert_eq!(gateway.log().matches("`trusted_proxies`").count(), 1);
+}
+
+#[test]
+fn a_trusted_proxy_names_the_port_or_speaks_rfc_7239_where_that_is_configured() {
+    let trusted = format!("trusted_proxies: [127.0.0.1/32]\n{}", usual_config("", ""));
+    let gateway = Gateway::start(&trusted);
+    let headers =
+        "X-Forwarded-Proto: https\r\nX-Forwarded-Port: 8443\r\nForwarded: host=evil.example\r\n";
+    let answer = asked(gateway.port, "GET", "/v2/", headers);
+    assert!(
+        answer.contains("realm=\"https://gw.example:8443/token\""),
+        "{answer}"
+    );
+    let gateway = Gateway::start(&format!("http: {{ proxy_headers: forwarded }}\n{trusted}"));
+    let headers = "X-Forwarded-Host: evil.example\r\nForwarded: for=192.0.2.1;proto=https;host=\"hub.example:8443\"\r\n";
+    let answer = asked(gateway.port, "GET", "/v2/", headers);
+    assert!(
+        answer.contains("realm=\"https://hub.example:8443/token\""),
+        "{answer}"
+    );
+    wait_until("the access line", Duration::from_secs(5), || {
+        gateway.log().contains("client.address=192.0.2.1")
+    });
+}

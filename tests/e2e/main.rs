@@ -23,6 +23,7 @@ mod disk_full;
 mod documents;
 mod edge;
 mod events;
+mod exhaustion;
 mod herd;
 mod hostile;
 mod immutable;

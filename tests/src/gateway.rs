@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::{
     compiled,
-    tools::{build_folder, free_port, run, wait_until, workspace},
+    tools::{build_folder, free_port, require, run, wait_until, workspace},
 };
 
 /// The user every test gateway knows.
@@ -29,6 +29,7 @@ pub struct Gateway {
     pub port: u16,
     /// Where its metrics are.
     pub admin_port: u16,
+    open_files: Option<u64>,
 }
 
 /// The program: `TESTED_GATEWAY`, or this build's, made once when it is not there.
@@ -105,6 +106,19 @@ impl Gateway {
     /// As [`Gateway::start`].
     #[must_use]
     pub fn start_with(config: &str, prepare: impl FnOnce(&Path)) -> Self {
+        Self::start_limited(config, None, prepare)
+    }
+
+    /// As [`Gateway::start_with`], with so many open files at most.
+    ///
+    /// # Panics
+    /// As [`Gateway::start`].
+    #[must_use]
+    pub fn start_limited(
+        config: &str,
+        open_files: Option<u64>,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let folder = TempDir::new().expect("the system has a temporary folder");
         fs::write(folder.path().join("htpasswd"), users()).expect("the folder is ours");
         fs::create_dir(folder.path().join("logs")).expect("the folder is ours");
@@ -114,6 +128,7 @@ impl Gateway {
             folder,
             port: free_port(),
             admin_port: free_port(),
+            open_files,
         };
         gateway.write_config(config);
         let data = gateway.folder().join("data");
@@ -156,7 +171,16 @@ impl Gateway {
             .append(true)
             .open(self.log_path())
             .expect("the folder is ours");
-        let child = Command::new(program())
+        let mut command = match self.open_files {
+            None => Command::new(program()),
+            // It becomes the program it starts, so the process is the gateway's.
+            Some(count) => {
+                let mut command = Command::new(require("prlimit"));
+                command.arg(format!("--nofile={count}")).arg(program());
+                command
+            }
+        };
+        let child = command
             .arg("serve")
             .arg(self.config_path())
             .current_dir(self.folder.path())
@@ -300,11 +324,35 @@ impl Gateway {
     /// When it does not run.
     #[must_use]
     pub fn peak_memory(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// Its anonymous memory that is resident now, in bytes (`RssAnon`).
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn anonymous_memory(&self) -> u64 {
+        self.memory("RssAnon:")
+    }
+
+    /// How many files, sockets among them, it has open.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("the gateway runs")
+            .count()
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the gateway runs");
         let line = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .find_map(|line| line.strip_prefix(name))
             .expect("the kernel counts");
         line.trim()
             .trim_end_matches(" kB")

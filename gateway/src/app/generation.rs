@@ -21,6 +21,7 @@ use crate::{
     hooks::{AdmissionChain, EventHook},
     origins::upstream_origin,
     policy::{Policy, binding::Binding},
+    server::Shares,
     telemetry::{MeasuredUpstream, Telemetry},
 };
 
@@ -47,6 +48,10 @@ pub struct Generation {
     pub receivers: Vec<Arc<dyn Receiver>>,
     /// What the edge enforces.
     pub edge: Arc<EdgeSettings>,
+    /// Whether no credential can be known: there is no authenticator, and no mirror whose upstream knows callers.
+    pub is_open: bool,
+    /// Requests in flight that trusted proxies brought, by client.
+    pub shares: Arc<Shares>,
     /// Every plugin, in the order of the configuration.
     pub bindings: Vec<Arc<Binding>>,
     clients: Clients,
@@ -107,6 +112,8 @@ impl Generation {
             Arc::clone(&lasting.revocation),
         )?;
         let authenticators = taking_part(Hook::Authenticate);
+        let knows_callers = |mirror: &config::Mirror| mirror.callers != config::Callers::ByPlugins;
+        let is_open = authenticators.is_empty() && !config.mirrors.iter().any(knows_callers);
         let verified = lasting.verified.of_chain(&authenticators);
         let admission = AdmissionChain::new(
             taking_part(Hook::Admit),
@@ -137,6 +144,8 @@ impl Generation {
                 .map(|binding| Arc::new(EventHook(binding)) as _)
                 .collect(),
             edge: Arc::new(edge_settings(config)),
+            is_open,
+            shares: Arc::clone(&lasting.shares),
             config: config.clone(),
             bindings,
             clients,
@@ -251,6 +260,8 @@ fn edge_settings(config: &Config) -> EdgeSettings {
         external_url: config.external_url.clone(),
         admin_hosts: config.admin_hosts.clone(),
         trusted_proxies: config.trusted_proxies.clone(),
+        proxy_headers: config.http.proxy_headers,
+        headers: config.http.headers.clone(),
         header_timeout: limits.header_timeout,
         idle_timeout: limits.idle_timeout,
         minimum_rate: limits.minimum_rate,

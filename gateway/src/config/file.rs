@@ -31,10 +31,13 @@ pub(crate) struct ConfigFile {
     /// Where /metrics, /readyz and the admin API are served: an address, a map with `address` and `hosts`, or `off`. Never open this to
     /// clients. Default: 127.0.0.1:5001.
     pub(crate) admin: Option<AdminEntry>,
-    /// What Location, Link and the token realm say. Default: what the request says, or trusted proxies.
+    /// The URL by which clients reach Gantry: the token realm names its host, and a path in it, such as `/registry` where a proxy serves other
+    /// things beside Gantry, stands before the paths in the realm, Location and Link. Default: the request's host, or what trusted proxies say.
     pub(crate) external_url: Option<UrlText>,
-    /// Peers whose X-Forwarded-* headers are believed. Default: none.
+    /// Peers whose forwarding headers are believed, X-Forwarded-* unless `http.proxy_headers` says otherwise. Default: none.
     pub(crate) trusted_proxies: Option<Vec<NetworkText>>,
+    /// Headers of requests and responses.
+    pub(crate) http: Option<HttpFile>,
     /// Where everything is kept.
     pub(crate) storage: Option<StorageFile>,
     /// Repositories that are pushed here. A name is resolved by virtual host, then a mirror's prefix, then ?ns=, then these
@@ -57,6 +60,30 @@ pub(crate) struct ConfigFile {
     pub(crate) audit: Option<AuditFile>,
     /// What is told to other systems.
     pub(crate) telemetry: Option<TelemetryFile>,
+}
+
+/// Headers of requests and responses.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Http")]
+pub(crate) struct HttpFile {
+    /// Headers that every response carries, each with a value or a list of values: `Access-Control-Allow-Origin: https://ui.example` lets a web
+    /// interface of that origin read answers. A header that a response has by itself is not replaced. Default: none.
+    pub(crate) headers: Option<BTreeMap<String, OneOrMany<String>>>,
+    /// By which headers trusted proxies name their clients: `x-forwarded`, or `forwarded` for RFC 7239. Only the chosen kind is read: a proxy
+    /// passes on the other kind as the client wrote it. Default: x-forwarded.
+    pub(crate) proxy_headers: Option<ProxyHeadersText>,
+}
+
+/// The headers by which trusted proxies name their clients.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub(crate) enum ProxyHeadersText {
+    /// X-Forwarded-For, -Proto, -Host and -Port.
+    XForwarded,
+    /// Forwarded (RFC 7239).
+    Forwarded,
 }
 
 /// One or many.
@@ -506,7 +533,9 @@ pub(crate) struct LimitsFile {
     pub(crate) idle_timeout: Option<DurationText>,
     /// Bodies slower than this for 30 seconds are given up, in both directions. Default: 1KiB/s.
     pub(crate) minimum_rate: Option<RateText>,
-    /// Connections at once, over all listeners. Default: 10000.
+    /// Connections at once, over all listeners; fewer where the system allows the process too few open files. At the limit a client address (an
+    /// IPv6 network of 64 bits) has an equal share: the longest idle connections of those above theirs are closed first. The connections of
+    /// `trusted_proxies` are not; as many requests by them may be in flight, counted by the client that the proxy names. Default: 10000.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(crate) connections: Option<u32>,
     /// For authentication and authorization together. Default: 5s.

@@ -4,6 +4,7 @@
 //! mistake still yields a value, so that the others are checked too; the value is thrown away with the report.
 
 mod callers;
+mod http;
 mod listen;
 mod mirrors;
 mod plugins;
@@ -150,6 +151,7 @@ impl Context<'_> {
             admin,
             admin_hosts,
             external_url: file.external_url.map(|url| url.0),
+            http: self.http(file.http.unwrap_or_default()),
             trusted_proxies: file
                 .trusted_proxies
                 .unwrap_or_default()

@@ -240,6 +240,15 @@ impl ResponseBody {
         Kind::Blob(Reader::new(blob, offset, length)).into()
     }
 
+    /// Bounds the next piece that is read into memory, and lets none be read before it is asked for.
+    pub(crate) fn read_at_most(&mut self, bytes: usize) {
+        match &mut self.kind {
+            Kind::Blob(reader) => reader.at_most(bytes),
+            Kind::Filling(filling) => filling.read_at_most(bytes),
+            Kind::Bytes(_) | Kind::File(_) | Kind::Done | Kind::Broken => {}
+        }
+    }
+
     /// Lets a blob that is a file leave as frames that are mapped, not read: for a connection that sends such frames from the file.
     pub(crate) fn map(&mut self, mappings: &Arc<Mappings>) {
         match &mut self.kind {

@@ -14,6 +14,8 @@ pub struct Challenge {
     pub realm: String,
     /// The host the client addresses: the token's audience.
     pub service: String,
+    /// The path of the external URL, which stands before every path that the client is given; empty when there is none.
+    pub path: String,
 }
 
 impl Challenge {
@@ -30,9 +32,14 @@ impl Challenge {
             (None, _, Some(host)) => (origin.scheme, host.to_owned()),
             (None, _, None) => (origin.scheme, "localhost".to_owned()),
         };
+        let path = external_url
+            .filter(|_| virtual_host.is_none())
+            .map(|url| url.path().trim_end_matches('/').to_owned())
+            .unwrap_or_default();
         Self {
-            realm: format!("{scheme}://{host}/token"),
+            realm: format!("{scheme}://{host}{path}/token"),
             service: host,
+            path,
         }
     }
 
@@ -108,6 +115,7 @@ mod tests {
             address: [127, 0, 0, 1].into(),
             host: host.map(str::to_owned),
             scheme,
+            by_proxy: false,
         }
     }
 

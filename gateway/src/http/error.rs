@@ -71,6 +71,9 @@ pub enum Error {
         /// For the log.
         source: BoxError,
     },
+    /// 429: too many requests came by proxies, and most of them from this client.
+    #[error("too many requests at once, most of them from this client's address")]
+    Crowded,
     /// 500: the request's own code panicked. The panic's text is in the log.
     #[error("internal error")]
     Panicked,
@@ -210,6 +213,11 @@ impl Error {
             Self::Limited { retry_after, .. } => {
                 let status = StatusCode::TOO_MANY_REQUESTS;
                 Answer::new(status, "TOOMANYREQUESTS", self.to_string()).after(Some(*retry_after))
+            }
+            Self::Crowded => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                let again = Some(Duration::from_secs(1));
+                Answer::new(status, "TOOMANYREQUESTS", self.to_string()).after(again)
             }
             Self::Panicked => internal(),
             Self::Registry(error) => registry(error),

@@ -28,7 +28,7 @@ use crate::{
     app::Generation,
     auth::{Identified, revocation::Proof},
     events::Events,
-    server::Peer,
+    server::{Peer, Share, Shares},
     telemetry::{self, AccessLine, AuditLine, Telemetry},
 };
 
@@ -51,6 +51,8 @@ pub struct Exchange {
     /// `None` once it was handed to the response's body.
     access: Option<AccessLine>,
     audit: Option<AuditLine>,
+    /// The client's share of what comes by proxies.
+    share: Option<Share>,
     span: tracing::Span,
 }
 
@@ -63,12 +65,7 @@ impl Exchange {
         peer: &Peer,
         received: Arc<AtomicU64>,
     ) -> Self {
-        let origin = forwarded::origin(
-            parts,
-            peer.address,
-            peer.tls,
-            &generation.edge.trusted_proxies,
-        );
+        let origin = forwarded::origin(parts, peer.address, peer.tls, &generation.edge);
         let user_agent = parts
             .headers
             .get(http::header::USER_AGENT)
@@ -122,7 +119,19 @@ impl Exchange {
             principal: None,
             proof: None,
             audit: None,
+            share: None,
         }
+    }
+
+    /// Counts a request that came by a trusted proxy for the client behind it, until its last byte has left.
+    ///
+    /// # Errors
+    /// [`Error::Crowded`] when that client has its share in flight.
+    pub fn take_share(&mut self, shares: &Arc<Shares>) -> Result<(), Error> {
+        if self.origin.by_proxy {
+            self.share = Some(shares.enter(self.origin.address).ok_or(Error::Crowded)?);
+        }
+        Ok(())
     }
 
     /// Ties lines together.
@@ -330,7 +339,9 @@ impl Exchange {
         let received = Arc::clone(&self.received);
         telemetry::describe(&self.span, &access);
         let span = span.clone();
+        let share = self.share.take();
         let ending = move |sent, complete| {
+            drop(share);
             access.received = received.load(Ordering::Relaxed);
             access.sent = sent;
             access.complete = complete;
@@ -362,6 +373,9 @@ impl Exchange {
             Error::Panicked => {
                 let reason = Reason::new("panic", "the request's code panicked");
                 self.decided("fail", reason, None);
+            }
+            Error::Crowded => {
+                self.decided("deny", Reason::new("crowded", error.to_string()), None);
             }
             Error::Limited { source, .. } => {
                 let reason = Reason::new("upstream-limited", source.to_string());

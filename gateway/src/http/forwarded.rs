@@ -1,13 +1,21 @@
 //! Who the client is and how it addresses us, after trusted proxies are taken off.
 //!
-//! Invariant: an `X-Forwarded-*` value counts only when the peer that sent it is trusted, and is read from the right, because
-//! everything left of the last trusted hop is whatever the client wrote.
+//! Invariant: a forwarding header counts only when the peer that sent it is trusted, and is read from the right, because everything left of
+//! the last trusted hop is whatever the client wrote. Only one kind of headers is read: a proxy passes on the other as the client wrote it.
 
-use std::net::IpAddr;
+mod rfc7239;
+
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use http::{HeaderMap, header, request::Parts};
 
-use crate::config::Network;
+use crate::{
+    app::EdgeSettings,
+    config::{Network, ProxyHeaders},
+};
 
 /// The client's side of a request.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -18,33 +26,84 @@ pub struct Origin {
     pub host: Option<String>,
     /// `https` or `http`, as the client sees it.
     pub scheme: &'static str,
+    /// Whether a trusted proxy brought the request.
+    pub by_proxy: bool,
 }
 
 /// Reads the origin of a request that came from `peer` over TLS or not.
 #[must_use]
-pub fn origin(parts: &Parts, peer: IpAddr, tls: bool, trusted: &[Network]) -> Origin {
+pub fn origin(parts: &Parts, peer: IpAddr, tls: bool, edge: &EdgeSettings) -> Origin {
     let peer = peer.to_canonical();
-    let scheme = if tls { "https" } else { "http" };
-    let host = own_host(parts);
-    if !is_trusted(peer, trusted) {
-        return Origin {
-            address: peer,
-            host,
-            scheme,
-        };
-    }
-    let headers = &parts.headers;
-    let scheme = match last(headers, "x-forwarded-proto").as_deref() {
-        Some("https") => "https",
-        Some("http") => "http",
-        _ => scheme,
+    let own = Origin {
+        address: peer,
+        host: own_host(parts),
+        scheme: if tls { "https" } else { "http" },
+        by_proxy: false,
     };
+    let trusted = &edge.trusted_proxies;
+    if !is_trusted(peer, trusted) {
+        warn_once(&parts.headers, peer);
+        return own;
+    }
+    match edge.proxy_headers {
+        ProxyHeaders::XForwarded => x_forwarded(&parts.headers, own, trusted),
+        ProxyHeaders::Forwarded => rfc7239::forwarded(&parts.headers, own, trusted),
+    }
+}
+
+/// Without its address in `trusted_proxies` a proxy's clients all look like the proxy, and nothing else tells the operator.
+fn warn_once(headers: &HeaderMap, peer: IpAddr) {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    const SENT: [&str; 4] = [
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-host",
+        "x-forwarded-port",
+    ];
+    if WARNED.load(Ordering::Relaxed) {
+        return;
+    }
+    let Some(header) = SENT.iter().find(|name| headers.contains_key(**name)) else {
+        return;
+    };
+    if !WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            client.address = %peer,
+            header,
+            "a peer that is not in `trusted_proxies` sends forwarding headers, which are ignored; if it is your proxy, add its address there \
+             (said once)"
+        );
+    }
+}
+
+fn x_forwarded(headers: &HeaderMap, own: Origin, trusted: &[Network]) -> Origin {
+    let scheme = scheme(last(headers, "x-forwarded-proto").as_deref()).unwrap_or(own.scheme);
+    let host = last(headers, "x-forwarded-host").filter(|host| is_host(host));
+    let port = last(headers, "x-forwarded-port").and_then(|port| port.parse().ok());
     Origin {
-        address: forwarded_for(headers, peer, trusted),
-        host: last(headers, "x-forwarded-host")
-            .filter(|host| is_host(host))
-            .or(host),
+        address: forwarded_for(headers, own.address, trusted),
+        host: host.or(own.host).map(|host| with_port(host, port)),
         scheme,
+        by_proxy: true,
+    }
+}
+
+fn scheme(text: Option<&str>) -> Option<&'static str> {
+    match text {
+        Some("https") => Some("https"),
+        Some("http") => Some("http"),
+        _ => None,
+    }
+}
+
+/// Names the port of a host that names none. The usual port of either scheme says nothing: it is the scheme's, or the proxy's own.
+fn with_port(host: String, port: Option<u16>) -> String {
+    let bare = host.rsplit_once(']').map_or(&*host, |(_, behind)| behind);
+    match port {
+        Some(port) if !matches!(port, 0 | 80 | 443) && !bare.contains(':') => {
+            format!("{host}:{port}")
+        }
+        _ => host,
     }
 }
 
@@ -114,7 +173,9 @@ fn is_host(host: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
 }
 
-fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
+/// Whether a peer's forwarding headers are believed.
+#[must_use]
+pub fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
     trusted.iter().any(|network| covers(network, address))
 }
 
@@ -143,13 +204,29 @@ mod tests {
     }
 
     fn read(peer: &str, headers: &[(&str, &str)]) -> Origin {
+        read_as(ProxyHeaders::XForwarded, peer, headers)
+    }
+
+    fn read_as(kind: ProxyHeaders, peer: &str, headers: &[(&str, &str)]) -> Origin {
         let mut request = http::Request::builder().uri("/v2/");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
         let trusted = [network("10.0.0.0/8"), network("fd00::/8")];
-        origin(&parts, peer.parse().unwrap(), false, &trusted)
+        let own = Origin {
+            address: peer.parse::<IpAddr>().unwrap().to_canonical(),
+            host: own_host(&parts),
+            scheme: "http",
+            by_proxy: false,
+        };
+        if !is_trusted(own.address, &trusted) {
+            return own;
+        }
+        match kind {
+            ProxyHeaders::XForwarded => x_forwarded(&parts.headers, own, &trusted),
+            ProxyHeaders::Forwarded => rfc7239::forwarded(&parts.headers, own, &trusted),
+        }
     }
 
     fn address(peer: &str, forwarded: &str) -> String {
@@ -188,6 +265,104 @@ mod tests {
         assert_eq!(origin.address.to_string(), "1.1.1.1");
         assert_eq!(origin.host.as_deref(), Some("gw.example:8443"));
         assert_eq!(origin.scheme, "https");
+    }
+
+    #[test]
+    fn a_port_is_named_where_the_host_names_none() {
+        for (host, port, expected) in [
+            ("gw.example", "8443", "gw.example:8443"),
+            ("gw.example:5000", "8443", "gw.example:5000"),
+            ("[2001:db8::1]", "8443", "[2001:db8::1]:8443"),
+            ("[2001:db8::1]:5000", "8443", "[2001:db8::1]:5000"),
+            ("gw.example", "443", "gw.example"),
+            ("gw.example", "80", "gw.example"),
+            ("gw.example", "0", "gw.example"),
+            ("gw.example", "65536", "gw.example"),
+            ("gw.example", "x", "gw.example"),
+            ("gw.example", "443, 8443", "gw.example:8443"),
+        ] {
+            for name in ["host", "x-forwarded-host"] {
+                let origin = read("10.1.2.3", &[(name, host), ("x-forwarded-port", port)]);
+                assert_eq!(origin.host.as_deref(), Some(expected), "{host} {port}");
+            }
+        }
+        let stranger = read("192.0.2.1", &[("host", "gw"), ("x-forwarded-port", "1")]);
+        assert_eq!(stranger.host.as_deref(), Some("gw"));
+    }
+
+    #[test]
+    fn only_the_chosen_kind_of_headers_is_read() {
+        let both = [
+            ("host", "inner"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "x.example"),
+            ("forwarded", "for=2.2.2.2;proto=https;host=f.example"),
+        ];
+        let x = read_as(ProxyHeaders::XForwarded, "10.0.0.1", &both);
+        assert_eq!(
+            (x.address.to_string(), x.host.as_deref()),
+            ("1.1.1.1".into(), Some("x.example"))
+        );
+        let rfc = read_as(ProxyHeaders::Forwarded, "10.0.0.1", &both);
+        assert_eq!(
+            (rfc.address.to_string(), rfc.host.as_deref()),
+            ("2.2.2.2".into(), Some("f.example"))
+        );
+        let without = read_as(ProxyHeaders::Forwarded, "10.0.0.1", &both[..4]);
+        assert_eq!(
+            (
+                without.address.to_string(),
+                without.host.as_deref(),
+                without.scheme
+            ),
+            ("10.0.0.1".into(), Some("inner"), "http")
+        );
+    }
+
+    #[test]
+    fn forwarded_is_read_from_the_right_up_to_the_first_stranger() {
+        for (forwarded, address, host, scheme) in [
+            ("for=1.1.1.1", "1.1.1.1", "inner", "http"),
+            (
+                "For=\"1.1.1.1:47\";Proto=HTTPS",
+                "1.1.1.1",
+                "inner",
+                "https",
+            ),
+            ("for=\"[2001:db8::1]:47\"", "2001:db8::1", "inner", "http"),
+            (
+                "for=6.6.6.6;host=evil, for=1.1.1.1;host=gw",
+                "1.1.1.1",
+                "gw",
+                "http",
+            ),
+            (
+                "for=1.1.1.1;host=gw;proto=https, for=10.2.2.2;host=b;proto=http",
+                "1.1.1.1",
+                "gw",
+                "https",
+            ),
+            ("for=1.1.1.1, for=unknown", "10.0.0.1", "inner", "http"),
+            ("for=_hidden;host=gw", "10.0.0.1", "gw", "http"),
+            ("for=1.1.1.1;host=\"a\\\"b\"", "1.1.1.1", "inner", "http"),
+            ("for=\"1.1.1.1", "10.0.0.1", "inner", "http"),
+            ("for=\"6.6.6.6, for=1.1.1.1\"", "10.0.0.1", "inner", "http"),
+            ("nonsense", "10.0.0.1", "inner", "http"),
+            ("", "10.0.0.1", "inner", "http"),
+        ] {
+            let headers = [("host", "inner"), ("forwarded", forwarded)];
+            let origin = read_as(ProxyHeaders::Forwarded, "10.0.0.1", &headers);
+            let found = (origin.address.to_string(), origin.host, origin.scheme);
+            assert_eq!(
+                found,
+                (address.into(), Some(host.into()), scheme),
+                "{forwarded}"
+            );
+        }
+        let lines = [("forwarded", "for=6.6.6.6"), ("forwarded", "for=1.1.1.1")];
+        let origin = read_as(ProxyHeaders::Forwarded, "10.0.0.1", &lines);
+        assert_eq!(origin.address.to_string(), "1.1.1.1");
     }
 
     #[test]

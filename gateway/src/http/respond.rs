@@ -1,7 +1,7 @@
 //! Outcome → status, headers, body; failure → OCI error JSON. The only code that makes response bytes.
 //!
 //! Invariants: `Content-Length` is exact, also for HEAD; nothing is compressed, converted or given a charset; `Location` and `Link` are
-//! relative, so that no proxy in front can make them wrong.
+//! paths without a host, so that no proxy in front can make that wrong, below the path of the external URL.
 
 mod failure;
 mod paths;
@@ -326,6 +326,35 @@ fn finish(frame: &Frame, reply: &mut Reply) {
     );
     set(reply, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(reply, names::X_REQUEST_ID, &frame.request_id);
+    for name in [header::LOCATION, header::LINK] {
+        put_below(&frame.challenge.path, reply, &name);
+    }
+}
+
+/// Puts a path that the client is given below the path of the external URL.
+fn put_below(path: &str, reply: &mut Reply, name: &HeaderName) {
+    if path.is_empty() {
+        return;
+    }
+    let own = reply.headers().get(name).and_then(|own| own.to_str().ok());
+    let below = own.and_then(|own| match own.strip_prefix('<') {
+        Some(link) => link.starts_with('/').then(|| format!("<{path}{link}")),
+        None => own.starts_with('/').then(|| format!("{path}{own}")),
+    });
+    if let Some(below) = below {
+        set(reply, name.clone(), &below);
+    }
+}
+
+/// Adds the operator's headers, where the response has none of that name.
+pub(super) fn add_headers(reply: &mut Reply, headers: &http::HeaderMap) {
+    for name in headers.keys() {
+        if !reply.headers().contains_key(name) {
+            for value in headers.get_all(name) {
+                reply.headers_mut().append(name.clone(), value.clone());
+            }
+        }
+    }
 }
 
 /// `Warning: 299 - "…"` (distribution-spec, "Warnings"): at most 4096 bytes in all.

@@ -145,6 +145,12 @@ impl Activity {
         self.state().linger
     }
 
+    /// Since when no request is in flight; `None` while one is.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let state = self.state();
+        (state.active == 0).then_some(state.idle_since)
+    }
+
     /// Whether any request was understood on this connection.
     pub(super) fn any_request(&self) -> bool {
         self.state().requests > 0
@@ -199,6 +205,12 @@ pub(super) struct Active(Arc<Activity>);
 impl Active {
     pub(super) fn activity(&self) -> &Activity {
         &self.0
+    }
+
+    /// Keeps the same request in flight for another part of its response.
+    pub(super) fn again(&self) -> Self {
+        self.0.change(|state| state.active += 1);
+        Self(Arc::clone(&self.0))
     }
 }
 

@@ -16,19 +16,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::AsyncReadExt as _,
-    sync::OwnedSemaphorePermit,
     time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     Handler, Peer, Shared, Stage,
-    activity::{Activity, Limits},
+    activity::Activity,
+    flow::Flow,
     head::{HeadGuard, MAX_HEAD_BYTES},
     io::{Transport, Wire},
+    places::Place,
     reached,
-    served::{self, Streams},
+    served::{self, Requests, Streams},
     set_user_timeout, subject,
+    unread::ConnectionUnread,
 };
 use crate::{app::EdgeSettings, http::pace::Rate};
 
@@ -67,8 +69,10 @@ pub(super) struct Connection<H> {
     pub(super) address: IpAddr,
     /// The mirror whose listener it came in by.
     pub(super) mirror: Option<Arc<str>>,
+    /// What it is doing.
+    pub(super) activity: Arc<Activity>,
     /// Its place among all connections, given back when it ends.
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) place: Place,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -92,6 +96,7 @@ impl<H: Handler> Connection<H> {
         };
         tokio::select! {
             () = self.serve(transport) => {}
+            () = self.place.lost() => {}
             () = end => {}
         }
     }
@@ -103,7 +108,7 @@ impl<H: Handler> Connection<H> {
         }
     }
 
-    async fn serve(self, transport: Transport) {
+    async fn serve(&self, transport: Transport) {
         set_user_timeout(&transport, self.edge.minimum_rate_window);
         let limit = Instant::now() + self.edge.header_timeout;
         let stage = self.shared.stage.clone();
@@ -130,23 +135,25 @@ impl<H: Handler> Connection<H> {
             tracing::debug!(client.address = %self.address, "a connection ended before its first request");
             return;
         };
-        let activity = Activity::new(Limits {
-            header: self.edge.header_timeout,
-            idle: self.edge.idle_timeout,
-        });
+        let activity = Arc::clone(&self.activity);
         if version == Version::Http1 {
             activity.head_began();
         }
         let wire = Wire::new(transport, guard, Arc::clone(&activity), self.rate());
+        let requests = Requests {
+            activity,
+            mappings: None,
+            unread: ConnectionUnread::new(&self.shared.unread),
+            flow: (version == Version::Http2).then(|| Flow::new(self.rate())),
+        };
         let result = match version {
-            Version::Http1 => Box::pin(self.http1(wire, peer, activity)).await,
-            Version::Http2 => Box::pin(self.http2(wire, peer, activity)).await,
+            Version::Http1 => Box::pin(self.http1(wire, peer, requests)).await,
+            Version::Http2 => Box::pin(self.http2(wire, peer, requests)).await,
         };
         if let Err(error) = result {
             let error: &dyn std::error::Error = &error;
             tracing::debug!(client.address = %self.address, error, "a connection ended early");
         }
-        drop(self.place);
     }
 
     /// The peer, after the handshake where the listener speaks TLS and the client does; the caller refuses one that does not.
@@ -189,20 +196,18 @@ impl<H: Handler> Connection<H> {
         &self,
         mut wire: Wire,
         peer: Peer,
-        activity: Arc<Activity>,
+        mut requests: Requests,
     ) -> Result<(), hyper::Error> {
-        let mappings = wire.send_files();
+        requests.mappings = wire.send_files();
         let edge = &self.edge;
         let handler = Arc::clone(&self.shared.handler);
-        let watch = Arc::clone(&activity);
-        let peer = Arc::new(peer);
+        let watch = Arc::clone(&self.activity);
+        let (peer, requests) = (Arc::new(peer), Arc::new(requests));
         let service = service_fn(move |request: Request<Incoming>| {
             let (handler, peer) = (Arc::clone(&handler), Arc::clone(&peer));
-            let (activity, mappings) = (Arc::clone(&activity), mappings.clone());
+            let requests = Arc::clone(&requests);
             // Boxed: hyper keeps room for the whole future also while nothing is asked.
-            Box::pin(async move {
-                served::serve(&*handler, &peer, &activity, mappings.as_ref(), request).await
-            })
+            Box::pin(async move { served::serve(&*handler, &peer, &requests, request).await })
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -229,53 +234,58 @@ impl<H: Handler> Connection<H> {
 
     async fn http2(
         &self,
-        wire: Wire,
+        mut wire: Wire,
         peer: Peer,
-        activity: Arc<Activity>,
+        requests: Requests,
     ) -> Result<(), hyper::Error> {
         let handler = Arc::clone(&self.shared.handler);
-        let watch = Arc::clone(&activity);
-        let peer = Arc::new(peer);
+        let watch = Arc::clone(&self.activity);
+        let flow = requests
+            .flow
+            .clone()
+            .unwrap_or_else(|| Flow::new(self.rate()));
+        wire.count_data(&flow);
+        let (peer, requests) = (Arc::new(peer), Arc::new(requests));
         let service = service_fn(move |request: Request<Incoming>| {
             let (handler, peer) = (Arc::clone(&handler), Arc::clone(&peer));
-            let activity = Arc::clone(&activity);
-            async move { served::serve(&*handler, &peer, &activity, None, request).await }
+            let requests = Arc::clone(&requests);
+            async move { served::serve(&*handler, &peer, &requests, request).await }
         });
-        let streams = Streams {
-            rate: self.rate(),
-            hidden: MAX_SEND_BYTES as u64,
-        };
-        let mut connection = http2::Builder::new(streams)
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-            .max_local_error_reset_streams(MAX_ERROR_RESETS)
-            .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
-            .max_send_buf_size(MAX_SEND_BYTES)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .serve_connection(TokioIo::new(wire), service);
+        let mut connection = http2::Builder::new(Streams {
+            flow: Arc::clone(&flow),
+        })
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_ERROR_RESETS)
+        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_send_buf_size(MAX_SEND_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .serve_connection(TokioIo::new(wire), service);
         let mut drain = std::pin::pin!(reached(self.shared.stage.clone(), Stage::Drain));
-        tokio::select! {
-            result = &mut connection => return result,
-            () = watch.expired() => {
-                // What is still in hyper's buffers may leave at the minimum rate, no slower.
-                Pin::new(&mut connection).graceful_shutdown();
-                let last = tokio::time::timeout(self.last_words(), connection).await;
-                return last.unwrap_or(Ok(()));
+        let mut stalled = std::pin::pin!(flow.stalled());
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                result = &mut connection => return result,
+                () = &mut stalled => {
+                    tracing::debug!(client.address = %self.address, "an HTTP/2 connection was closed: its client takes too little");
+                    return Ok(());
+                }
+                () = watch.expired() => {
+                    Pin::new(&mut connection).graceful_shutdown();
+                    let last = tokio::time::timeout(self.edge.header_timeout, connection).await;
+                    return last.unwrap_or(Ok(()));
+                }
+                () = &mut drain, if !draining => {
+                    draining = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
             }
-            () = &mut drain => Pin::new(&mut connection).graceful_shutdown(),
         }
-        connection.await
-    }
-
-    fn last_words(&self) -> Duration {
-        let buffered = (MAX_SEND_BYTES as u64)
-            .checked_div(self.edge.minimum_rate)
-            .unwrap_or_default();
-        self.edge.header_timeout + Duration::from_secs(buffered)
     }
 }
 

@@ -12,7 +12,7 @@ use std::task::Poll;
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use self::{
-    chunks::{Chunks, Followed},
+    chunks::{Chunks, Progress},
     line::RequestLine,
 };
 
@@ -34,7 +34,7 @@ enum Position {
 
 /// Why a head is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Refused {
+pub(super) enum HeadFault {
     /// It is no HTTP, or can be read two ways; the sentence is for the client.
     Malformed(&'static str),
     /// It does not end within [`MAX_HEAD_BYTES`].
@@ -69,7 +69,7 @@ pub(super) struct HeadGuard {
     line: RequestLine,
     /// Released, not yet taken by hyper.
     ready: Bytes,
-    refused: Option<Refused>,
+    refused: Option<HeadFault>,
     broken: Option<MalformedBody>,
 }
 
@@ -90,7 +90,7 @@ impl HeadGuard {
     /// A guard that refuses whatever comes.
     pub(super) fn refusing(why: &'static str) -> Self {
         let mut guard = Self::new(BytesMut::new());
-        guard.refuse(Refused::Malformed(why));
+        guard.refuse(HeadFault::Malformed(why));
         guard
     }
 
@@ -103,7 +103,7 @@ impl HeadGuard {
     }
 
     /// Why a head was refused.
-    pub(super) fn refused(&self) -> Option<Refused> {
+    pub(super) fn refused(&self) -> Option<HeadFault> {
         self.refused
     }
 
@@ -151,14 +151,14 @@ impl HeadGuard {
             return bytes.len();
         };
         match chunks.follow(bytes) {
-            Followed::All => bytes.len(),
-            Followed::Ended(count) => {
+            Progress::All => bytes.len(),
+            Progress::Ended(count) => {
                 self.position = Position::Head;
                 self.held
                     .extend_from_slice(bytes.get(count..).unwrap_or_default());
                 count
             }
-            Followed::Broken(count, why) => {
+            Progress::Broken(count, why) => {
                 self.broken = Some(MalformedBody(why));
                 count
             }
@@ -208,7 +208,7 @@ impl HeadGuard {
             self.held.advance(2);
         }
         if let Err(why) = self.line.judge(&self.held) {
-            self.refuse(Refused::Malformed(why));
+            self.refuse(HeadFault::Malformed(why));
             return;
         }
         let from = self.searched.saturating_sub(3);
@@ -218,15 +218,15 @@ impl HeadGuard {
             .and_then(|rest| rest.windows(4).position(|window| window == b"\r\n\r\n"));
         let Some(end) = found.map(|index| from + index + 4) else {
             if self.held.get(from..).is_some_and(has_bare_end) {
-                self.refuse(Refused::Malformed("a line ends without carriage return"));
+                self.refuse(HeadFault::Malformed("a line ends without carriage return"));
             } else if self.held.len() > MAX_HEAD_BYTES {
-                self.refuse(Refused::TooLarge);
+                self.refuse(HeadFault::TooLarge);
             }
             self.searched = self.held.len();
             return;
         };
         if end > MAX_HEAD_BYTES {
-            self.refuse(Refused::TooLarge);
+            self.refuse(HeadFault::TooLarge);
             return;
         }
         self.searched = 0;
@@ -237,14 +237,14 @@ impl HeadGuard {
             Ok(Framing::Length(length)) => self.position = Position::Body(length),
             Ok(Framing::Chunked) => self.position = Position::Chunked(Chunks::new()),
             Err(why) => {
-                self.refuse(Refused::Malformed(why));
+                self.refuse(HeadFault::Malformed(why));
                 return;
             }
         }
         self.ready = head;
     }
 
-    fn refuse(&mut self, why: Refused) {
+    fn refuse(&mut self, why: HeadFault) {
         self.refused = Some(why);
         self.held.clear();
         self.ready = Bytes::from_static(REFUSED);
@@ -495,7 +495,7 @@ mod tests {
         let mut guard = HeadGuard::new(BytesMut::new());
         let head = vec![b'a'; MAX_HEAD_BYTES + 1];
         assert_eq!(feed(&mut guard, &head), REFUSED);
-        assert_eq!(guard.refused(), Some(Refused::TooLarge));
+        assert_eq!(guard.refused(), Some(HeadFault::TooLarge));
     }
 
     #[test]
@@ -504,7 +504,7 @@ mod tests {
         let long = "a".repeat(MAX_HEAD_BYTES);
         let head = format!("GET / HTTP/1.1\r\nhost: a\n\r\n{long}");
         assert_eq!(feed(&mut guard, head.as_bytes()), REFUSED);
-        assert!(matches!(guard.refused(), Some(Refused::Malformed(_))));
+        assert!(matches!(guard.refused(), Some(HeadFault::Malformed(_))));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(super) use self::transport::Transport;
 use super::{
     Mappings,
     activity::Activity,
+    flow::{Flow, SentFrames},
     head::{HeadGuard, MalformedBody, Passage},
     mapped::Part,
 };
@@ -49,6 +50,8 @@ pub(super) struct Wire {
     refusal: Bytes,
     /// Frames that leave from their file.
     mappings: Option<Arc<Mappings>>,
+    /// Where data frames count that leave on HTTP/2.
+    data: Option<(SentFrames, Arc<Flow>)>,
     closing: Option<Closing>,
 }
 
@@ -83,6 +86,7 @@ impl Wire {
             stall: None,
             refusal: Bytes::new(),
             mappings: None,
+            data: None,
             closing: None,
         }
     }
@@ -93,6 +97,28 @@ impl Wire {
             self.mappings = Some(Arc::default());
         }
         self.mappings.clone()
+    }
+
+    /// From here on the data frames that leave count.
+    pub(super) fn count_data(&mut self, flow: &Arc<Flow>) {
+        self.data = Some((SentFrames::default(), Arc::clone(flow)));
+    }
+
+    /// Counts the data in the first `count` bytes of what was written.
+    fn count_written(&mut self, slices: &[io::IoSlice<'_>], count: usize) {
+        let Some((frames, flow)) = &mut self.data else {
+            return;
+        };
+        let mut left = count;
+        let mut data = 0;
+        for slice in slices {
+            let written = slice.get(..left.min(slice.len())).unwrap_or_default();
+            left -= written.len();
+            data += frames.data(written);
+        }
+        if data > 0 {
+            flow.sent(data);
+        }
     }
 
     /// Where these bytes lie in a file.
@@ -110,7 +136,7 @@ impl Wire {
         let sent = match part.blob.file() {
             Some(file) => self
                 .transport
-                .poll_send_file(context, file, part.offset, bytes.len()),
+                .poll_send_file(context, &file, part.offset, bytes.len()),
             None => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         };
         let sent = match sent {
@@ -341,6 +367,9 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = Pin::new(&mut self.transport).poll_write(context, bytes);
+        if let Poll::Ready(Ok(count)) = written {
+            self.count_written(&[io::IoSlice::new(bytes)], count);
+        }
         self.paced(context, written)
     }
 
@@ -369,6 +398,9 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Ok(only.len()));
         }
         let written = Pin::new(&mut self.transport).poll_write_vectored(context, slices);
+        if let Poll::Ready(Ok(count)) = written {
+            self.count_written(slices, count);
+        }
         self.paced(context, written)
     }
 

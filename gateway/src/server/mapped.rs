@@ -29,7 +29,7 @@ struct Entry {
 /// Where bytes of memory lie in a file.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
-    /// The blob, whose [`Blob::file`] is there.
+    /// The blob, whose [`Blob::file`] was there when it was mapped.
     pub(super) blob: Arc<dyn Blob>,
     /// The offset in the file.
     pub(super) offset: u64,
@@ -60,7 +60,7 @@ impl Mappings {
         // SAFETY: the part was written before it could be named: it lies in a published blob, or in what a staging file says it has. Such
         // bytes are never written or cut afterwards, and only ever unlinked, which leaves an open file its pages. Should somebody else cut one, the server still does not read these bytes:
         // `Wire` hands their file to sendfile, and a kernel that reads them for a write says EFAULT.
-        let map = unsafe { MmapOptions::new().offset(offset).len(length).map(file)? };
+        let map = unsafe { MmapOptions::new().offset(offset).len(length).map(&*file)? };
         let window = Window {
             map,
             mappings: Arc::clone(self),
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct OnDisk(File);
+    struct OnDisk(Arc<File>);
 
     #[async_trait]
     impl Blob for OnDisk {
@@ -145,8 +145,8 @@ mod tests {
             Ok(Bytes::new())
         }
 
-        fn file(&self) -> Option<&File> {
-            Some(&self.0)
+        fn file(&self) -> Option<Arc<File>> {
+            Some(Arc::clone(&self.0))
         }
     }
 
@@ -154,7 +154,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..10_000_u32).map(|at| (at % 251) as u8).collect();
         file.write_all(&content).unwrap();
-        Arc::new(OnDisk(file))
+        Arc::new(OnDisk(Arc::new(file)))
     }
 
     #[test]

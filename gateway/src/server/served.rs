@@ -4,31 +4,28 @@ use std::{
     convert::Infallible,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use gantry_registry::BodyError;
-use http::{HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Handler, Mappings, Peer,
     activity::{Active, Activity},
+    flow::{ClientWait, Flow, StreamWait},
     head::MalformedBody,
+    unread::{ConnectionUnread, Room, UnreadBytes},
 };
 use crate::{
     auth::revocation::Transfer,
-    http::{
-        body::{BodyFailure, ResponseBody},
-        pace::{Pace, Rate},
-    },
+    http::body::{BodyFailure, ResponseBody},
 };
 
 /// A request's body: counted, and remembered when it was left unread.
@@ -100,33 +97,47 @@ fn failure(error: &hyper::Error) -> BodyError {
     }
 }
 
-/// Answers one request of a connection; with `mappings`, of one that sends files.
+/// What the requests of a connection share.
+#[derive(Clone, Debug)]
+pub(super) struct Requests {
+    pub(super) activity: Arc<Activity>,
+    /// Where blobs are mapped that leave from their file.
+    pub(super) mappings: Option<Arc<Mappings>>,
+    /// Where response data counts that is read into memory.
+    pub(super) unread: Arc<ConnectionUnread>,
+    /// How fast an HTTP/2 client takes its responses; an HTTP/1 connection's own writes tell.
+    pub(super) flow: Option<Arc<Flow>>,
+}
+
+/// Answers one request of a connection.
 pub(super) async fn serve<H: Handler>(
     handler: &H,
     peer: &Peer,
-    activity: &Arc<Activity>,
-    mappings: Option<&Arc<Mappings>>,
+    requests: &Requests,
     request: Request<Incoming>,
 ) -> Result<Response<ServedBody>, Infallible> {
-    let active = activity.begin();
+    let active = requests.activity.begin();
     let head = request.method() == Method::HEAD;
-    let is_http1 = request.version() < Version::HTTP_2;
+    if requests.flow.is_some() {
+        requests.unread.begin().await;
+    }
     let request = request.map(RequestBody::new);
     let ended = Arc::clone(&request.body().ended);
     let mut response = handler.handle(request, peer).await;
     if head {
         *response.body_mut() = ResponseBody::empty();
     }
+    let is_http1 = requests.flow.is_none();
     let transfer = response.body_mut().take_proof().map(|proof| {
-        let end = end_of_transfer(activity, is_http1);
+        let end = end_of_transfer(&requests.activity, is_http1);
         proof.transfer(end)
     });
     let transfer = match is_http1 {
         // Its last bytes may wait in the connection when the body is gone.
-        true => activity.runs(transfer),
+        true => requests.activity.runs(transfer),
         false => transfer,
     };
-    if let Some(mappings) = mappings {
+    if let Some(mappings) = &requests.mappings {
         response.body_mut().map(mappings);
     }
     if is_http1 && !ended.load(Ordering::Relaxed) {
@@ -136,9 +147,8 @@ pub(super) async fn serve<H: Handler>(
         active.activity().linger();
     }
     Ok(response.map(|inner| ServedBody {
-        inner,
-        _active: active,
         _transfer: transfer,
+        ..ServedBody::new(inner, active, requests)
     }))
 }
 
@@ -153,20 +163,73 @@ fn end_of_transfer(activity: &Arc<Activity>, is_http1: bool) -> Box<dyn Fn() + S
             }
         });
     }
-    let flow = FLOW.try_with(Arc::clone).ok();
+    let stream = STREAM.try_with(Arc::clone).ok();
     Box::new(move || {
-        if let Some(flow) = &flow {
-            flow.revoked.notify_one();
+        if let Some(stream) = &stream {
+            stream.revoke();
         }
     })
 }
 
-/// A response's body on its way: the request is in flight until it is dropped.
+/// A response's body on its way: the request is in flight until it is dropped, and each of its pieces is written.
 #[derive(Debug)]
 pub(super) struct ServedBody {
     inner: ResponseBody,
-    _active: Active,
+    active: Active,
+    unread: Arc<ConnectionUnread>,
+    flow: Option<Arc<Flow>>,
+    /// Room for the next piece, when it is being read.
+    room: Option<Room>,
+    /// The client is waited for: nothing was asked yet, or not since the last piece.
+    waiting: Option<ClientWait>,
     _transfer: Option<Transfer>,
+}
+
+impl ServedBody {
+    fn new(inner: ResponseBody, active: Active, requests: &Requests) -> Self {
+        let flow = requests.flow.clone();
+        let waiting = match &flow {
+            Some(flow) if !inner.is_end_stream() => Some(flow.wait()),
+            _ => None,
+        };
+        set_stream(waiting.is_some());
+        Self {
+            inner,
+            active,
+            unread: Arc::clone(&requests.unread),
+            flow,
+            room: None,
+            waiting,
+            _transfer: None,
+        }
+    }
+
+    /// Whether the next piece is not in memory before it is asked for.
+    fn reads(&self) -> bool {
+        self.flow.is_some() && !self.inner.is_at_hand()
+    }
+
+    /// The piece, counted until it is written; nothing is where the kernel sends it from a file, or the connection holds one at a time.
+    fn counted(&mut self, bytes: Bytes) -> Bytes {
+        let Some(flow) = &self.flow else {
+            return bytes;
+        };
+        let room = match self.room.take() {
+            Some(mut room) => {
+                room.resize(bytes.len());
+                room
+            }
+            None => self.unread.take(bytes.len()),
+        };
+        self.waiting = (!self.inner.is_end_stream()).then(|| flow.wait());
+        set_stream(true);
+        Bytes::from_owner(UnreadBytes {
+            bytes,
+            _room: room,
+            _waiting: flow.wait(),
+            _active: self.active.again(),
+        })
+    }
 }
 
 impl Body for ServedBody {
@@ -177,17 +240,26 @@ impl Body for ServedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyFailure>>> {
-        with_flow(Flow::asked);
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
-        match &frame {
-            Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
-                with_flow(|flow| flow.gave(bytes));
+        let this = &mut *self;
+        if this.reads() {
+            if this.room.is_none() {
+                // While it waits here, the client is what is waited for: it has not taken other pieces.
+                this.room = Some(ready!(this.unread.poll_room(context)));
             }
-            Some(Err(error)) => tracing::warn!(error = %error, "a response broke off"),
-            None => {}
+            let most = this.room.as_ref().map_or(0, Room::bytes);
+            this.inner.read_at_most(most);
         }
-        Poll::Ready(frame)
+        if this.waiting.take().is_some() {
+            set_stream(false);
+        }
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+        if let Some(Err(error)) = &frame {
+            tracing::warn!(%error, "a response broke off");
+        }
+        if !matches!(frame, Some(Ok(_))) {
+            this.room = None;
+        }
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| this.counted(data)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -200,64 +272,21 @@ impl Body for ServedBody {
 }
 
 tokio::task_local! {
-    /// The flow of the HTTP/2 stream that the running task serves.
-    static FLOW: Arc<Flow>;
+    /// The wait of the HTTP/2 stream that the running task serves.
+    static STREAM: Arc<StreamWait>;
 }
 
-fn with_flow(note: impl FnOnce(&Flow)) {
+fn set_stream(waits: bool) {
     // HTTP/1 has none: there the connection's own writes tell.
-    match FLOW.try_with(|flow| note(flow)) {
+    match STREAM.try_with(|stream| stream.set(waits)) {
         Ok(()) | Err(_) => {}
     }
 }
 
-/// How fast an HTTP/2 client takes one stream's response. Its connection's writes do not tell: a window of zero stalls one stream
-/// while the socket stays writable.
-#[derive(Debug)]
-struct Flow {
-    /// The pace, and since when the client is what is waited for.
-    state: Mutex<(Pace, Option<Instant>, u64)>,
-    /// Told when the stream's principal is revoked.
-    revoked: Notify,
-}
-
-impl Flow {
-    fn new(rate: Rate, hidden: u64) -> Self {
-        Self {
-            state: Mutex::new((Pace::new(rate, hidden), None, 0)),
-            revoked: Notify::new(),
-        }
-    }
-
-    /// The connection wants the next bytes: the client took those before.
-    fn asked(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(since) = state.1.take() {
-            let given = std::mem::take(&mut state.2);
-            state.0.progress(since.elapsed(), given);
-        }
-    }
-
-    fn gave(&self, bytes: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.1 = Some(Instant::now());
-        state.2 = bytes;
-    }
-
-    /// How long until the client is too slow, when it is what is waited for.
-    fn patience(&self) -> Option<Duration> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = state.1?.elapsed();
-        Some(state.0.patience()?.saturating_sub(waited))
-    }
-}
-
-/// Runs the streams of an HTTP/2 connection, and resets one whose client takes its response too slowly.
-#[derive(Clone, Copy, Debug)]
+/// Runs the streams of an HTTP/2 connection, and resets those that wait for a client that is too slow.
+#[derive(Clone, Debug)]
 pub(super) struct Streams {
-    pub(super) rate: Rate,
-    /// Bytes hyper holds for a stream before it stops asking.
-    pub(super) hidden: u64,
+    pub(super) flow: Arc<Flow>,
 }
 
 impl<F> hyper::rt::Executor<F> for Streams
@@ -265,24 +294,14 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let flow = Arc::new(Flow::new(self.rate, self.hidden));
-        let every = self.rate.window / 4;
-        let watch = Arc::clone(&flow);
-        let principal = Arc::clone(&flow);
-        let stalled = async move {
-            loop {
-                match watch.patience() {
-                    Some(Duration::ZERO) => return,
-                    Some(patience) => tokio::time::sleep(patience.min(every)).await,
-                    None => tokio::time::sleep(every).await,
-                }
-            }
-        };
-        tokio::spawn(FLOW.scope(flow, async move {
+        let (flow, wait) = (Arc::clone(&self.flow), Arc::<StreamWait>::default());
+        let watched = Arc::clone(&wait);
+        let principal = Arc::clone(&wait);
+        tokio::spawn(STREAM.scope(wait, async move {
             tokio::select! {
                 () = stream => {}
-                () = stalled => tracing::debug!("a stream was reset: the client takes it too slowly"),
-                () = principal.revoked.notified() => tracing::debug!("a stream was reset: its principal was revoked"),
+                () = flow.gives_up(&watched) => tracing::debug!("a stream was reset: the client takes it too slowly"),
+                () = principal.revoked() => tracing::debug!("a stream was reset: its principal was revoked"),
             }
         }));
     }

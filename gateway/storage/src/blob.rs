@@ -23,9 +23,10 @@ pub trait Blob: Debug + Send + Sync {
     /// [`StorageError`] of any kind.
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, StorageError>;
 
-    /// The open file, for an edge that can send it without copying; `None` for every other backend. Of a staging file only the bytes
-    /// before [`Blob::size`] are content.
-    fn file(&self) -> Option<&std::fs::File> {
+    /// The file, opened when it is not, for an edge that can send it without copying; `None` for every other backend, and when it cannot be
+    /// opened. Of a staging file only the bytes before [`Blob::size`] are content. To be dropped after each use: the store closes files that
+    /// rest.
+    fn file(&self) -> Option<Arc<std::fs::File>> {
         None
     }
 

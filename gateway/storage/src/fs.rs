@@ -17,8 +17,9 @@ use gantry_model::{Algorithm, Digest, UploadId};
 pub(crate) use self::layout::Layout;
 use self::{
     claims::Claims,
+    files::{Files, max_open},
     publish::{Publisher, stored_size},
-    read::{FsBlob, Reads},
+    read::Reads,
     staging::Staging,
     writer::FsWriter,
 };
@@ -31,6 +32,7 @@ use crate::{
 
 mod alias;
 mod claims;
+mod files;
 mod layout;
 mod list;
 mod publish;
@@ -49,6 +51,7 @@ pub struct FsBlobStore {
 struct Shared {
     publisher: Publisher,
     claims: Claims,
+    files: Arc<Files>,
     reads: Reads,
     writes: Blocking,
 }
@@ -62,6 +65,7 @@ impl FsBlobStore {
         let shared = Shared {
             publisher: Publisher::open(Layout::open(root)?)?,
             claims: Claims::default(),
+            files: Files::new(max_open()),
             reads: Reads::new(READ_THREADS),
             writes: Blocking::new(WRITE_THREADS),
         };
@@ -126,17 +130,13 @@ impl BlobStore for FsBlobStore {
     async fn open(&self, digest: &Digest) -> Result<Option<Arc<dyn Blob>>, StorageError> {
         const ATTEMPT: &str = "open a blob";
         let path = self.shared.layout().blob(digest);
-        let open =
-            move || open_sized(&path).map_err(|error| StorageError::file(ATTEMPT, &path, error));
-        let opened = self.shared.reads.run(ATTEMPT, open).await?;
-        Ok(opened.map(|(file, size)| {
-            let blob: Arc<dyn Blob> = Arc::new(FsBlob {
-                file: Arc::new(file),
-                size,
-                reads: self.shared.reads.clone(),
-            });
-            blob
-        }))
+        let shared = Arc::clone(&self.shared);
+        let find = move || {
+            let found = shared.files.find(&path, &shared.reads);
+            found.map_err(|error| StorageError::file(ATTEMPT, &path, error))
+        };
+        let found = self.shared.reads.run(ATTEMPT, find).await?;
+        Ok(found.map(|blob| blob as Arc<dyn Blob>))
     }
 
     async fn create(
@@ -201,7 +201,12 @@ impl BlobStore for FsBlobStore {
     async fn delete(&self, digest: &Digest) -> Result<bool, StorageError> {
         let shared = Arc::clone(&self.shared);
         let digest = digest.clone();
-        let delete = move || shared.publisher.delete(&digest);
+        let delete = move || {
+            let leaving = shared.files.leaving(&shared.layout().blob(&digest));
+            let deleted = shared.publisher.delete(&digest);
+            drop(leaving);
+            deleted
+        };
         self.shared.writes.run("delete a blob", delete).await
     }
 
@@ -228,17 +233,6 @@ impl BlobStore for FsBlobStore {
                 .map_err(|error| StorageError::io(ATTEMPT, error))
         };
         self.shared.reads.run(ATTEMPT, list).await
-    }
-}
-
-fn open_sized(path: &Path) -> io::Result<Option<(File, u64)>> {
-    match File::open(path) {
-        Ok(file) => {
-            let size = file.metadata()?.len();
-            Ok(Some((file, size)))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

@@ -41,7 +41,7 @@ impl Blob for Watched {
         self.blob.read_at(offset, length).await
     }
 
-    fn file(&self) -> Option<&std::fs::File> {
+    fn file(&self) -> Option<Arc<std::fs::File>> {
         self.blob.file()
     }
 

@@ -142,6 +142,80 @@ async fn a_stream_that_is_not_taken_is_reset_and_the_others_go_on() {
     assert_eq!(read(stalled.into_body()).await, None);
 }
 
+/// A connection whose client opens no window for any stream.
+async fn without_windows(server: &Server) -> SendRequest<Body> {
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+#[tokio::test]
+async fn streams_without_a_window_end() {
+    let server = Server::start(&gantry::app::EdgeSettings {
+        minimum_rate_window: std::time::Duration::from_secs(3),
+        ..settings()
+    });
+    let sender = without_windows(&server).await;
+    let mut responses = Vec::new();
+    for _stream in 0..100 {
+        let response = sender
+            .clone()
+            .send_request(request("GET", "/blob/50000000", None))
+            .await
+            .unwrap();
+        responses.push(response);
+    }
+    assert!(!server.no_blob_left());
+    let started = std::time::Instant::now();
+    let mut every = tokio::time::interval(std::time::Duration::from_millis(10));
+    while !server.no_blob_left() {
+        every.tick().await;
+        assert!(
+            started.elapsed() < PATIENCE,
+            "streams without a window stay"
+        );
+    }
+    for response in responses {
+        assert_eq!(read(response.into_body()).await, None);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_fits_no_window_ends_and_so_does_its_connection() {
+    let server = Server::start(&settings());
+    let mut sender = without_windows(&server).await;
+    let hello = sender
+        .send_request(request("GET", "/hello", None))
+        .await
+        .unwrap();
+    server.no_connection_left().await;
+    assert_eq!(read(hello.into_body()).await, None);
+}
+
+#[tokio::test]
+async fn a_reader_that_rests_holds_no_more_than_its_share_and_is_served_on() {
+    let server = Server::start(&patient());
+    let sender = plain(&server).await;
+    let mut resting = Vec::new();
+    for _stream in 0..30 {
+        let response = sender
+            .clone()
+            .send_request(request("GET", "/blob/1000000", None))
+            .await
+            .unwrap();
+        resting.push(response);
+    }
+    for response in resting {
+        assert_eq!(read(response.into_body()).await.unwrap().len(), 1_000_000);
+    }
+    assert!(server.no_blob_left());
+}
+
 #[tokio::test]
 async fn an_unread_body_leaves_the_other_streams_alone() {
     let server = Server::start(&patient());

@@ -40,6 +40,8 @@ pub(crate) fn settings() -> EdgeSettings {
         external_url: None,
         admin_hosts: Vec::new(),
         trusted_proxies: Vec::new(),
+        proxy_headers: gantry::config::ProxyHeaders::default(),
+        headers: http::HeaderMap::new(),
         header_timeout: Duration::from_millis(400),
         idle_timeout: Duration::from_millis(800),
         minimum_rate: 1 << 20,

@@ -152,23 +152,44 @@ async fn an_upload_over_the_cap_is_413() {
     }
 }
 
-#[tokio::test]
-async fn connections_beyond_the_limit_wait_for_a_place() {
-    let edge = gantry::app::EdgeSettings {
+fn two_places() -> gantry::app::EdgeSettings {
+    gantry::app::EdgeSettings {
         max_connections: 2,
         ..patient()
-    };
-    let server = Server::start(&edge);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_takes_the_place_of_the_longest_idle() {
+    let server = Server::start(&two_places());
     let mut first = server.connect().await;
-    let mut second = server.connect().await;
     assert_eq!(first.get("/hello").await.status, 200);
+    let mut second = server.connect().await;
     assert_eq!(second.get("/hello").await.status, 200);
     let mut third = server.connect().await;
-    third.send("GET /hello HTTP/1.1\r\nhost: gw\r\n\r\n").await;
-    let early = tokio::time::timeout(Duration::from_millis(200), third.read_response()).await;
-    assert!(early.is_err(), "a third connection was served");
-    drop(first);
-    assert_eq!(third.response().await.status, 200);
+    assert_eq!(third.get("/hello").await.status, 200);
+    assert!(first.rest().await.is_empty(), "the first is closed");
+    assert_eq!(second.get("/hello").await.status, 200);
+    assert_eq!(server.telemetry.connections_closed_for_room.get(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_is_refused_while_its_client_keeps_all_busy() {
+    let server = Server::start(&two_places());
+    let mut busy = Vec::new();
+    for _connection in 0..2 {
+        let mut client = server.connect().await;
+        client.send("GET /gate HTTP/1.1\r\nhost: gw\r\n\r\n").await;
+        server.handler.begun.acquire().await.unwrap().forget();
+        busy.push(client);
+    }
+    let mut refused = server.connect().await;
+    assert_eq!(refused.response().await.status, 503);
+    assert_eq!(server.telemetry.connections_refused.get(), 1);
+    server.handler.gate.add_permits(2);
+    for mut client in busy {
+        assert_eq!(client.response().await.text(), "through");
+    }
 }
 
 #[tokio::test]

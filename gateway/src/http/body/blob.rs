@@ -33,6 +33,9 @@ pub(super) struct Reader {
     offset: u64,
     left: u64,
     next: Option<Piece>,
+    /// Bytes of a piece, and whether the next is read while one is sent.
+    piece_bytes: usize,
+    ahead: bool,
 }
 
 impl Reader {
@@ -42,7 +45,15 @@ impl Reader {
             offset,
             left: length,
             next: None,
+            piece_bytes: PIECE_BYTES,
+            ahead: true,
         }
+    }
+
+    /// The next piece is not longer, and read when it is asked for.
+    pub(super) fn at_most(&mut self, bytes: usize) {
+        self.piece_bytes = bytes.clamp(1, PIECE_BYTES);
+        self.ahead = false;
     }
 
     pub(super) fn left(&self) -> u64 {
@@ -66,7 +77,7 @@ impl Reader {
         };
         self.offset += bytes.len() as u64;
         self.left -= bytes.len() as u64;
-        if waited {
+        if waited && self.ahead {
             self.read_ahead(context);
         }
         Poll::Ready(Some(Ok(bytes)))
@@ -76,7 +87,7 @@ impl Reader {
         if self.next.is_none() && self.left > 0 {
             let blob = Arc::clone(&self.blob);
             let offset = self.offset;
-            let length = at_most(self.left, PIECE_BYTES);
+            let length = at_most(self.left, self.piece_bytes);
             self.next = Some(Box::pin(async move { blob.read_at(offset, length).await }));
         }
     }

@@ -26,6 +26,7 @@ pub(super) struct Filling {
     /// What arrived and has not been handed on.
     at_hand: Option<AtHand>,
     mappings: Option<Arc<Mappings>>,
+    read_at_most: Option<usize>,
     left: Option<u64>,
 }
 
@@ -45,6 +46,7 @@ impl Filling {
             arriving,
             at_hand: None,
             mappings: None,
+            read_at_most: None,
             left: length,
         }
     }
@@ -52,6 +54,14 @@ impl Filling {
     /// From here on what lies in a file is mapped and not read.
     pub(super) fn map(&mut self, mappings: &Arc<Mappings>) {
         self.mappings = Some(Arc::clone(mappings));
+    }
+
+    /// What is read next is not longer, and read when it is asked for.
+    pub(super) fn read_at_most(&mut self, bytes: usize) {
+        self.read_at_most = Some(bytes);
+        if let Some(AtHand::Read(reader)) = &mut self.at_hand {
+            reader.at_most(bytes);
+        }
     }
 
     /// Bytes to come, when that is known.
@@ -97,7 +107,10 @@ impl Filling {
                 offset,
                 length,
             } => {
-                let reader = Reader::new(blob, offset, length);
+                let mut reader = Reader::new(blob, offset, length);
+                if let Some(bytes) = self.read_at_most {
+                    reader.at_most(bytes);
+                }
                 let mappings = self.mappings.as_ref();
                 match mappings.and_then(|mappings| Windows::of(&reader, mappings)) {
                     Some(windows) => AtHand::Mapped(windows),

@@ -55,6 +55,7 @@ fn frame() -> Frame {
         namespace: None,
         challenge: Challenge {
             realm: "https://gw/token".to_owned(),
+            path: String::new(),
             service: "gw".to_owned(),
         },
     }
@@ -686,6 +687,7 @@ fn failures() -> Vec<(Error, u16, &'static str, &'static str)> {
             "TOOMANYREQUESTS",
             "7",
         ),
+        (Error::Crowded, 429, "TOOMANYREQUESTS", "1"),
         (Error::Panicked, 500, "UNKNOWN", ""),
         (
             registry(RegistryError::BlobUnknown { digest: digest() }),

@@ -40,11 +40,13 @@ impl Endpoint {
 }
 
 pub(super) fn parse(path: &str, namespaces: &Namespaces) -> Result<Target, RouteError> {
-    let raw: Vec<&str> = path
-        .strip_prefix('/')
-        .ok_or(RouteError::NotFound)?
-        .split('/')
-        .collect();
+    let path = path.strip_prefix('/').ok_or(RouteError::NotFound)?;
+    // Old docker joins a mirror's URL and a path without a look at the slash that both have.
+    let path = match path.strip_prefix('/') {
+        Some(single) if single == "v2" || single.starts_with("v2/") => single,
+        _ => path,
+    };
+    let raw: Vec<&str> = path.split('/').collect();
     let (prefix, rest) = split_prefix(&raw, namespaces)?;
     let mut parts = Vec::with_capacity(rest.len());
     for (index, part) in rest.iter().enumerate() {

@@ -528,7 +528,7 @@ fn every_part_is_decoded_exactly_once() {
         ("GET", "/v2/apps/./a/manifests/v1", "400 NAME_INVALID"),
         ("GET", "/v2/apps//a/manifests/v1", "400 NAME_INVALID"),
         ("GET", "/v2//apps/a/manifests/v1", "400 NAME_INVALID"),
-        ("GET", "//v2/apps/a/manifests/v1", "404 UNSUPPORTED"),
+        ("GET", "///v2/apps/a/manifests/v1", "404 UNSUPPORTED"),
         ("GET", "/v2/apps/a%00/manifests/v1", "400 NAME_INVALID"),
         ("GET", "/v2/apps/a%5Cb/manifests/v1", "400 NAME_INVALID"),
         ("GET", "/v2/apps/a%0d%0a/manifests/v1", "400 NAME_INVALID"),

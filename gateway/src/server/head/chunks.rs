@@ -43,7 +43,7 @@ enum At {
 
 /// What became of some bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Followed {
+pub(super) enum Progress {
     /// All belong to the body, which goes on.
     All,
     /// The body ended after so many.
@@ -65,7 +65,7 @@ impl Chunks {
     }
 
     /// Follows `bytes`, which come behind those of the last call.
-    pub(super) fn follow(&mut self, bytes: &[u8]) -> Followed {
+    pub(super) fn follow(&mut self, bytes: &[u8]) -> Progress {
         let mut index = 0;
         while let Some(byte) = bytes.get(index) {
             if let At::Data(left) = self.at {
@@ -79,13 +79,13 @@ impl Chunks {
                 continue;
             }
             match self.step(*byte) {
-                Ok(At::End) => return Followed::Ended(index + 1),
+                Ok(At::End) => return Progress::Ended(index + 1),
                 Ok(at) => self.at = at,
-                Err(why) => return Followed::Broken(index, why),
+                Err(why) => return Progress::Broken(index, why),
             }
             index += 1;
         }
-        Followed::All
+        Progress::All
     }
 
     fn step(&mut self, byte: u8) -> Result<At, &'static str> {
@@ -172,16 +172,16 @@ mod tests {
     use super::*;
 
     /// What becomes of a body in one piece; cut in two at every byte it is the same.
-    fn followed(body: &[u8]) -> Followed {
+    fn followed(body: &[u8]) -> Progress {
         let whole = Chunks::new().follow(body);
         for cut in 0..=body.len() {
             let (first, rest) = body.split_at(cut);
             let mut chunks = Chunks::new();
             let parts = match chunks.follow(first) {
-                Followed::All => match chunks.follow(rest) {
-                    Followed::All => Followed::All,
-                    Followed::Ended(count) => Followed::Ended(cut + count),
-                    Followed::Broken(count, why) => Followed::Broken(cut + count, why),
+                Progress::All => match chunks.follow(rest) {
+                    Progress::All => Progress::All,
+                    Progress::Ended(count) => Progress::Ended(cut + count),
+                    Progress::Broken(count, why) => Progress::Broken(cut + count, why),
                 },
                 early => early,
             };
@@ -208,17 +208,17 @@ mod tests {
         ] {
             assert_eq!(
                 followed(body.as_bytes()),
-                Followed::Ended(body.len()),
+                Progress::Ended(body.len()),
                 "{body:?}"
             );
             let more = format!("{body}GET / HTTP/1.1\r\n");
             assert_eq!(
                 followed(more.as_bytes()),
-                Followed::Ended(body.len()),
+                Progress::Ended(body.len()),
                 "{more:?}"
             );
             for end in 0..body.len() {
-                assert_eq!(Chunks::new().follow(&body.as_bytes()[..end]), Followed::All);
+                assert_eq!(Chunks::new().follow(&body.as_bytes()[..end]), Progress::All);
             }
         }
     }
@@ -261,7 +261,7 @@ mod tests {
             ("0\r\n\r", "x"),
         ] {
             let body = format!("{right}{wrong}");
-            let Followed::Broken(at, _why) = followed(body.as_bytes()) else {
+            let Progress::Broken(at, _why) = followed(body.as_bytes()) else {
                 panic!("{body:?} is not broken");
             };
             assert_eq!(at, right.len(), "{body:?}");
@@ -273,20 +273,20 @@ mod tests {
         let one = format!("1;{}\r\nx\r\n", "e".repeat(99));
         let enough = one.repeat(MAX_EXTENSION_BYTES / 100);
         let mut chunks = Chunks::new();
-        assert_eq!(chunks.follow(enough.as_bytes()), Followed::All);
+        assert_eq!(chunks.follow(enough.as_bytes()), Progress::All);
         assert!(matches!(
             chunks.follow(one.as_bytes()),
-            Followed::Broken(..)
+            Progress::Broken(..)
         ));
         let trailers = format!("0\r\n{}", "a: b\r\n".repeat(MAX_TRAILER_BYTES));
         assert!(matches!(
             Chunks::new().follow(trailers.as_bytes()),
-            Followed::Broken(..)
+            Progress::Broken(..)
         ));
         let blanks = format!("1{}", " ".repeat(MAX_EXTENSION_BYTES + 1));
         assert!(matches!(
             Chunks::new().follow(blanks.as_bytes()),
-            Followed::Broken(..)
+            Progress::Broken(..)
         ));
     }
 }

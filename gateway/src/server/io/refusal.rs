@@ -3,14 +3,14 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::server::head::Refused;
+use crate::server::head::HeadFault;
 
 /// hyper's automatic answer is a head of at most this many bytes, without body.
 const MAX_AUTOMATIC_BYTES: usize = 256;
 
 /// Our answer with the status of `written`, when that is one of hyper's automatic ones; `None` otherwise. `why` is what the head guard
 /// found, when it refused: hyper then answers 400 whatever it was.
-pub(super) fn replace(written: &[u8], why: Option<Refused>) -> Option<Bytes> {
+pub(super) fn replace(written: &[u8], why: Option<HeadFault>) -> Option<Bytes> {
     if written.len() > MAX_AUTOMATIC_BYTES || !written.ends_with(b"\r\n\r\n") {
         return None;
     }
@@ -26,8 +26,8 @@ pub(super) fn replace(written: &[u8], why: Option<Refused>) -> Option<Bytes> {
         "the request's header is too large",
     );
     let (phrase, message) = match (status.split(' ').next()?, why) {
-        ("400", Some(Refused::TooLarge)) | ("431", _) => too_large,
-        ("400", Some(Refused::Malformed(why))) => ("400 Bad Request", why),
+        ("400", Some(HeadFault::TooLarge)) | ("431", _) => too_large,
+        ("400", Some(HeadFault::Malformed(why))) => ("400 Bad Request", why),
         ("400", None) => ("400 Bad Request", "the request is not valid HTTP"),
         ("414", _) => ("414 URI Too Long", "the request's target is too long"),
         _ => return None,
@@ -58,14 +58,14 @@ mod tests {
     #[test]
     fn a_reason_of_the_guard_is_the_message() {
         let automatic = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
-        let ours = replace(automatic, Some(Refused::Malformed("no \"HTTP\""))).unwrap();
+        let ours = replace(automatic, Some(HeadFault::Malformed("no \"HTTP\""))).unwrap();
         assert!(ours.ends_with(br#""message":"no \"HTTP\""}]}"#), "{ours:?}");
     }
 
     #[test]
     fn a_head_that_the_guard_found_too_large_is_431() {
         let automatic = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
-        let ours = replace(automatic, Some(Refused::TooLarge)).unwrap();
+        let ours = replace(automatic, Some(HeadFault::TooLarge)).unwrap();
         assert!(ours.starts_with(b"HTTP/1.1 431 "), "{ours:?}");
     }
 

@@ -33,6 +33,19 @@ impl Transport {
         size.unwrap_or_default() as u64
     }
 
+    /// Answers 503 without waiting for anything, as far as the client's kernel takes it; the connection is closed by the drop.
+    pub(in crate::server) fn refuse(&self) {
+        const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let written = match self {
+            Self::Tcp(stream) => stream.try_write(FULL),
+            Self::Unix(stream) => stream.try_write(FULL),
+            Self::Tls(_) => Ok(0),
+        };
+        if let Err(error) = written {
+            tracing::debug!(%error, "a refused connection takes no answer");
+        }
+    }
+
     /// Whether the kernel can send files over it.
     pub(in crate::server) fn sends_files(&self) -> bool {
         matches!(self, Self::Tcp(_))

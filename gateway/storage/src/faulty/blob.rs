@@ -114,7 +114,7 @@ impl Blob for FaultyBlob {
         self.faults.around(Call::ReadAt, read).await
     }
 
-    fn file(&self) -> Option<&std::fs::File> {
+    fn file(&self) -> Option<Arc<std::fs::File>> {
         self.blob.file()
     }
 

@@ -7,12 +7,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::io::ReadWriteFlags;
 
 use crate::{
-    Blob,
     blocking::{Blocking, lock},
     error::StorageError,
 };
@@ -107,39 +105,7 @@ impl Reads {
     }
 }
 
-/// A published blob.
-#[derive(Debug)]
-pub(super) struct FsBlob {
-    pub(super) file: Arc<File>,
-    pub(super) size: u64,
-    pub(super) reads: Reads,
-}
-
-#[async_trait]
-impl Blob for FsBlob {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, StorageError> {
-        self.reads.read(&self.file, offset, length, self.size).await
-    }
-
-    fn file(&self) -> Option<&File> {
-        Some(&self.file)
-    }
-
-    fn is_warm(&self, offset: u64, length: usize) -> bool {
-        is_warm(&self.file, offset, length)
-    }
-
-    async fn warm(&self, offset: u64, length: usize) -> Result<(), StorageError> {
-        let file = Arc::clone(&self.file);
-        self.reads.warm(file, offset, length).await
-    }
-}
-
-const READ: &str = "read a blob";
+pub(super) const READ: &str = "read a blob";
 
 fn failed(error: io::Error) -> StorageError {
     match error.kind() {

@@ -149,8 +149,8 @@ impl Blob for Tail {
             .await
     }
 
-    fn file(&self) -> Option<&File> {
-        Some(&self.staging.file)
+    fn file(&self) -> Option<Arc<File>> {
+        Some(Arc::clone(&self.staging.file))
     }
 
     fn is_warm(&self, offset: u64, length: usize) -> bool {

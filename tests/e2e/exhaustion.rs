@@ -1,0 +1,240 @@
+//! One client cannot use up connections, descriptors or memory: another, from another address, is served beside it as ever.
+
+use std::{
+    io::Write as _,
+    net::{IpAddr, SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tests::{
+    Gateway, Wire,
+    gateway::{USER, usual_config},
+    image::Content,
+    tools::{allow_open_files, wait_until},
+    wire::runtime,
+};
+
+/// What the attacked process may have open, and resident beside its files.
+const OPEN_FILES: usize = 1024;
+const MEMORY_BYTES: u64 = 256 << 20;
+
+/// Where the honest client comes from; attackers come from 127.0.0.1.
+const HONEST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 7));
+
+/// A gateway that started warm, and blobs that everybody may pull.
+fn attacked(blobs: usize) -> (Gateway, Vec<Content>) {
+    allow_open_files(20_000);
+    let config = usual_config("", "");
+    let mut gateway = Gateway::start_limited(&config, Some(OPEN_FILES as u64), |_folder| {});
+    gateway.restart();
+    let wire = Wire::basic(gateway.port, USER);
+    let blobs: Vec<_> = (0..blobs).map(|_| Content::random(1 << 20)).collect();
+    for blob in &blobs {
+        let _pushed = wire.push_blob("apps/public/some", blob).expect(201);
+    }
+    (gateway, blobs)
+}
+
+/// Pulls of the honest client at least, while it is quiet and beside the attack.
+const LEAST_PULLS: usize = 30;
+
+/// A client that pulls on new connections until it is stopped.
+struct Honest {
+    stop: Arc<AtomicBool>,
+    pulls: std::thread::JoinHandle<Result<Vec<Duration>, String>>,
+}
+
+impl Honest {
+    fn start(gateway: &Gateway, blob: &Content) -> Self {
+        let url = format!(
+            "http://127.0.0.1:{}/v2/apps/public/some/blobs/{}",
+            gateway.port, blob.digest
+        );
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, expected) = (Arc::clone(&stop), blob.bytes.len());
+        let pulls = std::thread::spawn(move || {
+            let mut took = Vec::new();
+            while took.len() < LEAST_PULLS || !stopped.load(Ordering::Relaxed) {
+                let started = Instant::now();
+                let length = runtime()
+                    .block_on(pull(&url))
+                    .map_err(|error| format!("{error:?}"))?;
+                if length != expected {
+                    return Err(format!("{length} bytes of {expected}"));
+                }
+                took.push(started.elapsed());
+            }
+            Ok(took)
+        });
+        Self { stop, pulls }
+    }
+
+    /// How long the slower half's quickest took, when none failed.
+    fn stop(self, during: &str) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut took = self
+            .pulls
+            .join()
+            .unwrap()
+            .unwrap_or_else(|error| panic!("an honest pull failed {during}: {error}"));
+        took.sort();
+        println!(
+            "{} pulls {during}, the slowest {:?}",
+            took.len(),
+            took.last()
+        );
+        took[took.len() / 2]
+    }
+}
+
+async fn pull(url: &str) -> reqwest::Result<usize> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .local_address(HONEST)
+        .timeout(Duration::from_secs(20))
+        .build()?;
+    let response = client.get(url).send().await?.error_for_status()?;
+    Ok(response.bytes().await?.len())
+}
+
+/// Pulls beside nothing, and then beside the attack: none may fail. The attacker has the processor, too, so the time is one of a whole
+/// machine: it is shown, and only a standstill fails.
+fn honest_beside<T>(gateway: &Gateway, blob: &Content, attack: impl FnOnce() -> T) -> T {
+    let quiet = Honest::start(gateway, blob).stop("in quiet");
+    let beside = Honest::start(gateway, blob);
+    let held = attack();
+    let beside = beside.stop("beside the attack");
+    let most = (quiet * 10).max(Duration::from_secs(5));
+    assert!(
+        beside <= most,
+        "{beside:?} beside the attack, {quiet:?} in quiet"
+    );
+    held
+}
+
+fn connect(gateway: &Gateway) -> std::io::Result<TcpStream> {
+    let address = SocketAddr::from(([127, 0, 0, 1], gateway.port));
+    TcpStream::connect_timeout(&address, Duration::from_secs(5))
+}
+
+#[test]
+fn thousands_of_idle_connections_of_one_address_leave_room_for_another() {
+    let (gateway, blobs) = attacked(1);
+    let held = honest_beside(&gateway, &blobs[0], || {
+        let mut held = Vec::new();
+        for _connection in 0..5000 {
+            held.extend(connect(&gateway));
+            assert!(gateway.open_files() < OPEN_FILES);
+        }
+        held
+    });
+    assert!(gateway.anonymous_memory() < MEMORY_BYTES);
+    assert!(gateway.metric("gantry_connections_closed_for_room_total") > 1000.0);
+    let log = gateway.log();
+    assert_eq!(log.matches("all connections are taken").count(), 1, "{log}");
+    assert!(!log.contains("cannot accept connections"), "{log}");
+    drop(held);
+}
+
+#[test]
+fn connections_that_a_client_keeps_busy_leave_room_for_another() {
+    let (gateway, blobs) = attacked(1);
+    let request = format!(
+        "GET /v2/apps/public/some/blobs/{} HTTP/1.1\r\nHost: a\r\n\r\n",
+        blobs[0].digest
+    );
+    let held = honest_beside(&gateway, &blobs[0], || {
+        let mut held = Vec::new();
+        for _connection in 0..2000 {
+            let Ok(mut stream) = connect(&gateway) else {
+                continue;
+            };
+            // What is refused may be closed before.
+            let _refused = stream.write_all(request.repeat(8).as_bytes());
+            held.push(stream);
+            assert!(gateway.open_files() < OPEN_FILES);
+        }
+        held
+    });
+    assert!(gateway.anonymous_memory() < MEMORY_BYTES);
+    let for_room = gateway.metric("gantry_connections_closed_for_room_total")
+        + gateway.metric("gantry_connections_refused_total");
+    assert!(for_room > 1000.0, "{for_room}");
+    drop(held);
+}
+
+/// An HTTP/2 connection with a request for each path, none of whose answers is read.
+fn unread_streams(gateway: &Gateway, window: u32, paths: &[String]) -> std::io::Result<TcpStream> {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut frame = length[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        frame
+    };
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    let initial_window = [&[0, 4][..], &window.to_be_bytes()].concat();
+    bytes.extend(frame(4, 0, 0, &initial_window));
+    bytes.extend(frame(8, 0, 0, &0x7fff_0000_u32.to_be_bytes()));
+    for (number, path) in paths.iter().enumerate() {
+        let stream = u32::try_from(number * 2 + 1).unwrap();
+        // GET, http, and two literals: path and authority (RFC 7541, appendix A).
+        let mut headers = vec![0x82, 0x86, 0x04, 0x7f];
+        headers.push(u8::try_from(path.len() - 0x7f).unwrap());
+        headers.extend(path.as_bytes());
+        headers.extend([0x01, 1, b'a']);
+        bytes.extend(frame(1, 5, stream, &headers));
+    }
+    let mut stream = connect(gateway)?;
+    stream.write_all(&bytes)?;
+    Ok(stream)
+}
+
+fn unread(window: u32) {
+    let (gateway, blobs) = attacked(64);
+    let path = |blob: &Content| {
+        let padding = "x".repeat(40);
+        format!("/v2/apps/public/some/blobs/{}?{padding}", blob.digest)
+    };
+    let paths: Vec<String> = blobs.iter().chain(&blobs).map(path).collect();
+    let held = honest_beside(&gateway, &blobs[0], || {
+        let mut held = Vec::new();
+        for _connection in 0..40 {
+            held.extend(unread_streams(&gateway, window, &paths));
+            let (files, memory) = (gateway.open_files(), gateway.anonymous_memory());
+            assert!(files < OPEN_FILES * 3 / 4, "{files} open files");
+            assert!(memory < MEMORY_BYTES, "{memory} bytes");
+        }
+        wait_until("the requests", Duration::from_secs(60), || {
+            let (files, memory) = (gateway.open_files(), gateway.anonymous_memory());
+            assert!(files < OPEN_FILES * 3 / 4, "{files} open files");
+            assert!(memory < MEMORY_BYTES, "{memory} bytes");
+            gateway
+                .metrics()
+                .contains("gantry_request_seconds_count{operation=\"pull-blob\"}")
+                && answered(&gateway) >= held.len() as f64 * 10.0
+        });
+        held
+    });
+    drop(held);
+}
+
+/// Pulls whose head was answered.
+fn answered(gateway: &Gateway) -> f64 {
+    gateway.metric("gantry_request_seconds_count{operation=\"pull-blob\"}")
+}
+
+#[test]
+fn unread_http2_streams_hold_little_memory_and_few_descriptors() {
+    unread(0x7fff_ffff);
+}
+
+#[test]
+fn http2_streams_without_a_window_hold_little_memory_and_few_descriptors() {
+    unread(0);
+}
