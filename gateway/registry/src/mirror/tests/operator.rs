@@ -405,6 +405,9 @@ async fn a_client_never_waits_behind_prefetches() {
     })
     .await;
     for other in others {
-        assert!(world.stored(other).await.is_none(), "{other} was not asked for");
+        assert!(
+            world.stored(other).await.is_none(),
+            "{other} was not asked for"
+        );
     }
 }
