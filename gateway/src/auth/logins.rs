@@ -50,6 +50,8 @@ pub(crate) struct Logins {
     keyed: Keyed,
     pairs: Cache<[u8; 32], Arc<Pair>>,
     good: Cache<[u8; 32], ()>,
+    /// Credentials that are being checked: however many requests show one, it is one try.
+    checked: Cache<[u8; 32], Arc<Mutex<()>>>,
     queue: Arc<Queue>,
 }
 
@@ -66,6 +68,8 @@ struct Pair {
 pub(crate) struct Attempt {
     /// `None` = the credential is not one that is guessed.
     key: Option<[u8; 32]>,
+    /// Nobody else checks the same credential meanwhile.
+    _check: Option<OwnedMutexGuard<()>>,
     /// The pair's turn; `None` = it needs none.
     turn: Option<OwnedMutexGuard<VecDeque<Instant>>>,
     /// Whose turn at the authenticators to wait for; `None` = nobody's.
@@ -88,6 +92,10 @@ impl Logins {
                 .max_capacity(MAX_GOOD)
                 .time_to_idle(GOOD_FOR)
                 .build(),
+            checked: Cache::builder()
+                .max_capacity(MAX_PAIRS)
+                .time_to_idle(WINDOW)
+                .build(),
             queue: Arc::default(),
         })
     }
@@ -106,17 +114,26 @@ impl Logins {
             let group = matches!(credential, Credential::Bearer(_)).then_some(group);
             return Ok(Attempt {
                 key: None,
+                _check: None,
                 turn: None,
                 group,
             });
         };
-        let key = self.keyed.of(["good", shown.username(), shown.password()]);
-        let is_good = || key.is_some_and(|key| self.good.get(&key).is_some());
+        let Some(key) = self.keyed.of(["good", shown.username(), shown.password()]) else {
+            return Err(Error::unavailable("a login cannot be told from another"));
+        };
+        let is_good = || self.good.get(&key).is_some();
         let good = Attempt {
-            key,
+            key: Some(key),
+            _check: None,
             turn: None,
             group: None,
         };
+        if is_good() {
+            return Ok(good);
+        }
+        let check = self.checked.get_with(key, Arc::default);
+        let check = check.lock_owned().await;
         if is_good() {
             return Ok(good);
         }
@@ -127,12 +144,9 @@ impl Logins {
         let pair = self.pairs.get_with(pair, Arc::default);
         let turn = tokio::time::timeout(PATIENCE, pair.turn());
         let turn = turn.await.unwrap_or_else(|_elapsed| Err(busy()))?;
-        // The one before may have shown the same.
-        if is_good() {
-            return Ok(good);
-        }
         Ok(Attempt {
-            key,
+            key: Some(key),
+            _check: Some(check),
             turn: Some(turn),
             group: Some(group),
         })

@@ -122,3 +122,21 @@ async fn the_same_good_credential_shown_at_once_waits_for_one_check_alone() {
     }
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_shown_by_hundreds_at_once_is_checked_once_and_none_of_them_is_refused() {
+    let logins = Logins::new().unwrap();
+    let checks = std::sync::atomic::AtomicUsize::new(0);
+    let shown = (0..500).map(|_| async {
+        let credential = Credential::basic("alice", "right").unwrap();
+        let attempt = logins.begin(&client("192.0.2.1"), &credential).await;
+        let attempt = attempt.ok().expect("nobody is refused");
+        if attempt.turn.is_some() {
+            checks.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(PATIENCE * 2).await;
+        }
+        logins.settle(attempt, &right());
+    });
+    futures_util::future::join_all(shown).await;
+    assert_eq!(checks.into_inner(), 1);
+}
