@@ -227,7 +227,7 @@ fn what_would_be_left_out_is_said_before_anything_is_changed() {
     fs::create_dir_all(&torn).unwrap();
     fs::write(torn.join("link"), "sha256:").unwrap();
     let check = |folder: &std::path::Path| {
-        let mut command = std::process::Command::new(tests::gateway::program());
+        let mut command = Command::new(program());
         let command = command.args(["import", "--adopt", "--check"]).arg(folder);
         let output = command.output().unwrap();
         let text = [output.stdout, output.stderr].concat();

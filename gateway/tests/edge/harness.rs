@@ -178,6 +178,7 @@ impl TestHandler {
                 Err(BodyError::TooSlow) => return text(408, "slow"),
                 Err(BodyError::TooLarge) => return text(413, "large"),
                 Err(BodyError::Disconnected) => return text(499, "gone"),
+                Err(BodyError::Revoked) => return text(401, "revoked"),
             }
         }
         text(200, length.to_string())
