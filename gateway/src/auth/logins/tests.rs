@@ -126,7 +126,7 @@ async fn the_same_good_credential_shown_at_once_waits_for_one_check_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_credential_shown_by_hundreds_at_once_is_checked_once_and_none_of_them_is_refused() {
     let logins = Logins::new().unwrap();
-    let checks = std::sync::atomic::AtomicUsize::new(0);
+    let checks = AtomicUsize::new(0);
     let shown = (0..500).map(|_| async {
         let credential = Credential::basic("alice", "right").unwrap();
         let attempt = logins.begin(&client("192.0.2.1"), &credential).await;

@@ -58,7 +58,7 @@ macro_rules! metadata_suite {
             deleting_what_is_not_there_says_so
             a_tag_is_deleted_only_from_what_was_expected
             a_confirmation_only_moves_the_time_of_the_named_digest
-            referrers_are_listed_whether_or_not_the_subject_exists,
+            referrers_are_listed_whether_or_not_the_subject_exists
             referrers_are_read_a_few_at_a_time
             parents_say_what_they_call_the_content
             lists_are_sorted_by_bytes_and_paged
