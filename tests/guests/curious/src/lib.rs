@@ -35,8 +35,8 @@ impl Admission for Curious {
             {
                 shown.push_str(&String::from_utf8_lossy(&bytes));
             }
-            if let Ok((_, text)) = registry::get_manifest(repository, digest) {
-                shown.push_str(&text);
+            if let Ok(stored) = registry::get_manifest(repository, digest) {
+                shown.push_str(&format!("{stored:?}"));
             }
             for found in registry::list_referrers(repository, digest, None).unwrap_or_default() {
                 shown.push_str(&format!("{found:?}"));
