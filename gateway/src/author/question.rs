@@ -228,16 +228,22 @@ impl Admit {
     }
 }
 
+/// The bytes of a value of a case: a text as it is, anything else as compact JSON.
+pub(crate) fn written(value: &Value) -> Result<Vec<u8>, String> {
+    match value {
+        Value::String(text) => Ok(text.clone().into_bytes()),
+        other => serde_json::to_vec(other).map_err(|error| error.to_string()),
+    }
+}
+
 /// The bytes of a manifest: a text as it is, anything else as compact JSON. What every manifest has is added to an object that lacks it, so that
 /// a case names only what it is about; short digests are filled up.
 pub(crate) fn content(manifest: &Value) -> Result<Vec<u8>, String> {
     let mut whole = manifest.clone();
-    match &mut whole {
-        Value::String(text) => return Ok(std::mem::take(text).into_bytes()),
-        Value::Object(fields) => complete(fields),
-        _ => {}
+    if let Value::Object(fields) = &mut whole {
+        complete(fields);
     }
-    serde_json::to_vec(&whole).map_err(|error| error.to_string())
+    written(&whole)
 }
 
 fn complete(manifest: &mut Map<String, Value>) {

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::{
     answer::matches,
-    question::{DigestText, Previous, content, media_type},
+    question::{DigestText, Previous, content, media_type, written},
 };
 use crate::hooks::PluginValues;
 
@@ -177,7 +177,7 @@ impl World {
         for (bucket, pairs) in &self.kv {
             let bucket = format!("{BINDING}/{bucket}");
             for (key, value) in pairs {
-                let value = content(value).map_err(PortError)?;
+                let value = written(value).map_err(PortError)?;
                 values.put(&bucket, key, &value, None, times).await?;
             }
         }
@@ -389,7 +389,7 @@ impl Outbound for Services {
         }
         let body = match &reply.body {
             Value::Null => Vec::new(),
-            body => content(body).map_err(OutboundError::Other)?,
+            body => written(body).map_err(OutboundError::Other)?,
         };
         if body.len() > request.max_response_bytes {
             return Err(OutboundError::TooLarge);

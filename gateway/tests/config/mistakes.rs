@@ -129,7 +129,7 @@ const MISTAKES: &[Mistake] = &[
     ("mirrors:\n  a: { url: \"https://quay.io/repository/prometheus/node-exporter\" }", 2, "mirrors.a.url", "no registry", "https://quay.io"),
     ("mirrors:\n  a: https://hub.docker.com", 2, "mirrors.a.url", "no registry", "https://registry-1.docker.io"),
     ("mirrors:\n  a: { url: \"https://a.io\", alternatives: [\"https://docker.io\"] }", 2, "mirrors.a.alternatives[0]", "no registry", "https://registry-1.docker.io"),
-    ("mirrors:\n  a: { url: \"https://a.io\", headers: { \"a b\": x } }", 2, "mirrors.a.headers", "not the name of a header", ""),
+    ("mirrors:\n  a: { url: \"https://a.io\", headers: { \"a b\": x } }", 2, "mirrors.a.headers.a b", "not the name of a header", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", headers: { Authorization: x } }", 2, "mirrors.a.headers.Authorization", "Gantry's own", "`credentials`"),
     ("mirrors:\n  a: { url: \"https://a.io\", headers: { X-Key: \"a\\nb\" } }", 2, "mirrors.a.headers.X-Key", "not the value of a header", ""),
     ("mirrors:\n  a: { url: \"https://a.io\", headers: { X-Key: { env: GONE } } }", 2, "mirrors.a.headers.X-Key.env", "variable is not set", ""),

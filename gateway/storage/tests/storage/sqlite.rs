@@ -266,7 +266,7 @@ async fn files_of_others_are_refused() -> Checked {
 }
 
 #[tokio::test]
-async fn the_file_is_readable_for_its_owner_only() -> Checked {
+async fn the_files_are_its_owners_to_write_and_its_groups_to_read() -> Checked {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("metadata.sqlite");
@@ -274,7 +274,7 @@ async fn the_file_is_readable_for_its_owner_only() -> Checked {
     push_to(&store, "m", &"v1".parse()?, None).await?;
     for file in super::folder::files(folder.path()) {
         let mode = fs::metadata(&file)?.permissions().mode();
-        assert_eq!(mode & 0o077, 0, "{}", file.display());
+        assert_eq!(mode & 0o137, 0, "{}", file.display());
     }
     Ok(())
 }

@@ -9,11 +9,12 @@ use super::server::{
     settings, status,
 };
 
-const FOUR_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.oci.artifact.manifest.v1+json, application/vnd.cncf.oras.artifact.manifest.v1+json";
 
 #[tokio::test]
-async fn a_manifest_is_asked_for_with_the_four_types_and_without_coding() {
+async fn a_manifest_is_asked_for_with_the_types_of_manifests_and_without_coding() {
     let server = Server::start(|_| manifest()).await;
     let fetched = client(&server.url)
         .manifest(&alpine(), &latest())
@@ -24,7 +25,7 @@ async fn a_manifest_is_asked_for_with_the_four_types_and_without_coding() {
     assert_eq!(fetched.media_type.unwrap().as_str(), OCI_INDEX);
     let [seen] = server.seen().try_into().unwrap();
     assert_eq!(seen.target, MANIFEST_PATH);
-    assert_eq!(seen.header("accept"), Some(FOUR_TYPES));
+    assert_eq!(seen.header("accept"), Some(MANIFEST_TYPES));
     assert_eq!(seen.header("accept-encoding"), Some("identity"));
     assert_eq!(seen.header("user-agent"), Some("gantry-test"));
     assert_eq!(seen.authorization(), None);
