@@ -372,6 +372,10 @@ pub struct TokenRequest {
 ///
 /// # Errors
 /// [`Error::Unavailable`] when a hook failed or the token cannot be signed.
+#[expect(
+    clippy::excessive_nesting,
+    reason = "each level is one case, and a function for one would hide the order"
+)]
 pub async fn issue_token(
     generation: &Generation,
     request: TokenRequest,

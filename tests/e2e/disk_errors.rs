@@ -173,8 +173,12 @@ fn a_failed_read_breaks_the_body_off_and_is_a_5xx_when_nothing_was_sent() {
         }
         assert!(failing.count() > 0, "{:?}", failing.seen());
     }
+    // A file is opened when its first piece is sent: then the connection ends without an answer.
     let failing = Failing::calls(gateway.pid(), "openat,open", "EIO", "1+", &[&file]);
-    says_nothing(&gateway, &wire.get(&path));
+    if let Ok(answer) = wire.try_send("GET", &path, &[], "") {
+        says_nothing(&gateway, &answer);
+    }
+    assert!(failing.count() > 0, "{:?}", failing.seen());
     drop(failing);
     assert_eq!(wire.get(&path).expect(200).body, layer.bytes);
 

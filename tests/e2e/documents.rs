@@ -455,7 +455,10 @@ fn write_registry(root: &Path) {
     };
     let store = |content: &Content| {
         let hex = content.digest.strip_prefix("sha256:").unwrap();
-        let folder = root.join("blobs/sha256").join(&hex[..2]).join(hex);
+        let folder = root
+            .join("blobs/sha256")
+            .join(hex.get(..2).unwrap())
+            .join(hex);
         write(&folder.join("data"), &content.bytes);
         hex.to_owned()
     };

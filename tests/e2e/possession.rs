@@ -716,7 +716,10 @@ fn shared_content_is_fetched_once_for_each_upstream_and_stored_once() {
     assert_eq!((asked("GET", "x/one"), asked("GET", "x/two")), (1, 0));
     assert_eq!(asked("HEAD", "x/two"), 2);
     let hex = layer.digest.trim_start_matches("sha256:");
-    let folder = format!("data/docker/registry/v2/blobs/sha256/{}/{hex}", &hex[..2]);
+    let folder = format!(
+        "data/docker/registry/v2/blobs/sha256/{}/{hex}",
+        hex.get(..2).unwrap()
+    );
     let stored = fs::read_dir(gateway.folder().join(folder)).unwrap();
     assert_eq!(stored.count(), 1);
 }

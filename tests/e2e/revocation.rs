@@ -49,6 +49,10 @@ fn begin(gateway: &Gateway, token: &str, method: &str, path: &str, headers: &str
 }
 
 /// Takes a response slowly until it ends or `enough` bytes are there; how many came.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a client that takes a response slowly"
+)]
 fn take_slowly(stream: &mut TcpStream, enough: usize) -> usize {
     let mut piece = vec![0; 64 << 10];
     let mut taken = 0;

@@ -404,6 +404,10 @@ impl<'de> de::Deserialize<'de> for Outline {
                 formatter.write_str("an object")
             }
 
+            #[expect(
+                clippy::excessive_nesting,
+                reason = "each level is one case, and a function for one would hide the order"
+            )]
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Outline, A::Error> {
                 let mut members = BTreeMap::new();
                 while let Some(Name(name)) = map.next_key()? {

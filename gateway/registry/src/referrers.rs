@@ -251,6 +251,10 @@ impl Call {
     }
 
     /// A page, and whether there are more.
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn page_of(
         &self,
         asked: Asked<'_>,

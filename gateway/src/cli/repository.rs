@@ -38,7 +38,7 @@ pub(super) fn run(command: &RepositoryCommand) -> Result<(), Failure> {
     let done = release.target.send(Method::POST, path, &[], Some(&body))?;
     let text = match release.output {
         Output::Json => pretty(&done)?,
-        Output::Text => format!("released: {}\n", cell(&at(&done, "/released"))),
+        Output::Text => format!("released: {}\n", cell(at(&done, "/released"))),
     };
     Ok(io::stdout().write_all(text.as_bytes())?)
 }

@@ -59,6 +59,7 @@ mod names {
 
 /// Renders an outcome.
 #[must_use]
+#[expect(clippy::too_many_lines, reason = "a table, or a story told in order")]
 pub fn outcome(frame: &Frame, outcome: Outcome) -> Reply {
     let mut reply = match outcome {
         Outcome::Alive => document(frame, "application/json", Bytes::from_static(b"{}")),

@@ -265,6 +265,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn a_byte_now_and_then_does_not_help() {
         let flow = Flow::new(RATE);
         let _waiting = flow.wait();
@@ -288,6 +292,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn one_stream_that_flows_keeps_the_connection() {
         let flow = Flow::new(RATE);
         let _stalled = flow.wait();
@@ -304,6 +312,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn small_answers_that_are_taken_never_add_up_to_a_slow_client() {
         let flow = Flow::new(RATE);
         let asking = Arc::clone(&flow);

@@ -53,7 +53,7 @@ impl ConnectionUnread {
     }
 
     /// Room for the next piece of a response.
-    pub(super) fn poll_room(self: &Arc<Self>, context: &mut Context<'_>) -> Poll<Room> {
+    pub(super) fn poll_room(self: &Arc<Self>, context: &Context<'_>) -> Poll<Room> {
         if let Some(room) = self.room() {
             return Poll::Ready(room);
         }

@@ -338,6 +338,10 @@ impl Walk {
         }
     }
 
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     fn repository(&mut self, name: &RepositoryName, folder: &Path) -> Result<(), StorageError> {
         lock(&self.adopted).repositories += 1;
         for link in self.links(name, &folder.join("_layers"))? {
@@ -468,6 +472,10 @@ impl Walk {
     }
 
     /// The links of a folder `<algorithm>/<hex>/link`.
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     fn links(&self, name: &RepositoryName, folder: &Path) -> Result<Vec<Link>, StorageError> {
         let mut links = Vec::new();
         for algorithm in entries(folder)? {

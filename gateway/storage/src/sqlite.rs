@@ -93,6 +93,10 @@ impl SqliteStore {
     /// Performs the commits that a folder amounts to in one transaction: all of them, when the store knows no repository yet, or those for
     /// what an earlier adoption left out. Records what is left out still. What was adopted; `None` when the store has got
     /// repositories meanwhile.
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     pub(crate) async fn import(
         &self,
         folder: String,

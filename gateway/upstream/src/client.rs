@@ -244,6 +244,10 @@ impl RegistryClient {
     }
 
     /// A page of a list: the first one of whichever base URL answers, or the next one of the base URL that had the one before.
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn list_page(
         &self,
         ask: &Ask<'_>,

@@ -75,6 +75,10 @@ impl Value {
         is_escaped: false,
     };
 
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     fn step(&mut self, byte: u8) -> Step {
         if self.is_text {
             match byte {
@@ -226,7 +230,7 @@ impl Elements {
             self.kept.push(byte);
         }
         match (step, byte) {
-            (Step::Inside, _) => return Ok(State::Kept(value)),
+            (Step::Inside, _) => Ok(State::Kept(value)),
             (Step::Last, _) => each(&self.kept).map(|()| State::AfterElement),
             (Step::Over, b',') => each(&self.kept).map(|()| State::Element),
             (Step::Over, b']') => each(&self.kept).map(|()| State::AfterMember),
@@ -247,7 +251,8 @@ mod tests {
         let mut found = Vec::new();
         for piece in document.chunks(chunk.max(1)) {
             elements.push(piece, |element: &[u8]| {
-                let element = serde_json::from_slice(element).map_err(|_| NotElements::NoObject);
+                let element =
+                    serde_json::from_slice(element).map_err(|_malformed| NotElements::NoObject);
                 found.push(element?);
                 Ok::<_, NotElements>(())
             })?;
@@ -255,6 +260,10 @@ mod tests {
         Ok(elements.finish()?.then_some(found))
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a table is read best without references"
+    )]
     fn check(document: &str, expect: Result<Option<Json>, NotElements>) {
         for chunk in [1, 7, document.len()] {
             let found = read(document.as_bytes(), chunk);

@@ -132,11 +132,14 @@ impl Fetch {
                 match is_verified {
                     true => failure.warn(mirror, "a fetched blob could not be kept"),
                     false if self.progress.has_readers_bytes() => {
-                        failure.warn(mirror, "a fill failed")
+                        failure.warn(mirror, "a fill failed");
                     }
                     // Those who wait for it tell.
                     false => {
-                        tracing::debug!(error = &failure as &dyn std::error::Error, "a fill failed")
+                        tracing::debug!(
+                            error = &failure as &dyn std::error::Error,
+                            "a fill failed"
+                        );
                     }
                 }
                 self.progress.failed(failure);

@@ -66,6 +66,10 @@ impl Engine {
     }
 
     /// Clears `joined` when this call starts the flight.
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn manifest_or_flight(
         self: &Arc<Self>,
         origin: &Origin,
@@ -138,16 +142,13 @@ impl Engine {
             Reference::Digest(digest) => self.pull_digest(origin, digest, requester).await,
             Reference::Tag(tag) => self.check_tag(origin, tag, requester).await,
         };
-        match &result {
-            Err(Failure::NotFound) => {
-                let until_ms = self
-                    .now_ms()
-                    .saturating_add(millis(origin.settings.not_found_for));
-                let key = (origin.place(), reference.clone());
-                self.running.not_found.remember(key, until_ms);
-            }
-            // Those who wait for it tell.
-            Err(_) | Ok(_) => {}
+        // Other failures are logged by the requests that wait for them.
+        if let Err(Failure::NotFound) = &result {
+            let until_ms = self
+                .now_ms()
+                .saturating_add(millis(origin.settings.not_found_for));
+            let key = (origin.place(), reference.clone());
+            self.running.not_found.remember(key, until_ms);
         }
         result
     }

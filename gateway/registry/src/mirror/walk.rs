@@ -322,6 +322,10 @@ impl Engine {
     }
 
     /// Reads the next page, or waits for the one who does.
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn read_on(
         self: &Arc<Self>,
         origin: &Origin,

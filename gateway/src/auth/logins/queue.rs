@@ -144,6 +144,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn an_address_with_hundreds_of_tries_holds_nobody_else_up() {
         let queue = Arc::new(Queue::default());
         let loud = group("192.0.2.1");
@@ -168,6 +172,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn addresses_that_wait_take_turns() {
         let queue = Arc::new(Queue::default());
         let mut held = Vec::new();
@@ -196,6 +204,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn a_try_that_goes_away_gives_its_turn_on() {
         let queue = Arc::new(Queue::default());
         let one = group("192.0.2.1");

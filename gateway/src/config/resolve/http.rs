@@ -25,6 +25,10 @@ const OWN: [&str; 12] = [
 ];
 
 impl Context<'_> {
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     pub(super) fn http(&mut self, file: HttpFile) -> Http {
         let mut headers = HeaderMap::new();
         for (written, values) in file.headers.unwrap_or_default() {

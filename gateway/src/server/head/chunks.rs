@@ -130,7 +130,7 @@ impl Chunks {
     }
 
     /// The size's line is at its end.
-    fn sized(&mut self) -> Result<At, &'static str> {
+    fn sized(&self) -> Result<At, &'static str> {
         match self.digits {
             0 => Err("a chunk has no size"),
             _ => Ok(At::SizeFeed),

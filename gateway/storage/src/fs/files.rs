@@ -303,6 +303,10 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(
+        clippy::excessive_nesting,
+        reason = "each level is one case, and a function for one would hide the order"
+    )]
     async fn only_so_many_files_are_open_and_all_are_readable() {
         let folder = tempfile::tempdir().unwrap();
         let (files, reads) = (Files::new(4), Reads::new(1));

@@ -155,7 +155,7 @@ impl Repository {
             tags: self.tags.len() as u64,
             manifests: self.manifests.len() as u64,
             blobs: self.blobs.len() as u64,
-            bytes: self.blobs.values().map(|linked| linked.size()).sum(),
+            bytes: self.blobs.values().map(super::metadata::Linked::size).sum(),
             used_at_ms: self.uses.values().copied().chain(came).max().unwrap_or(0),
         }
     }

@@ -69,6 +69,7 @@ fn owner_of(name: &RepositoryName) -> NameOwner {
 }
 
 /// Repositories of an old database, with their blobs and their manifests' pushers: `own` is nobody else's, `shared` is also elsewhere.
+#[expect(clippy::type_complexity, reason = "a table")]
 const REPOSITORIES: [(&str, &[&str], &[(&str, &str)]); 8] = [
     ("apps/web", &["secret", "hosted"], &[("app", "alice")]),
     (
@@ -92,6 +93,10 @@ const REPOSITORIES: [(&str, &[&str], &[(&str, &str)]); 8] = [
     ("lost/app", &["kept"], &[("kept", "alice")]),
 ];
 
+#[expect(
+    clippy::unused_async,
+    reason = "its callers await what the store will do"
+)]
 async fn upgraded(path: &Path) -> Result<SqliteStore, Box<dyn std::error::Error + Send + Sync>> {
     let old = old_database(path, 5)?;
     for (id, (name, blobs, manifests)) in (1..).zip(REPOSITORIES) {
@@ -108,6 +113,7 @@ async fn upgraded(path: &Path) -> Result<SqliteStore, Box<dyn std::error::Error 
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table, or a story told in order")]
 async fn an_upgrade_gives_a_mirror_only_what_nobody_else_holds() -> Checked {
     let folder = tempfile::tempdir()?;
     let store = upgraded(&folder.path().join("metadata.sqlite")).await?;
