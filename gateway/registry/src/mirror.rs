@@ -319,15 +319,22 @@ impl Mirrors {
     /// asked once. The read itself says whether the repository has the blob.
     ///
     /// # Errors
-    /// As [`Mirrors::stat_blob`].
+    /// As [`Mirrors::stat_blob_for`].
     pub(crate) async fn expected_size(
         &self,
         repository: &Repository,
         digest: &Digest,
+        requester: &Requester,
     ) -> Result<Option<u64>, Error> {
         let origin = self.engine.origin(repository)?;
+        let (place, reference) = (origin.place(), Reference::Digest(digest.clone()));
+        let may_miss = self.engine.may_miss(&place, &reference, requester).await;
+        may_miss.map_err(|failure| failure.into_blob_error(digest))?;
         let size = self.engine.expected_size(&origin, digest).await;
-        size.map_err(|failure| failure.into_blob_error(digest))
+        if matches!(size, Err(Failure::NotFound)) {
+            self.engine.missed(&place, &reference, requester).await;
+        }
+        size.map_err(|failure| failure.into_blob_error(digest).of_mirror(origin.mirror()))
     }
 
     /// The origin of the content that a repository is read by.

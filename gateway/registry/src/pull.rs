@@ -212,7 +212,9 @@ impl Call {
             }
             Source::Mirror { .. } if wanted => {
                 let mirrors = &self.shared.mirrors;
-                mirrors.expected_size(&repository, &digest).await?
+                mirrors
+                    .expected_size(&repository, &digest, &self.requester)
+                    .await?
             }
             Source::Mirror { .. } => {
                 let mirrors = &self.shared.mirrors;

@@ -508,7 +508,7 @@ async fn a_length_that_a_manifest_tells_is_not_asked_for_before_a_read() {
     world.upstream.calls();
     let size = world
         .mirrors
-        .expected_size(&repository, &digest)
+        .expected_size(&repository, &digest, &crate::mirror::listing::system())
         .await
         .unwrap();
     assert_eq!(size, Some(BLOB_BYTES as u64));
