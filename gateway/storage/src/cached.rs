@@ -2,7 +2,7 @@
 //!
 //! Owns the one rule that makes this right: the repository's version is taken before the store is asked, and an answer counts only while
 //! the version is still that. A store that has no versions is asked every time. What is not there is not remembered.
-//! Invariant: each kind of answer takes at most [`MAX_ANSWER_BYTES`], whatever a record holds.
+//! Invariant: each kind of answer takes at most `MAX_ANSWER_BYTES`, whatever a record holds.
 
 use std::{mem::size_of, sync::Arc};
 
