@@ -182,7 +182,6 @@ async fn without_a_free_place_a_call_is_turned_away_at_its_deadline() {
 
 #[tokio::test]
 async fn a_loop_or_trap_in_configure_or_self_test_is_a_reason_not_to_load() {
-    let limits = little_cpu();
     for (at, what, said) in [
         (
             "configure",
@@ -200,6 +199,11 @@ async fn a_loop_or_trap_in_configure_or_self_test_is_a_reason_not_to_load() {
         ("self-test", "", "fails its self-test: two and two is five"),
     ] {
         let config = json!({ "at": at, "do": what });
+        // Only a loop may meet the limit of computing: the first touch of 64 MiB takes some machines 50 ms too.
+        let limits = match what {
+            "loop" => little_cpu(),
+            _ => generous(),
+        };
         let error = host().load(source(config, limits)).await.unwrap_err();
         assert!(error.reason.starts_with(said), "{at} {what}: {error}");
     }
