@@ -12,7 +12,7 @@ pub(crate) mod verified;
 use std::sync::Arc;
 
 use gantry_model::{
-    Client, Decision, Denial, DenialCode, OperationKind, Principal, Requester, Scope,
+    Cause, Client, Decision, Denial, DenialCode, OperationKind, Principal, Requester, Scope,
 };
 use gantry_plugin_host::{AuthenticateAnswer, AuthenticateRequest, Credential, Identity};
 use gantry_registry::Clock as _;
@@ -387,6 +387,7 @@ pub async fn issue_token(
         principal: Arc::clone(&identified.principal),
         arrival: None,
         confirmed: None,
+        cause: Cause::Request,
     };
     // Of an upstream's caller: as long as its word is good.
     let mut longest = identified.upstream.as_ref().map(|it| it.remember_for);

@@ -30,6 +30,7 @@ use self::{
     pace::Rate,
     respond::Reply,
     route::{RouteError, Routed},
+    site::OwnNames,
 };
 use crate::{
     app::{App, EdgeSettings, Generation},
@@ -46,6 +47,7 @@ pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer
     let span = exchange.span();
     let answer = Box::pin(async {
         exchange.take_share(&generation.shares)?;
+        of_own_site(generation, &mut exchange, &parts)?;
         match parts.uri.path() {
             "/token" if parts.method == Method::OPTIONS => Ok(Done::Options("GET, POST")),
             "/token" => Box::pin(token(generation, &mut exchange, &parts, body)).await,
@@ -62,6 +64,21 @@ pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer
     let mut reply = exchange.finish(result);
     respond::add_headers(&mut reply, &generation.edge.headers);
     reply
+}
+
+/// Refuses a change that a page of another site made a browser send.
+fn of_own_site(
+    generation: &Generation,
+    exchange: &mut Exchange,
+    parts: &Parts,
+) -> Result<(), Error> {
+    let edge = &*generation.edge;
+    let host = exchange.origin().host.as_deref();
+    let judged = site::traffic(parts, host, OwnNames::from(edge), &edge.headers);
+    judged.map_err(|(status, message)| {
+        exchange.begin_audit(None, None);
+        Error::OtherSite { status, message }
+    })
 }
 
 /// Takes the path of the external URL off a request of a proxy that passes it on; a mirror's prefix of that name is no such path.

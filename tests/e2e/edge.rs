@@ -344,6 +344,62 @@ fn headers_of_the_operators_own_are_on_every_answer_and_options_needs_no_credent
 }
 
 #[test]
+fn a_web_page_changes_a_registry_only_where_the_operator_lets_it() {
+    let open = OPEN.replace("pull, push", "pull, push, delete");
+    let open = format!("external_url: https://registry.example\n{open}");
+    let gateway = Gateway::start(&open);
+    let wire = Wire::anonymous(gateway.port);
+    let image = Image::random(40);
+    wire.push_image("apps/web", "v1", &image);
+    let changes = [
+        ("PUT", "/v2/apps/web/manifests/v2"),
+        ("POST", "/v2/apps/web/blobs/uploads/"),
+        ("DELETE", "/v2/apps/web/manifests/v1"),
+    ];
+    for (method, path) in changes {
+        let of = |headers: &[(&str, &str)]| wire.send(method, path, headers, "");
+        of(&[("origin", "http://evil.example")]).expect(403);
+        of(&[("sec-fetch-site", "cross-site")]).expect(403);
+        let rebound = [("host", "evil.example"), ("origin", "http://evil.example")];
+        let refused = of(&rebound).has(421);
+        let text = String::from_utf8_lossy(&refused.body).into_owned();
+        assert!(
+            text.contains("external_url") && text.contains("hosts: [evil.example]"),
+            "{text}"
+        );
+    }
+    wire.get("/v2/apps/web/manifests/v1").expect(200);
+    // A client that is no browser may use any name, and a page of the gateway's own address changes what it likes.
+    wire.send("POST", changes[1].1, &[("host", "cache.svc:5000")], "")
+        .expect(202);
+    wire.send(
+        "DELETE",
+        changes[2].1,
+        &[("host", "inner"), ("origin", "https://registry.example")],
+        "",
+    )
+    .expect(202);
+    let ui = open.to_owned()
+        + "http: { headers: { Access-Control-Allow-Origin: https://ui.example } }\n";
+    let gateway = Gateway::start(&ui);
+    let wire = Wire::anonymous(gateway.port);
+    wire.send(
+        "POST",
+        changes[1].1,
+        &[("origin", "https://ui.example")],
+        "",
+    )
+    .expect(202);
+    wire.send(
+        "POST",
+        changes[1].1,
+        &[("origin", "https://evil.example")],
+        "",
+    )
+    .expect(403);
+}
+
+#[test]
 fn forwarding_headers_of_a_stranger_are_warned_about_once() {
     let gateway = Gateway::usual();
     for _request in 0..3 {

@@ -86,7 +86,8 @@ fn the_documented_metrics_are_those_on_the_page_and_they_count() {
     anonymous.pull_image("up/a/b", "latest", &image);
     // A reply ends before what it brought is at rest: until then a second pull joins the first one's fill.
     wait_until("both blobs at rest", Duration::from_secs(60), || {
-        gateway.metric("gantry_cache_total{mirror=\"up\",content=\"blob\",outcome=\"filled\"}") >= 2.0
+        gateway.metric("gantry_cache_total{mirror=\"up\",content=\"blob\",outcome=\"filled\"}")
+            >= 2.0
     });
     anonymous.pull_image("up/a/b", "latest", &image);
     wire.push_image("team/web", "v1", &image);

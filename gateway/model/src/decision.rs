@@ -125,6 +125,18 @@ pub struct Requester {
     pub arrival: Option<Arc<Arrival>>,
     /// What an upstream confirmed, when it is one that vouches for the identity.
     pub confirmed: Option<Arc<Confirmed>>,
+    /// Why it is asked.
+    pub cause: Cause,
+}
+
+/// Why something is asked: what it may cost at upstreams depends on it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Cause {
+    /// A client's request; what it asks upstreams for in vain counts for its address.
+    #[default]
+    Request,
+    /// An operator's list of images to pull into the cache, which has a limit of its own.
+    CacheWarm,
 }
 
 /// Proof that an operation was allowed. Consumed by the registry's one entry.
@@ -177,6 +189,7 @@ impl Permit {
             principal: Arc::new(Principal::system()),
             arrival: None,
             confirmed: None,
+            cause: Cause::Request,
         };
         Self {
             operation,

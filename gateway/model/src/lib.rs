@@ -25,7 +25,9 @@ pub mod scope;
 pub mod upload;
 
 pub use admission::{AdmissionRequest, Admitted, Change, Refusal, TagState};
-pub use decision::{Confirmed, Decision, Denial, DenialCode, Grant, Permit, Reason, Requester};
+pub use decision::{
+    Cause, Confirmed, Decision, Denial, DenialCode, Grant, Permit, Reason, Requester,
+};
 pub use descriptor::{Descriptor, Platform, WrittenDescriptor};
 pub use digest::{Algorithm, AnyDigest, Digest};
 pub use event::{Arrival, Delivery, Event, EventKind};

@@ -283,43 +283,26 @@ impl Mirrors {
     /// The blob's length without a fill; `None` when the upstream has it and does not say how long it is.
     ///
     /// # Errors
-    /// [`Error::BlobUnknown`] only when the upstream said so; otherwise what kept it from answering.
+    /// [`Error::BlobUnknown`] only when the upstream said so; [`Error::TooManyRequests`] for too many such answers; otherwise what kept it
+    /// from answering.
     pub(crate) async fn stat_blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<u64>, Error> {
-        let origin = self.engine.origin(repository)?;
-        let size = self.engine.stat_blob(&origin, digest).await;
-        size.map_err(|failure| failure.into_blob_error(digest).of_mirror(origin.mirror()))
-    }
-
-    /// As [`Mirrors::stat_blob`], for somebody whose questions for what is not there are counted.
-    ///
-    /// # Errors
-    /// As [`Mirrors::stat_blob`]; [`Error::TooManyRequests`] for too many of them.
-    pub(crate) async fn stat_blob_for(
         &self,
         repository: &Repository,
         digest: &Digest,
         requester: &Requester,
     ) -> Result<Option<u64>, Error> {
-        let place = self.engine.origin(repository)?.place();
-        let reference = Reference::Digest(digest.clone());
-        let may_miss = self.engine.may_miss(&place, &reference, requester).await;
-        may_miss.map_err(|failure| failure.into_blob_error(digest))?;
-        let size = self.stat_blob(repository, digest).await;
-        if matches!(size, Err(Error::BlobUnknown { .. })) {
-            self.engine.missed(&place, &reference, requester).await;
-        }
-        size
+        let origin = self.engine.origin(repository)?;
+        let size = self.engine.stat_blob(&origin, digest);
+        self.engine
+            .counted((&origin, digest), requester, size)
+            .await
     }
 
     /// The length of a blob that is about to be read: as a manifest of the repository says it, where one does, so that the upstream is
     /// asked once. The read itself says whether the repository has the blob.
     ///
     /// # Errors
-    /// As [`Mirrors::stat_blob_for`].
+    /// As [`Mirrors::stat_blob`].
     pub(crate) async fn expected_size(
         &self,
         repository: &Repository,
@@ -327,14 +310,10 @@ impl Mirrors {
         requester: &Requester,
     ) -> Result<Option<u64>, Error> {
         let origin = self.engine.origin(repository)?;
-        let (place, reference) = (origin.place(), Reference::Digest(digest.clone()));
-        let may_miss = self.engine.may_miss(&place, &reference, requester).await;
-        may_miss.map_err(|failure| failure.into_blob_error(digest))?;
-        let size = self.engine.expected_size(&origin, digest).await;
-        if matches!(size, Err(Failure::NotFound)) {
-            self.engine.missed(&place, &reference, requester).await;
-        }
-        size.map_err(|failure| failure.into_blob_error(digest).of_mirror(origin.mirror()))
+        let size = self.engine.expected_size(&origin, digest);
+        self.engine
+            .counted((&origin, digest), requester, size)
+            .await
     }
 
     /// The origin of the content that a repository is read by.
@@ -359,14 +338,10 @@ impl Mirrors {
         requester: &Requester,
     ) -> Result<MirroredBlob, Error> {
         let origin = self.engine.origin(repository)?;
-        let (place, reference) = (origin.place(), Reference::Digest(digest.clone()));
-        let may_miss = self.engine.may_miss(&place, &reference, requester).await;
-        may_miss.map_err(|failure| failure.into_blob_error(digest))?;
-        let blob = self.engine.blob(&origin, digest, requester).await;
-        if matches!(blob, Err(Failure::NotFound)) {
-            self.engine.missed(&place, &reference, requester).await;
-        }
-        blob.map_err(|failure| failure.into_blob_error(digest).of_mirror(origin.mirror()))
+        let blob = self.engine.blob(&origin, digest, requester);
+        self.engine
+            .counted((&origin, digest), requester, blob)
+            .await
     }
 
     /// Waits until the fill that runs for the blob, if one does, is over: its last bytes leave before it is published.

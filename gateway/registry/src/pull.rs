@@ -219,9 +219,7 @@ impl Call {
             Source::Mirror { .. } => {
                 let mirrors = &self.shared.mirrors;
                 let requester = &self.requester;
-                mirrors
-                    .stat_blob_for(&repository, &digest, requester)
-                    .await?
+                mirrors.stat_blob(&repository, &digest, requester).await?
             }
         };
         let admitted = self

@@ -9,7 +9,7 @@ use std::{net::IpAddr, sync::Arc};
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use gantry_model::{
-    AdmissionRequest, Algorithm, AttributeValue, Change, Client, Descriptor, Digest, Event,
+    AdmissionRequest, Algorithm, AttributeValue, Cause, Change, Client, Descriptor, Digest, Event,
     MediaType, OperationKind, Principal, Repository, RepositoryName, Requester, Scope, Source, Tag,
     TagState,
 };
@@ -340,6 +340,7 @@ fn requester(id: Option<String>, client: &ClientForm, principal: PrincipalForm) 
         principal: Arc::new(principal.0),
         arrival: None,
         confirmed: None,
+        cause: Cause::Request,
     }
 }
 

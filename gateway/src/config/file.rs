@@ -163,9 +163,10 @@ pub(crate) enum AdminEntry {
 pub(crate) struct AdminFile {
     /// `IP:PORT`. Default: 127.0.0.1:5001.
     pub(crate) address: Option<SocketText>,
-    /// Host names under which the admin API may be asked, such as `gantry-admin.internal`. A request that names another host is refused with
-    /// 421, so that no web page can reach the API through a browser by a name of its own. IP addresses, `localhost` and the host of
-    /// `external_url` always pass; /metrics, /healthz and /readyz answer under any name. Default: none.
+    /// Host names under which the admin API may be asked, such as `gantry-admin.internal`, and under which a web page may change a
+    /// repository. A request that names another host is refused with 421, so that no web page reaches the gateway through a browser by a name
+    /// of its own. IP addresses, `localhost` and the host of `external_url` always pass; /metrics, /healthz and /readyz answer under any
+    /// name, and so do the registry's listeners to a client that is no browser. Default: none.
     pub(crate) hosts: Option<Vec<HostText>>,
 }
 

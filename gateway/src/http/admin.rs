@@ -155,10 +155,7 @@ impl Admin {
         parts: &Parts,
         body: RequestBody,
     ) -> Result<Done, Error> {
-        let names = OwnNames {
-            external_url: generation.edge.external_url.as_ref(),
-            hosts: &generation.edge.admin_hosts,
-        };
+        let names = OwnNames::from(&*generation.edge);
         if let Err((status, text)) = site::admin(parts, names) {
             exchange.refused("other-site", &text);
             let answered = Err(Problem::site(status, text));

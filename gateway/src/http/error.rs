@@ -42,6 +42,14 @@ pub enum Error {
     /// The request means no operation.
     #[error(transparent)]
     Route(#[from] RouteError),
+    /// 403 or 421: a page of another site made a browser send it.
+    #[error("{message}")]
+    OtherSite {
+        /// The status.
+        status: StatusCode,
+        /// Shown to the client.
+        message: String,
+    },
     /// 401 with a challenge, Bearer first.
     #[error("authentication required")]
     Unauthorized {
@@ -205,6 +213,7 @@ impl Error {
     pub fn answer(&self) -> Answer {
         match self {
             Self::Route(error) => route(error),
+            Self::OtherSite { status, message } => Answer::new(*status, "DENIED", message.as_str()),
             Self::Unauthorized { message, .. } => {
                 Answer::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message.as_str())
             }

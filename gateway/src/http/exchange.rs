@@ -12,7 +12,7 @@ use std::{
 };
 
 use gantry_model::{
-    Arrival, Client, Denial, Operation, Permit, Principal, Reason, RepositoryName, Requester,
+    Arrival, Cause, Client, Denial, Operation, Permit, Principal, Reason, RepositoryName, Requester,
 };
 use gantry_registry::Error as RegistryError;
 use http::request::Parts;
@@ -248,6 +248,7 @@ impl Exchange {
             client: Arc::clone(&self.client),
             principal,
             confirmed: None,
+            cause: Cause::Request,
         }
     }
 
@@ -374,6 +375,7 @@ impl Exchange {
                 let reason = Reason::new("panic", "the request's code panicked");
                 self.decided("fail", reason, None);
             }
+            Error::OtherSite { message, .. } => self.refused("other-site", message),
             Error::Crowded => {
                 self.decided("deny", Reason::new("crowded", error.to_string()), None);
             }

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use http::{HeaderMap, Method, StatusCode, header, request::Parts};
 use url::Url;
 
+use crate::app::EdgeSettings;
+
 /// Why a request is refused: the status and a sentence that names the header and, where one helps, the configuration key.
 pub(crate) type Refusal = (StatusCode, String);
 
@@ -19,6 +21,15 @@ pub(crate) struct OwnNames<'a> {
     pub(crate) external_url: Option<&'a Url>,
     /// `admin.hosts`: names without a port, in lower case.
     pub(crate) hosts: &'a [String],
+}
+
+impl<'a> From<&'a EdgeSettings> for OwnNames<'a> {
+    fn from(edge: &'a EdgeSettings) -> Self {
+        Self {
+            external_url: edge.external_url.as_ref(),
+            hosts: &edge.admin_hosts,
+        }
+    }
 }
 
 /// Whether a request to the admin API may go on.
@@ -38,6 +49,46 @@ pub(crate) fn admin(parts: &Parts, names: OwnNames<'_>) -> Result<(), Refusal> {
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, text.to_owned()));
     }
     Ok(())
+}
+
+/// Whether a request to a registry's listener may go on; `host` is host and port as the client addresses us.
+///
+/// Only a browser can be made to send what its user did not ask for, and it adds `Origin` to every request but GET and HEAD (Fetch
+/// standard, 3.2), so requests without `Origin` and `Sec-Fetch-Site` pass under any name, as those of docker do. A page of `external_url`
+/// passes, and one of an origin that `http.headers` allow.
+///
+/// # Errors
+/// 403 when a page of another site made the browser send a change, 421 when it names a host that is not ours.
+pub(crate) fn traffic(
+    parts: &Parts,
+    host: Option<&str>,
+    names: OwnNames<'_>,
+    allowed: &HeaderMap,
+) -> Result<(), Refusal> {
+    let changes = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let mut marks = parts
+        .headers
+        .keys()
+        .filter(|name| *name == header::ORIGIN || *name == "sec-fetch-site");
+    if !changes || marks.next().is_none() || is_allowed_page(&parts.headers, names, allowed) {
+        return Ok(());
+    }
+    same_site(&parts.headers, host)?;
+    own_name(host, names)
+}
+
+/// Whether the one `Origin` of the request is that of `external_url`, or one that the operator's headers let read answers.
+fn is_allowed_page(headers: &HeaderMap, names: OwnNames<'_>, allowed: &HeaderMap) -> bool {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let (Some(origin), None) = (origins.next(), origins.next()) else {
+        return false;
+    };
+    let own = names
+        .external_url
+        .map(|url| url.origin().ascii_serialization());
+    let is_own = own.is_some_and(|own| own.as_bytes() == origin.as_bytes());
+    let mut allowed = allowed.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN).iter();
+    is_own || allowed.any(|value| value == origin || value == "*")
 }
 
 /// Host and port as the request names them; `None` when it names none, or nonsense.
@@ -79,7 +130,7 @@ fn own_name(host: Option<&str>, names: OwnNames<'_>) -> Result<(), Refusal> {
     }
     let text = match name.chars().all(is_of_a_name) && !name.is_empty() {
         true => format!(
-            "`Host`: {name} is no name of this gateway; add it with `admin: {{ address: …, hosts: [{name}] }}`"
+            "`Host`: {name} is no name of this gateway; if it is, set `external_url` or add `admin: {{ hosts: [{name}] }}`"
         ),
         false => "`Host`: the request names no host".to_owned(),
     };
@@ -202,6 +253,80 @@ mod tests {
         }
         check("sec-fetch-site", "cross-site", 403);
         check("sec-fetch-site", "same-site", 403);
+    }
+
+    #[test]
+    fn a_page_changes_a_repository_only_where_the_operator_lets_it() {
+        let allowed = |value: &'static str| {
+            let value = http::HeaderValue::from_static(value);
+            HeaderMap::from_iter([(header::ACCESS_CONTROL_ALLOW_ORIGIN, value)])
+        };
+        let check = |method: &str, host: &str, marks: &[(&str, &str)], cors: &HeaderMap| {
+            let mut request = Request::builder().method(method).uri("/v2/a/manifests/b");
+            for (name, value) in marks {
+                request = request.header(*name, *value);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            let external = Url::parse("https://registry.example/").unwrap();
+            let names = OwnNames {
+                external_url: Some(&external),
+                hosts: &[],
+            };
+            traffic(&parts, Some(host), names, cors)
+                .map_or_else(|(status, _)| status.as_u16(), |()| 200)
+        };
+        let none = HeaderMap::new();
+        for method in ["PUT", "POST", "PATCH", "DELETE"] {
+            let of = |host: &str, marks: &[(&str, &str)]| check(method, host, marks, &none);
+            // No browser: any name.
+            assert_eq!(of("cache.svc:5000", &[]), 200);
+            // Another page, by our address.
+            assert_eq!(of("127.0.0.1", &[("origin", "http://evil.example")]), 403);
+            assert_eq!(of("127.0.0.1", &[("origin", "null")]), 403);
+            assert_eq!(of("127.0.0.1", &[("sec-fetch-site", "cross-site")]), 403);
+            assert_eq!(of("127.0.0.1", &[("sec-fetch-site", "same-site")]), 403);
+            // A page whose name resolves to us.
+            assert_eq!(
+                of("evil.example", &[("origin", "http://evil.example")]),
+                421
+            );
+            assert_eq!(
+                of("evil.example", &[("sec-fetch-site", "same-origin")]),
+                421
+            );
+            // Pages of our own, and of those who may.
+            assert_eq!(
+                of("127.0.0.1:5000", &[("origin", "http://127.0.0.1:5000")]),
+                200
+            );
+            assert_eq!(of("inner", &[("origin", "https://registry.example")]), 200);
+            let ui = ("origin", "https://ui.example");
+            assert_eq!(
+                check(method, "h", &[ui], &allowed("https://ui.example")),
+                200
+            );
+            assert_eq!(
+                check(
+                    method,
+                    "127.0.0.1",
+                    &[ui],
+                    &allowed("https://other.example")
+                ),
+                403
+            );
+            assert_eq!(check(method, "127.0.0.1", &[ui, ui], &allowed("*")), 403);
+        }
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            assert_eq!(
+                check(
+                    method,
+                    "evil.example",
+                    &[("origin", "http://evil.example")],
+                    &none
+                ),
+                200
+            );
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ fn requester() -> Requester {
         principal: Arc::new(Principal::anonymous()),
         arrival: None,
         confirmed: None,
+        cause: gantry_model::Cause::Request,
     }
 }
 

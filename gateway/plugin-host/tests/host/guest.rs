@@ -124,6 +124,7 @@ pub(crate) fn requester() -> Requester {
         request_id: "request-1".into(),
         arrival: None,
         confirmed: None,
+        cause: gantry_model::Cause::Request,
         client: client(),
         principal: Arc::new(Principal {
             id: "user:alice".to_owned(),

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
-use gantry_model::{Client, Digest, Page, Principal, Reference, Requester, Tag};
+use gantry_model::{Cause, Client, Digest, Page, Principal, Reference, Requester, Tag};
 use gantry_upstream::Texts;
 use serde_json::Value;
 
@@ -179,5 +179,6 @@ pub(super) fn system() -> Requester {
         principal: Arc::new(Principal::system()),
         arrival: None,
         confirmed: None,
+        cause: Cause::Request,
     }
 }

@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use gantry_model::{Digest, Principal, Reference, RepositoryName, Requester, Tag};
+use gantry_model::{Cause, Digest, Principal, Reference, RepositoryName, Requester, Tag};
 use moka::sync::Cache;
 
-use super::{Engine, Place, failure::Failure, flight::lock};
+use super::{Engine, Origin, Place, failure::Failure, flight::lock};
+use crate::Error;
 
 /// For how long misses are counted together.
 const WINDOW_MS: u64 = 60_000;
@@ -128,6 +129,23 @@ impl Engine {
         Err(Failure::TooMany { retry_after })
     }
 
+    /// The answer to a question about a blob, unless its address asked too often for what no upstream has; counts it when it is such.
+    pub(super) async fn counted<T>(
+        &self,
+        (origin, digest): (&Origin, &Digest),
+        requester: &Requester,
+        question: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Error> {
+        let (place, reference) = (origin.place(), Reference::Digest(digest.clone()));
+        let may_miss = self.may_miss(&place, &reference, requester).await;
+        may_miss.map_err(|failure| failure.into_blob_error(digest))?;
+        let answer = question.await;
+        if matches!(answer, Err(Failure::NotFound)) {
+            self.missed(&place, &reference, requester).await;
+        }
+        answer.map_err(|failure| failure.into_blob_error(digest).of_mirror(origin.mirror()))
+    }
+
     /// Counts that the upstream did not have it.
     pub(super) async fn missed(&self, place: &Place, reference: &Reference, requester: &Requester) {
         let Some(address) = counted(requester) else {
@@ -186,9 +204,9 @@ fn subject_of(tag: &Tag) -> Option<Digest> {
     format!("{algorithm}:{hex}").parse().ok()
 }
 
-/// Whose misses count: nobody's who is the gateway itself. An IPv6 address is its network, of which its owner has all.
+/// Whose misses count: neither the gateway's own nor those of `cache warm`, whose lists are limited. An IPv6 address is its network, of which its owner has all.
 fn counted(requester: &Requester) -> Option<IpAddr> {
-    if requester.principal.id == Principal::system().id {
+    if requester.cause == Cause::CacheWarm || requester.principal.id == Principal::system().id {
         return None;
     }
     Some(match requester.client.address.to_canonical() {

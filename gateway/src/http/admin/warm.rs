@@ -7,8 +7,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use futures_util::{StreamExt as _, stream::BoxStream};
 use gantry_model::{
-    Descriptor, Digest, Document, Manifest, Operation, Reference, Repository, Requester, Source,
-    Tag, WrittenDescriptor, namespace::Address,
+    Cause, Descriptor, Digest, Document, Manifest, Operation, Reference, Repository, Requester,
+    Source, Tag, WrittenDescriptor, namespace::Address,
 };
 use gantry_registry::{
     Arrived, BlobContent, Body, Error as RegistryError, Outcome, ServedManifest,
@@ -33,7 +33,7 @@ pub(super) const WARM: LineRoute = LineRoute {
     run: warm,
 };
 
-/// Images of one request at most.
+/// Images of one request at most, and so questions of it for what an upstream may not have: the first one in vain ends an image.
 const MAX_IMAGES: usize = 1000;
 /// Manifests of one image at most, over all its indexes.
 const MAX_MANIFESTS: usize = 1000;
@@ -69,7 +69,10 @@ fn warm(call: Call) -> Result<Lines, Problem> {
             let warming = Warming {
                 generation: call.generation,
                 identified: call.identified,
-                requester: call.requester,
+                requester: Requester {
+                    cause: Cause::CacheWarm,
+                    ..call.requester
+                },
                 platforms: asked.platforms,
                 teller,
             };

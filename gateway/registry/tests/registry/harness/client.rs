@@ -372,6 +372,7 @@ pub(crate) fn requester(id: &str) -> Requester {
         principal: Arc::new(principal),
         arrival: None,
         confirmed: None,
+        cause: gantry_model::Cause::Request,
     }
 }
 
