@@ -14,6 +14,7 @@ mod served;
 mod subject;
 pub mod tls;
 mod unread;
+mod windows;
 
 use std::{
     future::Future,
@@ -39,6 +40,7 @@ use self::{
     places::Places,
     tls::ServedTls,
     unread::Unread,
+    windows::Windows,
 };
 pub use self::{
     mapped::Mappings,
@@ -194,6 +196,8 @@ struct Shared<H> {
     telemetry: Arc<Telemetry>,
     places: Arc<Places>,
     unread: Arc<Unread>,
+    /// What clients may send ahead.
+    windows: Arc<Windows>,
     stage: watch::Receiver<Stage>,
     tasks: TaskTracker,
 }
@@ -213,6 +217,7 @@ pub async fn serve<H: Handler>(
         telemetry: Arc::clone(telemetry),
         places: Places::new(edge.max_connections, telemetry),
         unread: Arc::default(),
+        windows: Arc::default(),
         stage: stage.clone(),
         tasks: TaskTracker::new(),
     });

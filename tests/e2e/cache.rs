@@ -201,6 +201,11 @@ fn an_image_that_is_evicted_under_a_slow_reader_is_read_to_its_end() {
     let gateway = Gateway::start(&config(&origin, "", ""));
     let wire = Wire::anonymous(gateway.port);
     wire.pull_image("up/a/b", "v1", &image);
+    // A fill that still runs keeps its blob.
+    wait_until("both blobs at rest", Duration::from_secs(60), || {
+        gateway.metric("gantry_cache_total{mirror=\"up\",content=\"blob\",outcome=\"filled\"}")
+            >= 2.0
+    });
     let layer = &image.layers[0];
     let path = format!("/v2/up/a/b/blobs/{}", layer.digest);
     let (mut read, mut pieces) = runtime().block_on(async {

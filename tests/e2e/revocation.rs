@@ -6,10 +6,12 @@ use std::{
     net::TcpStream,
     path::Path,
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures_util::StreamExt as _;
 use serde_json::Value;
 use tests::{
     Gateway, Wire,
@@ -17,7 +19,7 @@ use tests::{
     guests::component,
     image::Content,
     tools::wait_until,
-    wire::with_query,
+    wire::{runtime, with_query},
 };
 
 /// Five seconds are promised; a machine that is busy with other tests takes longer. Without the promise it is half a minute, or never.
@@ -145,6 +147,57 @@ fn a_deleted_user_loses_token_download_and_upload_within_five_seconds() {
         fs::write(gateway.folder().join("htpasswd"), without_alice(gateway)).unwrap();
     });
     Wire::basic(gateway.port, USER).get("/v2/").expect(401);
+}
+
+/// Takes a body until it ends, slowly until one has broken off; how much came, and whether it broke off.
+async fn stream_slowly(response: reqwest::Response, broken: &AtomicBool) -> (usize, bool) {
+    let mut pieces = response.bytes_stream();
+    let mut taken = 0;
+    while let Some(piece) = pieces.next().await {
+        let Ok(piece) = piece else {
+            broken.store(true, Ordering::Relaxed);
+            return (taken, true);
+        };
+        taken += piece.len();
+        if !broken.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    (taken, false)
+}
+
+#[test]
+fn a_deleted_user_loses_a_stream_and_others_keep_theirs_on_the_same_connection() {
+    let gateway = Gateway::usual();
+    let (alice, bob) = (
+        Wire::basic(gateway.port, USER),
+        Wire::basic(gateway.port, OTHER),
+    );
+    let layer = Content::random(48 << 20);
+    alice.push_blob("apps/web", &layer).expect(201);
+    let tokens = [alice.token(&PUSH), bob.token(&PUSH)];
+    let url = format!(
+        "http://127.0.0.1:{}/v2/apps/web/blobs/{}",
+        gateway.port, layer.digest
+    );
+    let (lost, kept) = runtime().block_on(async {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .http2_prior_knowledge()
+            .build()
+            .unwrap();
+        let get = |token: &String| client.get(&url).bearer_auth(token).send();
+        let (lost, kept) = (
+            get(&tokens[0]).await.unwrap(),
+            get(&tokens[1]).await.unwrap(),
+        );
+        assert_eq!((lost.status().as_u16(), kept.status().as_u16()), (200, 200));
+        fs::write(gateway.folder().join("htpasswd"), without_alice(&gateway)).unwrap();
+        let broken = AtomicBool::new(false);
+        tokio::join!(stream_slowly(lost, &broken), stream_slowly(kept, &broken))
+    });
+    assert!(lost.1 && lost.0 < 48 << 20, "{lost:?}");
+    assert_eq!(kept, (48 << 20, false));
 }
 
 #[test]

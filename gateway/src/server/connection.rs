@@ -48,8 +48,6 @@ const MAX_STREAMS: u32 = 128;
 const MAX_PENDING_RESETS: usize = 32;
 const MAX_ERROR_RESETS: usize = 256;
 const MAX_SEND_BYTES: usize = 256 << 10;
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -251,6 +249,7 @@ impl<H: Handler> Connection<H> {
             let requests = Arc::clone(&requests);
             async move { served::serve(&*handler, &peer, &requests, request).await }
         });
+        let window = self.shared.windows.take();
         let mut connection = http2::Builder::new(Streams {
             flow: Arc::clone(&flow),
         })
@@ -260,8 +259,8 @@ impl<H: Handler> Connection<H> {
         .max_local_error_reset_streams(MAX_ERROR_RESETS)
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
         .max_send_buf_size(MAX_SEND_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(window.stream())
+        .initial_connection_window_size(window.connection())
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(TokioIo::new(wire), service);

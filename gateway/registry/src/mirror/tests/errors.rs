@@ -46,7 +46,7 @@ async fn uncached_content_fails_as_the_upstream_did() {
         assert_says(&world.pull(NAME, "latest").await.unwrap_err(), kind);
         assert_says(&world.pull_digest(NAME, &manifest).await.unwrap_err(), kind);
         assert_says(&world.open(NAME, &blob).await.unwrap_err(), kind);
-        let size = world.mirrors.stat_blob(&repository(NAME), &blob).await;
+        let size = world.stat_blob(&repository(NAME), &blob).await;
         assert_says(&size.unwrap_err(), kind);
     }
 }

@@ -488,12 +488,12 @@ async fn the_sweep_leaves_a_running_fill_alone() {
 async fn a_length_is_told_without_a_fill() {
     let (world, _, digest) = cold_blob();
     let repository = repository(NAME);
-    let size = world.mirrors.stat_blob(&repository, &digest).await.unwrap();
+    let size = world.stat_blob(&repository, &digest).await.unwrap();
     assert_eq!(size, Some(BLOB_BYTES as u64));
     assert_eq!(world.upstream.calls(), [Call::Stat(digest.clone())]);
     let (gate, fill) = standing(&world, &digest, 10).await;
     world.upstream.calls();
-    let size = world.mirrors.stat_blob(&repository, &digest).await.unwrap();
+    let size = world.stat_blob(&repository, &digest).await.unwrap();
     assert_eq!(size, Some(BLOB_BYTES as u64));
     assert_eq!(world.upstream.calls(), []);
     drop((gate, fill));

@@ -31,7 +31,7 @@ async fn a_digest_alone_opens_nothing_in_another_repository() {
     let error = world.read(OTHER, &digest).await.unwrap_err();
     assert!(matches!(error, Error::BlobUnknown { .. }), "{error:?}");
     assert_eq!(world.upstream.calls(), [Call::Stat(digest.clone())]);
-    let size = world.mirrors.stat_blob(&repository(OTHER), &digest).await;
+    let size = world.stat_blob(&repository(OTHER), &digest).await;
     assert!(matches!(size, Err(Error::BlobUnknown { .. })), "{size:?}");
 }
 
@@ -61,7 +61,7 @@ async fn a_manifest_proves_nothing_by_naming_a_blob() {
     world.upstream.calls();
     let error = world.read(OTHER, &digest).await.unwrap_err();
     assert!(matches!(error, Error::BlobUnknown { .. }), "{error:?}");
-    let size = world.mirrors.stat_blob(&repository(OTHER), &digest).await;
+    let size = world.stat_blob(&repository(OTHER), &digest).await;
     assert!(matches!(size, Err(Error::BlobUnknown { .. })), "{size:?}");
     world.blob(OTHER, &bytes);
     world.upstream.calls();

@@ -54,7 +54,7 @@ async fn who_asks_between_the_last_byte_and_the_publication_joins_the_fill() {
     let publication = faults.hold(Step::Publish, 1);
     drop(drain(world.open(NAME, &digest).await.unwrap()).await);
     world.upstream.calls();
-    let size = world.mirrors.stat_blob(&repository(NAME), &digest).await;
+    let size = world.stat_blob(&repository(NAME), &digest).await;
     assert_eq!(size.unwrap(), Some(BLOB_BYTES as u64));
     let second = filling(world.open(NAME, &digest).await.unwrap());
     assert_eq!(second.size().await.unwrap(), BLOB_BYTES as u64);

@@ -290,6 +290,15 @@ impl World {
         self.mirrors.blob(&repository, digest, &system()).await
     }
 
+    /// The blob's length as the mirror knows it, without a fill.
+    pub(super) async fn stat_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Error> {
+        self.mirrors.stat_blob(repository, digest, &system()).await
+    }
+
     /// Reads a whole blob, and waits until what is to be done with it is done.
     pub(super) async fn read(&self, name: &str, digest: &Digest) -> Result<Vec<u8>, Error> {
         let (bytes, end) = drain(self.open(name, digest).await?).await;
