@@ -24,7 +24,10 @@ use gantry_storage::{CachedMetadata, FsBlobStore, SqliteKv, SqliteStore};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, watch};
 
-pub use self::generation::Generation;
+pub use self::{
+    adoption::{AdoptionPlan, is_pull_through},
+    generation::Generation,
+};
 use crate::{
     auth::{logins::Logins, revocation::Revocation, verified::VerifiedCredentials},
     callers::memory::Memory,
@@ -224,7 +227,7 @@ impl Stores {
                 "decided which upstream delivered the stored content; content that another mirror or a hosted repository holds too is fetched again"
             );
         }
-        adoption::adopt(config, &origins, &stores.blobs, &stores.database).await?;
+        adoption::adopt(config, &stores.blobs, &stores.database).await?;
         Ok(stores)
     }
 

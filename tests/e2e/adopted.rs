@@ -237,10 +237,60 @@ fn what_would_be_left_out_is_said_before_anything_is_changed() {
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("left out  apps/web:torn: "), "{said}");
     assert!(said.contains("is missing, empty or torn"), "{said}");
-    let end =
-        "1 repository, 1 manifest, 1 tag and 2 blobs would be adopted; 1 link would be left out\n";
+    let end = "1 repository, 1 manifest, 1 tag and 2 blobs would be adopted; 1 link would be left out\nthe first start makes them hosted repositories\n";
     assert!(said.ends_with(end), "{said}");
     assert!(!origin.data().join("docker/registry/_gantry").exists());
     let (code, said) = check(std::path::Path::new("/usr/bin"));
     assert_eq!(code, Some(1), "{said}");
+}
+
+#[test]
+fn the_check_of_a_pull_through_caches_folder_says_what_its_repositories_become() {
+    let cache = Origin::start();
+    cache.push("team/app", "v1", &Image::random(100));
+    fs::write(cache.data().join("scheduler-state.json"), "{}").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("gantry.yaml");
+    let check = |mirrors: &str, adopt: &str| {
+        let access = "plugins: [{ name: access, from: builtin:access, config: { rules: [] } }]";
+        let text = format!(
+            "listen: 127.0.0.1:0\nstorage: {{ blobs: {{ filesystem: {} }}{adopt} }}\n{mirrors}\n{access}\n",
+            cache.data().display()
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new(program());
+        command.args(["import", "--adopt", "--check", "--config"]);
+        run(command.arg(&config).arg(cache.data()))
+    };
+    let hub = "mirrors: { hub: https://registry-1.docker.io }";
+    let mirrored = check(hub, "").ok();
+    let one = "1 repository, 1 manifest, 1 tag and 2 blobs would be adopted";
+    assert!(mirrored.contains(one), "{mirrored}");
+    assert!(
+        mirrored.ends_with("the first start makes them repositories of the mirror hub\n"),
+        "{mirrored}"
+    );
+    let hosted = check(hub, ", adopt: hosted").ok();
+    assert!(
+        hosted.ends_with("the first start makes them hosted repositories\n"),
+        "{hosted}"
+    );
+    let none = check("", "").fails();
+    assert!(
+        none.contains("would not start") && none.contains("`mirrors`"),
+        "{none}"
+    );
+    let which = check(
+        "mirrors: { a: https://a.example, b: https://b.example }",
+        "",
+    )
+    .fails();
+    assert!(which.contains("`default: true`"), "{which}");
+    let mut without = Command::new(program());
+    without.args(["import", "--adopt", "--check"]);
+    let without = run(without.arg(cache.data())).ok();
+    assert!(
+        without.contains("scheduler-state.json") && without.contains("--config"),
+        "{without}"
+    );
 }

@@ -3,7 +3,7 @@
 //! Owns whose that content is: a folder that clients pushed to becomes hosted repositories, one that a pull-through cache filled becomes
 //! its mirror's, because an upstream's content under a hosted name would be a stranger's image under a local name.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use gantry_storage::{AdoptAs, FsBlobStore, SqliteStore, adopt as adopt_folder, would_adopt};
@@ -15,29 +15,60 @@ use crate::{
 
 /// What Distribution's pull-through cache keeps in the root of its folder.
 const PULL_THROUGH_MARK: &str = "scheduler-state.json";
+const NO_MIRROR: &str = "a pull-through cache filled it (scheduler-state.json), and there is no mirror to give its repositories to: add its \
+     upstream to `mirrors`; if clients pushed its repositories, write `adopt: hosted` below `storage`";
+const WHICH_MIRROR: &str = "a pull-through cache filled it (scheduler-state.json), and it is not known which mirror its repositories belong to: \
+     write `default: true` at that one; if clients pushed its repositories, write `adopt: hosted` below `storage`";
+
+/// What the first start makes of another registry's folder.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AdoptionPlan {
+    /// Hosted repositories of the same names.
+    Hosted,
+    /// Repositories of a mirror.
+    Mirrored {
+        /// The mirror's name.
+        mirror: Arc<str>,
+        /// The same for the store.
+        adopt_as: AdoptAs,
+    },
+    /// Nothing: the start fails, for this reason.
+    Refused(&'static str),
+}
+
+impl AdoptionPlan {
+    /// The plan for the folder `root` under this configuration.
+    #[must_use]
+    pub fn of(config: &Config, root: &Path) -> Self {
+        match is_pull_through(root) && !config.storage.adopt_as_hosted {
+            false => Self::Hosted,
+            true => mirrored(config, &Origins::new(config)),
+        }
+    }
+}
+
+/// Whether a pull-through cache of Distribution's filled the folder.
+#[must_use]
+pub fn is_pull_through(root: &Path) -> bool {
+    root.join(PULL_THROUGH_MARK).exists()
+}
 
 pub(super) async fn adopt(
     config: &Config,
-    origins: &Origins,
     blobs: &FsBlobStore,
     database: &SqliteStore,
 ) -> anyhow::Result<()> {
     const ATTEMPT: &str = "cannot adopt the repositories in the blob folder";
     let BlobStorage::Filesystem(root) = &config.storage.blobs;
-    let is_pull_through = !config.storage.adopt_as_hosted && has_mark(root).await;
-    let adopt_as = match is_pull_through {
-        false => Some(AdoptAs::Pushed),
-        true => mirrored(config, origins),
-    };
-    let Some(adopt_as) = adopt_as else {
-        if would_adopt(blobs, database).await.context(ATTEMPT)? {
-            anyhow::bail!(
-                "{ATTEMPT} {}: a pull-through cache filled it ({PULL_THROUGH_MARK}), and {}; if clients pushed its repositories, write `adopt: hosted` below `storage`",
-                root.display(),
-                missing_mirror(config),
-            );
+    let (adopt_as, is_hosted) = match AdoptionPlan::of(config, root) {
+        AdoptionPlan::Hosted => (AdoptAs::Pushed, true),
+        AdoptionPlan::Mirrored { adopt_as, .. } => (adopt_as, false),
+        AdoptionPlan::Refused(why) => {
+            if would_adopt(blobs, database).await.context(ATTEMPT)? {
+                anyhow::bail!("{ATTEMPT} {}: {why}", root.display());
+            }
+            return warn_of_earlier(root, database).await;
         }
-        return warn_of_earlier(root, database).await;
     };
     let adopted = adopt_folder(blobs, database, adopt_as).await;
     if let Some(adopted) = adopted.context(ATTEMPT)? {
@@ -46,37 +77,31 @@ pub(super) async fn adopt(
             "adopted the repositories that another registry left in the blob folder"
         );
     }
-    match is_pull_through {
-        true => warn_of_earlier(root, database).await,
-        false => Ok(()),
+    match is_hosted {
+        true => Ok(()),
+        false => warn_of_earlier(root, database).await,
     }
 }
 
-async fn has_mark(root: &Path) -> bool {
-    let mark = root.join(PULL_THROUGH_MARK);
-    tokio::fs::try_exists(mark).await.unwrap_or(false)
-}
-
 /// The mirror that the folder's names belong to: the default, or the only one.
-fn mirrored(config: &Config, origins: &Origins) -> Option<AdoptAs> {
+fn mirrored(config: &Config, origins: &Origins) -> AdoptionPlan {
     let default = config.mirrors.iter().find(|mirror| mirror.default);
     let only = match config.mirrors.as_slice() {
         [only] => Some(only),
         _ => None,
     };
-    let mirror: &Mirror = default.or(only)?;
-    Some(AdoptAs::Mirrored {
-        prefix: mirror.names.prefix.clone(),
-        origin: origins.of_mirror(&mirror.name)?.clone(),
-    })
-}
-
-fn missing_mirror(config: &Config) -> &'static str {
-    match config.mirrors.is_empty() {
-        true => "there is no mirror to give its repositories to: add its upstream to `mirrors`",
-        false => {
-            "it is not known which mirror its repositories belong to: write `default: true` at that one"
-        }
+    let found: Option<&Mirror> = default.or(only);
+    let found = found.and_then(|mirror| Some((mirror, origins.of_mirror(&mirror.name)?)));
+    match found {
+        Some((mirror, origin)) => AdoptionPlan::Mirrored {
+            mirror: Arc::clone(&mirror.name),
+            adopt_as: AdoptAs::Mirrored {
+                prefix: mirror.names.prefix.clone(),
+                origin: origin.clone(),
+            },
+        },
+        None if config.mirrors.is_empty() => AdoptionPlan::Refused(NO_MIRROR),
+        None => AdoptionPlan::Refused(WHICH_MIRROR),
     }
 }
 

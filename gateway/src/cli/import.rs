@@ -2,12 +2,16 @@
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
-use gantry_storage::{Adoption, check_adoption};
+use gantry::{
+    app::{AdoptionPlan, is_pull_through},
+    config::Config,
+};
+use gantry_storage::{AdoptAs, Adoption, check_adoption};
 
 use super::{Failure, counted};
 
@@ -17,9 +21,13 @@ pub(crate) struct Import {
     /// About a folder that is adopted in place: `storage.blobs` names it, and the first start takes what is in it.
     #[arg(long, required = true)]
     adopt: bool,
-    /// Only say what would be left out, and why. The adoption itself happens when `gantry serve` starts.
+    /// Only say what would happen, and what would be left out and why. The adoption itself happens when `gantry serve` starts.
     #[arg(long, required = true)]
     check: bool,
+    /// The configuration that `gantry serve` will start with: it decides what a pull-through cache's folder becomes (`mirrors`,
+    /// `storage.adopt`). Without it, clients are taken to have pushed what is in the folder.
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The data folder of a registry:2 or :3, its `rootdirectory`.
     folder: PathBuf,
 }
@@ -31,9 +39,43 @@ pub(crate) fn run(arguments: &Import) -> Result<(), Failure> {
         let why = "it has no docker/registry/v2/repositories: name the registry's rootdirectory";
         return Err(anyhow::anyhow!("{}: {why}", folder.display()).into());
     }
-    let adoption = check_adoption(folder);
+    let config = arguments.config.as_deref().map(Config::load).transpose()?;
+    let (adopt_as, outcome) = planned(config.as_ref(), folder)?;
+    let adoption = check_adoption(folder, adopt_as);
     let adoption = adoption.with_context(|| format!("cannot read {}", folder.display()))?;
-    Ok(io::stdout().write_all(said(&adoption).as_bytes())?)
+    let text = format!("{}{outcome}", said(&adoption));
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}
+
+/// What the folder's repositories become at the first start, and a line that says so.
+fn planned(config: Option<&Config>, folder: &Path) -> anyhow::Result<(AdoptAs, String)> {
+    let is_pull_through = is_pull_through(folder);
+    let Some(config) = config else {
+        let outcome = match is_pull_through {
+            false => "the first start makes them hosted repositories\n",
+            true => {
+                "a pull-through cache filled this folder (scheduler-state.json): the first start gives them to the default mirror, or to the only one; with `storage: { adopt: hosted }` they become hosted repositories; name the configuration by --config to see which\n"
+            }
+        };
+        return Ok((AdoptAs::Pushed, outcome.to_owned()));
+    };
+    match AdoptionPlan::of(config, folder) {
+        AdoptionPlan::Hosted => {
+            let outcome = "the first start makes them hosted repositories\n".to_owned();
+            Ok((AdoptAs::Pushed, outcome))
+        }
+        AdoptionPlan::Mirrored { mirror, adopt_as } => {
+            let outcome =
+                format!("the first start makes them repositories of the mirror {mirror}\n");
+            Ok((adopt_as, outcome))
+        }
+        AdoptionPlan::Refused(why) => {
+            bail!(
+                "`gantry serve` would not start with {}: {why}",
+                folder.display()
+            )
+        }
+    }
 }
 
 fn said(adoption: &Adoption) -> String {

@@ -113,8 +113,8 @@ pub async fn would_adopt(
 ///
 /// # Errors
 /// [`StorageError`] when the folder cannot be read to its end.
-pub fn check_adoption(root: &Path) -> Result<Adoption, StorageError> {
-    let mut walk = Walk::of(Content::Look(Layout::of(root)), AdoptAs::Pushed);
+pub fn check_adoption(root: &Path, adopt_as: AdoptAs) -> Result<Adoption, StorageError> {
+    let mut walk = Walk::of(Content::Look(Layout::of(root)), adopt_as);
     let shared = walk.shared();
     for commit in &mut walk {
         drop(commit?);
@@ -226,7 +226,7 @@ impl Content {
     fn name_now(&self, stored: &Digest, digest: &Digest) -> Result<bool, StorageError> {
         match self {
             Self::Store(blobs) => blobs.name_now(stored, digest),
-            Self::Look(layout) => Ok(layout.size_now(stored)?.is_some()),
+            Self::Look(layout) => layout.would_name(stored, digest),
         }
     }
 

@@ -3,7 +3,8 @@
 //! Distribution keeps content that was pushed under another algorithm under its sha256 only; here every digest names a file of its own.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -81,6 +82,26 @@ impl Layout {
     pub(crate) fn size_now(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
         let path = self.blob(digest);
         stored_size(&path).map_err(|error| StorageError::file(READ, &path, error))
+    }
+
+    /// Whether content that is stored under one digest would be readable under another: see [`FsBlobStore::name_now`]. Changes nothing.
+    pub(crate) fn would_name(
+        &self,
+        stored: &Digest,
+        digest: &Digest,
+    ) -> Result<bool, StorageError> {
+        let Some(size) = self.size_now(stored)? else {
+            return Ok(false);
+        };
+        if stored == digest || self.size_now(digest)?.is_some() {
+            return Ok(true);
+        }
+        let path = self.blob(stored);
+        let mut hasher = Hasher::new(digest.algorithm());
+        File::open(&path)
+            .and_then(|file| hash_range(&file, 0, size, &mut hasher))
+            .map_err(|error| StorageError::file(READ, &path, error))?;
+        Ok(hasher.finish() == *digest)
     }
 
     /// See [`FsBlobStore::read_now`].
