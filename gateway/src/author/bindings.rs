@@ -67,20 +67,47 @@ pub fn files(language: Language, hook: &str) -> anyhow::Result<Vec<(String, Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::author::template;
+    use crate::author::{component::hooks, template};
+
+    fn check(language: Language, hook: &str, exports: &[&str]) {
+        let files = files(language, hook).unwrap();
+        let texts = files.iter().map(|(_, text)| String::from_utf8_lossy(text));
+        let all: String = texts.collect();
+        for interface in exports {
+            let export = format!("gantry:plugin/{interface}@0.1.0#");
+            assert!(all.contains(&export), "{language}, {hook}: no {export}");
+        }
+    }
 
     #[test]
     fn each_language_gets_the_contract_of_each_hook() {
-        for hook in template::hooks() {
-            for language in [Language::C, Language::Go] {
-                let files = files(language, hook).unwrap();
-                let all: String = files
-                    .iter()
-                    .map(|(_, text)| String::from_utf8_lossy(text))
-                    .collect();
-                let export = format!("gantry:plugin/{hook}@0.1.0#");
-                assert!(all.contains(&export), "{language}: no {export}");
+        for language in [Language::C, Language::Go] {
+            for hook in template::hooks() {
+                check(language, hook, &["lifecycle", hook]);
             }
+            let own = ["lifecycle", "authenticator"];
+            check(
+                language,
+                "revoking-authenticator",
+                &[&own[..], &["principals"]].concat(),
+            );
+            check(
+                language,
+                "managed-authenticator",
+                &[&own[..], &["management"]].concat(),
+            );
         }
+    }
+
+    #[test]
+    fn every_world_for_plugins_has_bindings() {
+        let (resolve, package) = crate::author::docs::contract().unwrap();
+        let worlds = resolve.packages[package].worlds.keys();
+        let worlds = worlds.filter_map(|world| world.strip_suffix("-plugin"));
+        let without: Vec<&str> = worlds
+            .filter(|world| hooks().all(|it| it != *world))
+            .collect();
+        // No hook calls scanners yet.
+        assert_eq!(without, ["scanner"]);
     }
 }

@@ -49,9 +49,14 @@ pub fn of_module(module: &[u8], hook: Option<&str>) -> anyhow::Result<Vec<u8>> {
 }
 
 /// The contract, and the world of a hook in it.
+/// The hooks of [`template::hooks`], and authenticators with a further export: `principals` or `management`.
+pub(super) fn hooks() -> impl Iterator<Item = &'static str> {
+    template::hooks().chain(["revoking-authenticator", "managed-authenticator"])
+}
+
 pub(super) fn world_of(hook: &str) -> anyhow::Result<(Resolve, WorldId)> {
-    if !template::hooks().any(|known| known == hook) {
-        let known: Vec<&str> = template::hooks().collect();
+    if !hooks().any(|known| known == hook) {
+        let known: Vec<&str> = hooks().collect();
         let known = known.join(", ");
         bail!("no such hook: {hook}; there are: {known}");
     }

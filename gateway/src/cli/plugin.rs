@@ -54,7 +54,8 @@ pub(crate) struct Build {
 pub(crate) struct Bindings {
     /// The language: c or go.
     language: Language,
-    /// What the plugin takes part in: admission, authorizer, authenticator or events.
+    /// What the plugin takes part in: admission, authorizer, authenticator or events; revoking-authenticator is an authenticator that also
+    /// exports `principals`, managed-authenticator one that also exports `management`.
     #[arg(long, default_value = "admission")]
     hook: String,
     /// The folder they are written to.
