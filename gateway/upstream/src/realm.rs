@@ -113,20 +113,42 @@ fn has_one_owner(host: &Host<String>) -> bool {
 /// Whether it is a realm that a public registry documents as its own.
 fn is_published(upstream: &Origin, realm: &Origin) -> bool {
     let https = |host: &&str| Origin::https(host);
-    PUBLISHED.iter().any(|(upstreams, at)| {
-        Origin::https(at) == *realm && upstreams.iter().map(https).any(|it| it == *upstream)
+    PUBLISHED.iter().any(|published| {
+        let mut registries = published.registries.iter().map(https);
+        Origin::https(published.realm) == *realm && registries.any(|it| it == *upstream)
     })
 }
 
-/// Public registries whose token endpoint is another host than the registry, and that endpoint. Registries whose realm is their own
-/// host (ghcr.io, quay.io, gcr.io, *.pkg.dev, *.azurecr.io, public.ecr.aws, cgr.dev) need no line.
-const PUBLISHED: &[(&[&str], &str)] = &[
-    (
-        &["registry-1.docker.io", "index.docker.io", "docker.io"],
-        "auth.docker.io",
-    ),
-    (&["registry.gitlab.com"], "gitlab.com"),
-    (&["registry.digitalocean.com"], "api.digitalocean.com"),
+/// Public registries, and the other host that issues their tokens.
+struct Published {
+    registries: &'static [&'static str],
+    realm: &'static str,
+}
+
+/// Public registries whose own documentation names a token endpoint on another host. A registry whose realm is its own host needs no line
+/// (ghcr.io, quay.io, gcr.io, `*.pkg.dev`, `*.azurecr.io`, nvcr.io); one whose documentation names none (Alibaba's, a company's GitLab or
+/// Harbor) gets its realm from `token_realms`.
+const PUBLISHED: &[Published] = &[
+    // The challenge in Docker's token authentication specification (distribution.github.io/distribution/spec/auth/token).
+    Published {
+        registries: &["registry-1.docker.io", "index.docker.io", "docker.io"],
+        realm: "auth.docker.io",
+    },
+    // docs.gitlab.com, "Authenticate with the container registry": the registry sends clients to GitLab's own URL (`/jwt/auth`) for tokens.
+    Published {
+        registries: &["registry.gitlab.com"],
+        realm: "gitlab.com",
+    },
+    // DigitalOcean's API reference has `/v2/registry`; its registry's challenge names `/v2/registry/auth` there.
+    Published {
+        registries: &["registry.digitalocean.com"],
+        realm: "api.digitalocean.com",
+    },
+    // access.redhat.com/articles/3560571, "Troubleshooting Authentication Issues with registry.redhat.io".
+    Published {
+        registries: &["registry.redhat.io"],
+        realm: "sso.redhat.com",
+    },
 ];
 
 fn same_domain(one: &Host<String>, other: &Host<String>) -> bool {
@@ -310,6 +332,11 @@ mod tests {
             "https://api.digitalocean.com/v2/registry/auth",
             true,
         );
+        let red_hat = "https://sso.redhat.com/auth/realms/rhcc/protocol/redhat-docker-v2/auth";
+        check("https://registry.redhat.io", red_hat, true);
+        check("https://registry.access.redhat.com", red_hat, false);
+        let nvidia = "https://nvcr.io/proxy_auth?scope=repository:nvidia/tensorflow:pull,push";
+        check("https://nvcr.io", nvidia, true);
         // The own host on any port, over https.
         check(
             "https://r.corp.example:5000",
