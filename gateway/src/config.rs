@@ -340,6 +340,8 @@ pub enum ProxyHeaders {
 pub struct Limits {
     /// A manifest's bytes.
     pub max_manifest_bytes: u64,
+    /// Bytes of annotations that a pushed manifest may carry in all.
+    pub max_annotation_bytes: u64,
     /// An uploaded blob's bytes; `None` = no limit.
     pub max_blob_bytes: Option<u64>,
     /// Unfinished uploads of one client.

@@ -26,7 +26,7 @@ use crate::{
 /// Manifest bytes this registry accepts at most; the distribution-spec asks for at least 4 MB.
 pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 
-/// Bytes of annotations, keys and values, that a pushed manifest may carry in all.
+/// Bytes of annotations, keys and values, that a pushed manifest may carry in all, unless the configuration says otherwise.
 pub const MAX_ANNOTATION_BYTES: usize = 512 << 10;
 
 /// Which shape a manifest has.
@@ -69,10 +69,12 @@ pub enum ManifestError {
     #[error("not a valid manifest: {0}")]
     Malformed(String),
     /// More annotations than a push may carry.
-    #[error("the annotations have {bytes} bytes; at most {MAX_ANNOTATION_BYTES} may be pushed")]
+    #[error("the annotations have {bytes} bytes; at most {most} may be pushed")]
     TooManyAnnotations {
         /// How many there are.
         bytes: usize,
+        /// How many there may be.
+        most: usize,
     },
 }
 
@@ -148,11 +150,18 @@ impl Manifest {
         known(self.config.iter().chain(layers))
     }
 
-    /// What is to be fetched with the manifest, as blobs: as [`Manifest::required_blobs`], and the children of an index that are none.
+    /// What is to be fetched with the manifest, as blobs: as [`Manifest::required_blobs`], and the children of an index that are blobs by
+    /// their type, as in build caches.
     pub fn blobs(&self) -> impl Iterator<Item = (&Digest, &WrittenDescriptor)> {
         let children = self.manifests.iter();
-        let blobs = children.filter(|child| !is_manifest(child));
+        let blobs = children.filter(|child| child.media_type.is_blob());
         self.required_blobs().chain(known(blobs))
+    }
+
+    /// The children of an index whose type does not say whether they are manifests or blobs. A registry has each as one of the two.
+    pub fn children_of_unknown_type(&self) -> impl Iterator<Item = (&Digest, &WrittenDescriptor)> {
+        let children = self.manifests.iter();
+        known(children.filter(|child| !is_manifest(child) && !child.media_type.is_blob()))
     }
 
     /// The children of an index that are manifests themselves.

@@ -94,6 +94,22 @@ impl MediaType {
                 .starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
     }
 
+    /// Whether content of this type is stored as a blob: layers, configs and the state of build caches.
+    #[must_use]
+    pub fn is_blob(&self) -> bool {
+        [
+            "application/vnd.oci.image.layer.",
+            "application/vnd.oci.image.config.",
+            "application/vnd.oci.empty.",
+            "application/vnd.docker.image.rootfs.",
+            "application/vnd.docker.container.image.",
+            "application/vnd.buildkit.cacheconfig.",
+            OCTET_STREAM,
+        ]
+        .iter()
+        .any(|prefix| self.as_str().starts_with(prefix))
+    }
+
     /// `application/octet-stream`.
     #[must_use]
     pub fn octet_stream() -> Self {

@@ -178,6 +178,8 @@ pub struct TagRule {
 pub struct Settings {
     /// Manifest bytes accepted at most.
     pub max_manifest_bytes: usize,
+    /// Bytes of annotations that a pushed manifest may carry in all.
+    pub max_annotation_bytes: usize,
     /// Entries of a list page at most, and when the client does not say.
     pub max_page_entries: usize,
     /// Whether hosted content may be deleted.
@@ -204,6 +206,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             max_manifest_bytes: gantry_model::manifest::MAX_MANIFEST_BYTES,
+            max_annotation_bytes: gantry_model::manifest::MAX_ANNOTATION_BYTES,
             max_page_entries: 1000,
             delete_enabled: true,
             max_uploads_per_principal: 64,

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use gantry_model::{
     Algorithm, Change, Digest, Document, Event, EventKind, Manifest, ManifestError, MediaType,
-    Reference, Repository, Tag, WrittenDescriptor, manifest::MAX_ANNOTATION_BYTES,
+    Reference, Repository, Tag, WrittenDescriptor,
 };
 use gantry_storage::{
     Commit, CommitError, ContentOrigin, ManifestRecord, PushManifest, ReferenceRecord, Stored,
@@ -49,7 +49,8 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let bytes = self.read_manifest(body).await?;
         let digest = verify(&reference, &bytes)?;
-        let manifest = parse(media_type.as_ref(), &bytes).map_err(Error::ManifestInvalid)?;
+        let most = self.shared.settings.max_annotation_bytes;
+        let manifest = parse(media_type.as_ref(), &bytes, most).map_err(Error::ManifestInvalid)?;
         let required = self.check_content(&repository, &manifest).await?;
         let _lease = self.shared.ports.leases.take(&digest).await;
         self.store_bytes(&digest, &bytes).await?;
@@ -346,11 +347,15 @@ fn verify(reference: &Reference, bytes: &[u8]) -> Result<Digest, Error> {
 }
 
 /// The manifest, when a push of it can be accepted.
-fn parse(declared: Option<&MediaType>, bytes: &[u8]) -> Result<Manifest, ManifestError> {
+fn parse(
+    declared: Option<&MediaType>,
+    bytes: &[u8],
+    most: usize,
+) -> Result<Manifest, ManifestError> {
     let manifest = Manifest::parse(declared, bytes)?;
     let bytes = manifest.annotation_bytes();
-    if bytes > MAX_ANNOTATION_BYTES {
-        return Err(ManifestError::TooManyAnnotations { bytes });
+    if bytes > most {
+        return Err(ManifestError::TooManyAnnotations { bytes, most });
     }
     Ok(manifest)
 }

@@ -244,6 +244,8 @@ fn mirrors(
 pub(super) fn registry_settings(config: &Config) -> Settings {
     Settings {
         max_manifest_bytes: usize::try_from(config.limits.max_manifest_bytes).unwrap_or(usize::MAX),
+        max_annotation_bytes: usize::try_from(config.limits.max_annotation_bytes)
+            .unwrap_or(usize::MAX),
         delete_enabled: config.hosted.delete,
         max_uploads_per_principal: config.limits.uploads_per_client as usize,
         max_derived_requests: config.limits.upstream.derived_requests,

@@ -523,6 +523,9 @@ pub(crate) struct TokensFile {
 pub(crate) struct LimitsFile {
     /// A pushed manifest. Default and at most: 4MiB.
     pub(crate) manifest: Option<SizeEntry>,
+    /// The annotations of a pushed manifest, keys and values of its own and of its descriptors together. Lists of referrers repeat them, so a
+    /// larger limit costs clients and memory. At most 4MiB. Default: 512KiB.
+    pub(crate) annotations: Option<SizeEntry>,
     /// A pushed blob. Default: no limit.
     pub(crate) blob: Option<SizeEntry>,
     /// Unfinished uploads of one client. Default: 256.

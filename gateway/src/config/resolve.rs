@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use gantry_model::manifest::MAX_MANIFEST_BYTES;
+use gantry_model::manifest::{MAX_ANNOTATION_BYTES, MAX_MANIFEST_BYTES};
 use gantry_plugin_host::Secret;
 
 pub(crate) use self::listen::admin_address;
@@ -286,6 +286,13 @@ impl Context<'_> {
                     64 << 10..=manifest,
                 )
                 .unwrap_or(manifest),
+            max_annotation_bytes: self
+                .size(
+                    &["limits", "annotations"],
+                    file.annotations.as_ref(),
+                    64 << 10..=manifest,
+                )
+                .unwrap_or(MAX_ANNOTATION_BYTES as u64),
             max_blob_bytes: self.size(&["limits", "blob"], file.blob.as_ref(), 1 << 20..=u64::MAX),
             uploads_per_client: file.uploads_per_client.unwrap_or(256),
             header_timeout: self.duration(
