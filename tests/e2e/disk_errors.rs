@@ -99,6 +99,28 @@ fn a_failed_fsync_is_not_acknowledged_and_not_tried_again_on_the_same_file() {
 }
 
 #[test]
+fn a_blob_whose_file_cannot_be_opened_is_a_5xx_and_no_broken_body() {
+    let gateway = Gateway::usual();
+    let wire = Wire::basic(gateway.port, USER);
+    let image = Image::random(300_000);
+    wire.push_image(REPOSITORY, "v1", &image);
+    let layer = &image.layers[0];
+    let path = format!("/v2/{REPOSITORY}/blobs/{}", layer.digest);
+    let file = blob_folder(&gateway, layer).join("data");
+    for error in ["EIO", "EACCES", "EMFILE", "ENOENT"] {
+        let failing = Failing::calls(gateway.pid(), "open,openat,openat2", error, "1+", &[&file]);
+        for range in [None, Some(("range", "bytes=100-199"))] {
+            let headers: Vec<(&str, &str)> = range.into_iter().collect();
+            let answer = wire.send("GET", &path, &headers, "");
+            says_nothing(&gateway, &answer);
+        }
+        assert!(failing.count() > 0, "{error}");
+        drop(failing);
+    }
+    assert_eq!(wire.get(&path).expect(200).body, layer.bytes);
+}
+
+#[test]
 fn a_failed_rename_leaves_no_blob_and_no_staging_file() {
     let gateway = Gateway::usual();
     let wire = Wire::basic(gateway.port, USER);

@@ -36,6 +36,8 @@ mod policy;
 mod possession;
 mod promises;
 mod quickstart;
+mod recorded;
+mod registries;
 mod reload;
 mod reload_mirror;
 mod replaced;

@@ -2,10 +2,11 @@
 //!
 //! Pure: no I/O, no clock, no async, no HTTP. Everything here is parsed once at the edge and trusted after that.
 //!
-//! Map: `digest` `name` `reference` `media_type` `descriptor` `manifest` `range` are OCI grammar (`json` is the reader's rules); `namespace` says which
+//! Map: `digest` `name` `reference` `media_type` `accept` `descriptor` `manifest` `range` are OCI grammar (`json` is the reader's rules); `namespace` says which
 //! repository a spelled name means; `operation` is the closed set of things a client may ask; `scope` `principal` `decision`
 //! `admission` are policy's words, `event` what is told afterwards, and `decision::Permit` the proof that an operation was allowed.
 
+mod accept;
 pub mod admission;
 pub mod decision;
 pub mod descriptor;
@@ -24,6 +25,7 @@ pub mod reference;
 pub mod scope;
 pub mod upload;
 
+pub use accept::AcceptedTypes;
 pub use admission::{AdmissionRequest, Admitted, Change, Refusal, TagState};
 pub use decision::{
     Cause, Confirmed, Decision, Denial, DenialCode, Grant, Permit, Reason, Requester,

@@ -3,6 +3,7 @@
 //! Adding a variant makes the compiler list every place that has to decide about it.
 
 use crate::{
+    accept::AcceptedTypes,
     digest::{Algorithm, Digest},
     media_type::MediaType,
     name::RepositoryName,
@@ -40,6 +41,8 @@ pub enum Operation {
         reference: Reference,
         /// Whether the bytes are wanted: false for `HEAD`.
         body: bool,
+        /// The types that the client accepts.
+        accepts: AcceptedTypes,
     },
     /// `PUT` of a manifest.
     PushManifest {

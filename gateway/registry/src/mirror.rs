@@ -1,7 +1,7 @@
 //! The proxy cache: serves a mirrored repository from what is here, and fetches each missing byte once.
 //!
 //! Map: `manifest` finds, fetches and stores manifests; `freshness` decides whether a tag may be served, `age` whether it may
-//! name what is new; `blob` says who may have
+//! name what is new, `negotiation` what it names to clients that accept further types; `blob` says who may have
 //! which blob, `fill` is a fill as readers see it and `fetch` the task behind it, `parts` a fetch in several requests, `sink` where
 //! the bytes go; `pass` is a fill without space to
 //! keep it, `window` its memory; `listing` is tags and referrers, `walk` how an upstream's lists are read; `keep` is what stays,
@@ -21,6 +21,7 @@ mod keep;
 mod listing;
 mod manifest;
 mod misses;
+mod negotiation;
 mod operator;
 mod parts;
 mod pass;
@@ -42,8 +43,8 @@ use std::{
 
 use bytes::Bytes;
 use gantry_model::{
-    Digest, Page, Reference, Repository, RepositoryName, Requester, Source, Tag, TagState,
-    glob::Glob,
+    AcceptedTypes, Digest, Page, Reference, Repository, RepositoryName, Requester, Source, Tag,
+    TagState, glob::Glob,
 };
 use gantry_storage::{Blob, BlobStore, CacheIndex, ContentOrigin, ManifestRecord, MetadataStore};
 use tokio::sync::{Semaphore, mpsc};
@@ -127,6 +128,7 @@ impl Mirrors {
     pub(crate) fn reconfigured(&self, ports: &Ports, settings: &Settings) -> Self {
         let running = Arc::clone(&self.engine.running);
         running.not_found.forget();
+        running.negotiated.forget();
         Self::with(ports, settings, running)
     }
 
@@ -166,9 +168,10 @@ impl Mirrors {
         &self,
         repository: &Repository,
         reference: &Reference,
+        accepts: &AcceptedTypes,
         requester: &Requester,
     ) -> Result<MirroredManifest, Error> {
-        let origin = self.engine.origin(repository)?;
+        let origin = self.engine.origin(repository)?.accepting(accepts.clone());
         let asker = Some(requester);
         let manifest = self
             .engine
@@ -460,10 +463,11 @@ struct Running {
     ahead: Semaphore,
     prefetches: prefetch::Prefetches,
     stats: Flights<(Place, Digest), Option<u64>>,
-    manifests: Flights<(Place, Reference), MirroredManifest>,
+    manifests: Flights<Asked, MirroredManifest>,
     /// Verified bytes of manifests. Never asked whether a manifest exists.
     bytes: moka::sync::Cache<Digest, Bytes>,
     not_found: freshness::NotFound,
+    negotiated: negotiation::Negotiated,
     lists: walk::Lists,
     misses: misses::Misses,
     uses: keep::Uses,
@@ -482,6 +486,7 @@ impl Running {
             manifests: Flights::default(),
             bytes: manifest::bytes_cache(settings.manifest_cache_bytes),
             not_found: freshness::NotFound::default(),
+            negotiated: negotiation::Negotiated::default(),
             lists: walk::Lists::default(),
             misses: misses::Misses::default(),
             uses: keep::Uses::default(),
@@ -515,6 +520,7 @@ impl Engine {
             mirror: Arc::clone(mirror),
             remote: remote.clone(),
             settings: settings.clone(),
+            accepts: AcceptedTypes::default(),
         })
     }
 
@@ -527,6 +533,9 @@ impl Engine {
 /// repository from another, as after a change of its `url`.
 type Place = (RepositoryName, ContentOrigin);
 
+/// A manifest that an upstream is asked for: where, which, and the further types that are accepted, by which its answer may differ.
+type Asked = (Place, Reference, Option<Arc<str>>);
+
 /// A mirrored repository and the upstream behind it.
 #[derive(Clone, Debug)]
 struct Origin {
@@ -534,9 +543,21 @@ struct Origin {
     mirror: Arc<str>,
     remote: RepositoryName,
     settings: MirrorSettings,
+    /// What its manifests are asked for as.
+    accepts: AcceptedTypes,
 }
 
 impl Origin {
+    /// The same for a request that accepts these types of manifests.
+    fn accepting(self, accepts: AcceptedTypes) -> Self {
+        Self { accepts, ..self }
+    }
+
+    fn asked(&self, reference: &Reference) -> Asked {
+        let further = self.accepts.further().cloned();
+        (self.place(), reference.clone(), further)
+    }
+
     fn mirror(&self) -> &str {
         &self.mirror
     }

@@ -8,8 +8,8 @@ use std::ops::RangeInclusive;
 
 use bytes::{Bytes, BytesMut};
 use gantry_model::{
-    ByteRange, Change, Digest, EventKind, Reference, Repository, RepositoryName, Source, Tag,
-    TagState,
+    AcceptedTypes, ByteRange, Change, Digest, EventKind, Reference, Repository, RepositoryName,
+    Source, Tag, TagState,
 };
 use gantry_storage::{Blob, ContentOrigin, ManifestRecord, digest_of};
 
@@ -56,6 +56,7 @@ impl Call {
         &self,
         repository: Repository,
         reference: &Reference,
+        accepts: &AcceptedTypes,
         wanted: bool,
     ) -> Result<Outcome, Error> {
         let found = match &repository.source {
@@ -64,7 +65,8 @@ impl Call {
             }
             Source::Mirror { .. } => {
                 let mirrors = &self.shared.mirrors;
-                let manifest = mirrors.manifest(&repository, reference, &self.requester);
+                let requester = &self.requester;
+                let manifest = mirrors.manifest(&repository, reference, accepts, requester);
                 Found::from(manifest.await?)
             }
         };
@@ -286,6 +288,7 @@ impl Call {
         let blobs = &self.shared.ports.blobs;
         let (found, content) = if wanted {
             let blob = blobs.open(digest).await?;
+            blob.as_ref().map_or(Ok(()), |blob| blob.prepare())?;
             let size = blob.as_ref().map(|blob| blob.size());
             (size, blob.map(BlobContent::Published))
         } else {
@@ -330,7 +333,10 @@ async fn mirrored_part(blob: MirroredBlob, range: Option<ByteRange>) -> Result<P
         None => None,
     };
     let content = match blob.content {
-        MirroredContent::Published(blob) => BlobContent::Published(blob),
+        MirroredContent::Published(blob) => {
+            blob.prepare()?;
+            BlobContent::Published(blob)
+        }
         MirroredContent::Filling(fill) => BlobContent::Filling(match &range {
             Some(range) => fill.stream(*range.start(), Some(*range.end())),
             None => fill.stream(0, None),

@@ -169,7 +169,8 @@ impl Registry {
                 repository,
                 reference,
                 body: wanted,
-            } => Box::pin(call.pull_manifest(repository, &reference, wanted)).await,
+                accepts,
+            } => Box::pin(call.pull_manifest(repository, &reference, &accepts, wanted)).await,
             operation if writes => {
                 let call = Box::pin(call.run(operation, body));
                 run_to_its_end(call).await
@@ -189,7 +190,11 @@ impl Call {
                 repository,
                 reference,
                 body: wanted,
-            } => self.pull_manifest(repository, &reference, wanted).await,
+                accepts,
+            } => {
+                self.pull_manifest(repository, &reference, &accepts, wanted)
+                    .await
+            }
             Operation::PushManifest {
                 repository,
                 reference,

@@ -11,8 +11,8 @@ mod query;
 mod tests;
 
 use gantry_model::{
-    Algorithm, ByteRange, ContentRange, Digest, MediaType, Namespaces, Operation, Page, Reference,
-    Repository, Tag, UploadId,
+    AcceptedTypes, Algorithm, ByteRange, ContentRange, Digest, MediaType, Namespaces, Operation,
+    Page, Reference, Repository, Tag, UploadId,
     digest::DigestError,
     name::NameError,
     namespace::{Address, ResolveError},
@@ -202,8 +202,14 @@ impl Request<'_> {
                 repository,
                 reference,
                 body: method != Method::HEAD,
+                accepts: self.accepts(),
             },
         })
+    }
+
+    fn accepts(&self) -> AcceptedTypes {
+        let values = self.headers.get_all(header::ACCEPT).iter();
+        AcceptedTypes::read(values.filter_map(|value| value.to_str().ok()))
     }
 
     fn blob(&self, repository: Repository, digest: &str) -> Result<Operation, RouteError> {

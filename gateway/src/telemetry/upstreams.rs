@@ -10,11 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gantry_model::{Digest, Reference, RepositoryName};
+use gantry_model::{AcceptedTypes, Digest, Reference, RepositoryName};
 use gantry_registry::CacheCounts;
 use gantry_upstream::{
-    BlobStream, CallerRights, Credentials, FetchedManifest, Kind, ListPage, ManifestHead, NextPage,
-    Part, RegistryClient, Upstream, UpstreamError,
+    BlobStream, CallerRights, Credentials, FetchedManifest, Kind, ListPage, ListRoom, ManifestHead,
+    NextPage, Part, RegistryClient, Upstream, UpstreamError,
 };
 use prometheus_client::{
     collector::Collector,
@@ -172,8 +172,9 @@ impl Upstream for MeasuredUpstream {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        accepts: &AcceptedTypes,
     ) -> Result<ManifestHead, UpstreamError> {
-        let call = self.client.head_manifest(repository, reference);
+        let call = self.client.head_manifest(repository, reference, accepts);
         self.measured("head_manifest", call).await
     }
 
@@ -181,8 +182,9 @@ impl Upstream for MeasuredUpstream {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        accepts: &AcceptedTypes,
     ) -> Result<FetchedManifest, UpstreamError> {
-        let call = self.client.manifest(repository, reference);
+        let call = self.client.manifest(repository, reference, accepts);
         self.measured("manifest", call).await
     }
 
@@ -219,9 +221,9 @@ impl Upstream for MeasuredUpstream {
         &self,
         repository: &RepositoryName,
         next: Option<&NextPage>,
-        max_bytes: u64,
+        room: &ListRoom,
     ) -> Result<ListPage, UpstreamError> {
-        let call = self.client.tags(repository, next, max_bytes);
+        let call = self.client.tags(repository, next, room);
         self.measured("tags", call).await
     }
 
@@ -230,9 +232,9 @@ impl Upstream for MeasuredUpstream {
         repository: &RepositoryName,
         digest: &Digest,
         next: Option<&NextPage>,
-        max_bytes: u64,
+        room: &ListRoom,
     ) -> Result<ListPage, UpstreamError> {
-        let call = self.client.referrers(repository, digest, next, max_bytes);
+        let call = self.client.referrers(repository, digest, next, room);
         self.measured("referrers", call).await
     }
 }

@@ -23,6 +23,14 @@ pub trait Blob: Debug + Send + Sync {
     /// [`StorageError`] of any kind.
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, StorageError>;
 
+    /// Opens what the first read needs, so that content that cannot be opened is an error before anything of it has left.
+    ///
+    /// # Errors
+    /// As [`Blob::read_at`].
+    fn prepare(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
     /// The file, opened when it is not, for an edge that can send it without copying; `None` for every other backend, and when it cannot be
     /// opened. Of a staging file only the bytes before [`Blob::size`] are content. To be dropped after each use: the store closes files that
     /// rest.

@@ -3,12 +3,13 @@
 //! Owns the order of base URLs, the bound on concurrency and the reading of answers. How a request is authenticated and where
 //! redirects may lead is `endpoint`'s; what a status means is `answer`'s.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use gantry_model::{
-    Digest, Reference, RepositoryName, Tag, manifest::MAX_MANIFEST_BYTES, media_type::OCI_INDEX,
+    AcceptedTypes, Digest, Reference, RepositoryName, Tag, manifest::MAX_MANIFEST_BYTES,
+    media_type::OCI_INDEX,
 };
 use http::{Method, StatusCode};
 use reqwest::Response;
@@ -19,7 +20,8 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    BlobStream, FetchedManifest, ListPage, ManifestHead, NextPage, Part, Texts, Upstream, answer,
+    BlobStream, FetchedManifest, ListPage, ListRoom, ManifestHead, NextPage, Part, Texts, Upstream,
+    answer,
     body::Body,
     credential::CredentialSource,
     elements::{Elements, NotElements},
@@ -251,7 +253,7 @@ impl RegistryClient {
     async fn list_page(
         &self,
         ask: &Ask<'_>,
-        list: &List,
+        list: &List<'_>,
         next: Option<&NextPage>,
     ) -> Result<ListPage, UpstreamError> {
         let read = |index: usize| -> BoxFuture<'_, Result<ListPage, UpstreamError>> {
@@ -304,11 +306,12 @@ impl Upstream for RegistryClient {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        accepts: &AcceptedTypes,
     ) -> Result<ManifestHead, UpstreamError> {
         let reference = reference.to_string();
         let path = ["manifests", reference.as_str()];
         let ask = Ask {
-            accept: Some(MANIFEST_TYPES),
+            accept: Some(manifest_types(accepts)),
             ..self.ask("HEAD manifest", Method::HEAD, repository, path)
         };
         let _permit = self.permit(&ask.call).await?;
@@ -324,11 +327,12 @@ impl Upstream for RegistryClient {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        accepts: &AcceptedTypes,
     ) -> Result<FetchedManifest, UpstreamError> {
         let reference = reference.to_string();
         let path = ["manifests", reference.as_str()];
         let ask = Ask {
-            accept: Some(MANIFEST_TYPES),
+            accept: Some(manifest_types(accepts)),
             ..self.ask("GET manifest", Method::GET, repository, path)
         };
         let _permit = self.permit(&ask.call).await?;
@@ -390,7 +394,7 @@ impl Upstream for RegistryClient {
         &self,
         repository: &RepositoryName,
         next: Option<&NextPage>,
-        max_bytes: u64,
+        room: &ListRoom,
     ) -> Result<ListPage, UpstreamError> {
         let first = Ask {
             query: vec![("n", TAGS_PER_PAGE.to_string())],
@@ -400,7 +404,7 @@ impl Upstream for RegistryClient {
         let list = List {
             name: "tags",
             max_element_bytes: MAX_TAG_BYTES,
-            max_bytes,
+            room,
             absent: &[],
             full: Some(TAGS_PER_PAGE),
             read: read_tag,
@@ -414,18 +418,18 @@ impl Upstream for RegistryClient {
         repository: &RepositoryName,
         digest: &Digest,
         next: Option<&NextPage>,
-        max_bytes: u64,
+        room: &ListRoom,
     ) -> Result<ListPage, UpstreamError> {
         let path = ["referrers", digest.as_str()];
         let ask = Ask {
-            accept: Some(OCI_INDEX),
+            accept: Some(Cow::Borrowed(OCI_INDEX)),
             raw_query: next.map(NextPage::query),
             ..self.ask("GET referrers", Method::GET, repository, path)
         };
         let list = List {
             name: "manifests",
             max_element_bytes: MAX_DESCRIPTOR_BYTES,
-            max_bytes,
+            room,
             absent: &NO_REFERRERS,
             full: None,
             read: read_descriptor,
@@ -435,12 +439,20 @@ impl Upstream for RegistryClient {
     }
 }
 
+/// What a request for a manifest accepts.
+fn manifest_types(accepts: &AcceptedTypes) -> Cow<'static, str> {
+    match accepts.further() {
+        None => Cow::Borrowed(MANIFEST_TYPES),
+        Some(further) => Cow::Owned(format!("{MANIFEST_TYPES}, {further}")),
+    }
+}
+
 /// How a list is read.
-struct List {
+struct List<'a> {
     /// The member that is the list.
     name: &'static str,
     max_element_bytes: usize,
-    max_bytes: u64,
+    room: &'a ListRoom,
     /// Statuses by which a registry says that it has no such list; so does, where there are any, a first page that is none.
     absent: &'static [StatusCode],
     /// So many entries without a `Link` may not be all: some registries send none.
@@ -449,7 +461,7 @@ struct List {
     read: fn(&[u8], &mut Texts) -> Result<(), NotElements>,
 }
 
-impl List {
+impl List<'_> {
     fn may_be_absent(&self, is_first: bool) -> bool {
         is_first && !self.absent.is_empty()
     }
@@ -458,7 +470,7 @@ impl List {
 async fn read_page(
     endpoint: &Arc<Endpoint>,
     ask: &Ask<'_>,
-    list: &List,
+    list: &List<'_>,
     is_first: bool,
 ) -> Result<ListPage, UpstreamError> {
     let may_be_absent = list.may_be_absent(is_first);
@@ -523,7 +535,7 @@ async fn fetch_page(
 }
 
 /// The next page by its place, when a page is as full as was asked for and has no `Link`.
-fn guessed(entries: &Texts, list: &List) -> Option<NextPage> {
+fn guessed(entries: &Texts, list: &List<'_>) -> Option<NextPage> {
     let number = list.full.filter(|full| *full == entries.len())?;
     let last = entries.iter().next_back()?;
     Some(NextPage::new(format!("n={number}&last={last}"), true))
@@ -533,7 +545,7 @@ fn guessed(entries: &Texts, list: &List) -> Option<NextPage> {
 async fn read_elements(
     mut body: Body,
     call: &Call,
-    list: &List,
+    list: &List<'_>,
 ) -> Result<ListPage, UpstreamError> {
     let broken = |error: NotElements| match error {
         NotElements::TooLarge => call.fail(Kind::Invalid, error),
@@ -543,11 +555,16 @@ async fn read_elements(
     let mut page = ListPage::default();
     while let Some(part) = body.next().await? {
         page.bytes = page.bytes.saturating_add(part.len() as u64);
-        if page.bytes > list.max_bytes {
+        if page.bytes > list.room.max_bytes {
             return Err(call.fail(Kind::Invalid, "the list is larger than allowed"));
         }
         let read = elements.push(&part, |element| (list.read)(element, &mut page.entries));
         read.map_err(broken)?;
+        if !list.room.has_memory(&page).await {
+            let answer = "not read on, other large lists take the memory";
+            let busy = call.fail(Kind::Unavailable, answer);
+            return Err(busy.because(Cause::Saturated).retry_after(SATURATED_PAUSE));
+        }
     }
     // A tag list without tags is an empty one; an index without manifests is no index.
     match elements.finish().map_err(broken)? {

@@ -5,7 +5,7 @@
 //! Invariant: `Authorization` of ours is added only while the request stays on the base URL's origin; a registry that a redirect led to
 //! gets a token that was got there, as nobody.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{borrow::Cow, future::Future, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use gantry_model::RepositoryName;
@@ -43,7 +43,7 @@ pub(crate) struct Ask<'a> {
     pub(crate) query: Vec<(&'static str, String)>,
     /// A query as the upstream wrote it, instead.
     pub(crate) raw_query: Option<&'a str>,
-    pub(crate) accept: Option<&'static str>,
+    pub(crate) accept: Option<Cow<'static, str>>,
     pub(crate) offset: u64,
     /// The last byte that is wanted; `None` for all of them.
     pub(crate) last: Option<u64>,
@@ -544,7 +544,7 @@ impl Endpoint {
         let is_ours = self.session(ask).is_ours;
         let method = ask.method.clone();
         let mut request = self.transport.request(&ask.call, method, url, is_ours)?;
-        if let Some(accept) = ask.accept {
+        if let Some(accept) = ask.accept.as_deref() {
             request = request.header(header::ACCEPT, accept);
         }
         if let Some(range) = ask.range() {

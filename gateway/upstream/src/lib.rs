@@ -39,9 +39,9 @@ pub use client::{EndpointStats, RegistryClient, Stats};
 pub use credential::{CredentialSource, Credentials};
 pub use error::{Cause, Fault, Kind, UpstreamError, causes};
 use futures_util::stream::BoxStream;
-use gantry_model::{Digest, MediaType, Reference, RepositoryName};
+use gantry_model::{AcceptedTypes, Digest, MediaType, Reference, RepositoryName};
 pub use helper::Helper;
-pub use list::{ListPage, NextPage, Texts};
+pub use list::{ListMemory, ListPage, ListRoom, NextPage, Texts};
 pub use rate::Quota;
 pub use settings::{BuildError, ClientSettings, Proxy, Tls};
 
@@ -106,7 +106,7 @@ pub struct Part {
 /// Another registry.
 #[async_trait]
 pub trait Upstream: Debug + Send + Sync {
-    /// What the reference names now.
+    /// What the reference names now, of the types that are read here and the further ones of `accepts`.
     ///
     /// # Errors
     /// [`UpstreamError`]; [`Kind::NotFound`] only when the upstream itself said so.
@@ -114,9 +114,10 @@ pub trait Upstream: Debug + Send + Sync {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        accepts: &AcceptedTypes,
     ) -> Result<ManifestHead, UpstreamError>;
 
-    /// The manifest's bytes.
+    /// The manifest's bytes, of the types that [`Upstream::head_manifest`] asks for.
     ///
     /// # Errors
     /// [`UpstreamError`].
@@ -124,6 +125,7 @@ pub trait Upstream: Debug + Send + Sync {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        accepts: &AcceptedTypes,
     ) -> Result<FetchedManifest, UpstreamError>;
 
     /// The blob's length, by HEAD.
@@ -158,7 +160,7 @@ pub trait Upstream: Debug + Send + Sync {
         part: Part,
     ) -> Result<BlobStream, UpstreamError>;
 
-    /// A page of tags: the first, or the one that the page before it named. A longer document than `max_bytes` is an error.
+    /// A page of tags: the first, or the one that the page before it named. A document for which there is no room is an error.
     ///
     /// # Errors
     /// [`UpstreamError`].
@@ -166,7 +168,7 @@ pub trait Upstream: Debug + Send + Sync {
         &self,
         repository: &RepositoryName,
         next: Option<&NextPage>,
-        max_bytes: u64,
+        room: &ListRoom,
     ) -> Result<ListPage, UpstreamError>;
 
     /// A page of the descriptors of what refers to a manifest, unfiltered, as JSON texts. Each is an object with a digest.
@@ -178,7 +180,7 @@ pub trait Upstream: Debug + Send + Sync {
         repository: &RepositoryName,
         digest: &Digest,
         next: Option<&NextPage>,
-        max_bytes: u64,
+        room: &ListRoom,
     ) -> Result<ListPage, UpstreamError>;
 }
 

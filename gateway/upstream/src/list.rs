@@ -2,10 +2,17 @@
 //!
 //! Owns that a `Link` leads to another page of the same list and to nothing else. Sends nothing itself.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use url::Url;
 
 use crate::credential::Origin;
@@ -17,14 +24,16 @@ const MAX_QUERY_BYTES: usize = 8 << 10;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Texts {
     text: String,
-    ends: Vec<usize>,
+    /// A list is far from 4 GiB.
+    ends: Vec<u32>,
 }
 
 impl Texts {
     /// Adds one.
     pub fn push(&mut self, text: &str) {
         self.text.push_str(text);
-        self.ends.push(self.text.len());
+        let end = u32::try_from(self.text.len());
+        self.ends.push(end.unwrap_or(u32::MAX));
     }
 
     /// All of them, in order.
@@ -35,12 +44,9 @@ impl Texts {
     /// The one at that place.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&str> {
-        let end = *self.ends.get(index)?;
-        let start = match index.checked_sub(1) {
-            Some(before) => *self.ends.get(before)?,
-            None => 0,
-        };
-        self.text.get(start..end)
+        let end = |index: usize| Some(*self.ends.get(index)? as usize);
+        let start = index.checked_sub(1).map_or(Some(0), end)?;
+        self.text.get(start..end(index)?)
     }
 
     /// How many.
@@ -58,7 +64,7 @@ impl Texts {
     /// The memory they take, about.
     #[must_use]
     pub fn weight(&self) -> usize {
-        self.text.capacity() + self.ends.capacity() * size_of::<usize>()
+        self.text.capacity() + self.ends.capacity() * size_of::<u32>()
     }
 }
 
@@ -75,6 +81,81 @@ impl<'a> FromIterator<&'a str> for Texts {
         let mut all = Self::default();
         all.extend(texts);
         all
+    }
+}
+
+/// Memory that a list may take before it needs a turn of large lists.
+const SMALL_BYTES: usize = 4 << 20;
+/// How long a list waits for such a turn.
+const TURN_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The memory of one list. A list that grows beyond a few MiB takes one of the turns of large lists, and has it until it is dropped.
+#[derive(Debug)]
+pub struct ListMemory {
+    turns: Arc<Semaphore>,
+    /// Held for a look, never over an await.
+    turn: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl ListMemory {
+    /// A new list's. `turns` has a permit for each large list that may be in memory at once.
+    #[must_use]
+    pub fn new(turns: &Arc<Semaphore>) -> Self {
+        Self {
+            turns: Arc::clone(turns),
+            turn: Mutex::default(),
+        }
+    }
+
+    /// Whether the list has a turn of large lists.
+    pub fn is_large(&self) -> bool {
+        self.turn().is_some()
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the list may have so many bytes; `false` when that takes too long.
+    async fn grow(&self, bytes: usize) -> bool {
+        if bytes <= SMALL_BYTES || self.is_large() {
+            return true;
+        }
+        let turn = timeout(TURN_PATIENCE, Arc::clone(&self.turns).acquire_owned());
+        let Ok(Ok(turn)) = turn.await else {
+            return false;
+        };
+        *self.turn() = Some(turn);
+        true
+    }
+}
+
+/// What a page of a list may take.
+#[derive(Clone, Debug)]
+pub struct ListRoom {
+    /// Bytes of its document.
+    pub max_bytes: u64,
+    /// Bytes of memory that earlier pages take.
+    pub taken_bytes: usize,
+    /// The list's memory.
+    pub memory: Arc<ListMemory>,
+}
+
+impl ListRoom {
+    /// Room for a list that is alone.
+    #[must_use]
+    pub fn of(max_bytes: u64) -> Self {
+        Self {
+            max_bytes,
+            taken_bytes: 0,
+            memory: Arc::new(ListMemory::new(&Arc::new(Semaphore::new(1)))),
+        }
+    }
+
+    /// Waits until there is memory for what was read of the page; `false` when that takes too long.
+    pub(crate) async fn has_memory(&self, page: &ListPage) -> bool {
+        let bytes = self.taken_bytes.saturating_add(page.entries.weight());
+        self.memory.grow(bytes).await
     }
 }
 

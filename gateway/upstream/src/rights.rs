@@ -4,7 +4,7 @@
 //! caller's credential or none, never with ours: an alternative may lack content, and may be somebody else's server.
 //! Invariant: only 401, 403 and 404 mean "no"; whatever else goes wrong leaves the question open.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use async_trait::async_trait;
 use gantry_model::{Reference, RepositoryName};
@@ -61,7 +61,7 @@ impl RegistryClient {
         let about = Some((repository, ["manifests", known.as_str()]));
         let ask = Ask {
             method: Method::HEAD,
-            accept: Some(MANIFEST_TYPES),
+            accept: Some(Cow::Borrowed(MANIFEST_TYPES)),
             ..self.question_about("HEAD manifest for a caller", session, about)
         };
         self.question(&ask).await.map(|_proven| true)

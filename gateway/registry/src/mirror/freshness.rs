@@ -7,7 +7,7 @@ use gantry_model::{Digest, Reference, Requester, Tag, TagState};
 use gantry_storage::{Commit, CommitError, ContentOrigin, TagMove, TagRecord};
 
 use super::{
-    Engine, MirroredManifest, Origin, Place,
+    Asked, Engine, MirroredManifest, Origin,
     failure::Failure,
     manifest::{StoreError, Verified, millis},
 };
@@ -26,7 +26,7 @@ const MAX_NOT_FOUND: u64 = 10_000;
 /// The upstream's 404s, until they are to be asked again.
 #[derive(Debug)]
 pub(super) struct NotFound {
-    until_ms: moka::sync::Cache<(Place, Reference), u64>,
+    until_ms: moka::sync::Cache<Asked, u64>,
 }
 
 impl Default for NotFound {
@@ -38,13 +38,13 @@ impl Default for NotFound {
 }
 
 impl NotFound {
-    pub(super) fn remembers(&self, key: &(Place, Reference), now_ms: u64) -> bool {
+    pub(super) fn remembers(&self, key: &Asked, now_ms: u64) -> bool {
         self.until_ms
             .get(key)
             .is_some_and(|until_ms| now_ms < until_ms)
     }
 
-    pub(super) fn remember(&self, key: (Place, Reference), until_ms: u64) {
+    pub(super) fn remember(&self, key: Asked, until_ms: u64) {
         self.until_ms.insert(key, until_ms);
     }
 
@@ -140,7 +140,11 @@ impl Engine {
     ) -> Result<MirroredManifest, Failure> {
         let (upstream, tag) = (&origin.settings.upstream, &seen.tag);
         let head = upstream
-            .head_manifest(&origin.remote, &Reference::Tag(tag.clone()))
+            .head_manifest(
+                &origin.remote,
+                &Reference::Tag(tag.clone()),
+                &origin.accepts,
+            )
             .await?;
         let verified = match head.digest {
             Some(digest) if digest == seen.state.digest => {
@@ -174,7 +178,7 @@ impl Engine {
     }
 
     /// The upstream's tag names something else than was seen: what is served all the same, when the tag is pinned.
-    async fn moved(
+    pub(super) async fn moved(
         &self,
         origin: &Origin,
         seen: &TagRecord,
@@ -244,14 +248,14 @@ impl Engine {
         }
         let upstream = &origin.settings.upstream;
         let reference = Reference::Tag(tag.clone());
-        let head = upstream.head_manifest(&origin.remote, &reference).await?;
-        match head.digest {
+        let head = upstream.head_manifest(&origin.remote, &reference, &origin.accepts);
+        match head.await?.digest {
             Some(digest) => self.held_manifest(origin, &digest).await,
             None => Ok(None),
         }
     }
 
-    async fn held_manifest(
+    pub(super) async fn held_manifest(
         &self,
         origin: &Origin,
         digest: &Digest,
@@ -263,7 +267,7 @@ impl Engine {
     }
 
     /// Stores fetched content after the admission hooks accepted it, and points the tag at it.
-    async fn adopt(
+    pub(super) async fn adopt(
         &self,
         origin: &Origin,
         tag: &Tag,

@@ -28,7 +28,7 @@ use crate::{
 pub(super) struct Verified {
     pub(super) digest: Digest,
     pub(super) bytes: Bytes,
-    media_type: MediaType,
+    pub(super) media_type: MediaType,
     document: Document,
 }
 
@@ -66,10 +66,6 @@ impl Engine {
     }
 
     /// Clears `joined` when this call starts the flight.
-    #[expect(
-        clippy::excessive_nesting,
-        reason = "each level is one case, and a function for one would hide the order"
-    )]
     async fn manifest_or_flight(
         self: &Arc<Self>,
         origin: &Origin,
@@ -80,17 +76,14 @@ impl Engine {
         if let Some(known) = self.known(origin, reference).await? {
             return Ok(known);
         }
-        let key = (origin.place(), reference.clone());
+        let key = origin.asked(reference);
         if self.running.not_found.remembers(&key, self.now_ms()) {
             return Err(Failure::NotFound);
         }
         if let Some(asker) = asker {
             self.may_miss(&key.0, reference, asker).await?;
         }
-        let meanwhile = match reference {
-            Reference::Tag(tag) => self.tag_to_revalidate(origin, tag).await?,
-            Reference::Digest(_) => None,
-        };
+        let meanwhile = self.meanwhile(origin, reference).await?;
         let span = tracing::info_span!(
             parent: None,
             "mirror_manifest",
@@ -98,34 +91,57 @@ impl Engine {
             reference = %reference,
             request.id = %requester.request_id,
         );
-        let (engine, mirror) = (Arc::clone(self), Arc::clone(&origin.mirror));
-        let (origin, reference, requester) = (origin.clone(), reference.clone(), requester.clone());
-        let land = async move { engine.land(&origin, &reference, &requester).await };
+        let flight = self.flight(origin, reference, requester, meanwhile.is_some());
         if let Some(stale) = meanwhile {
             *joined = false;
-            self.running.manifests.start(key, span, || async move {
-                let landed = land.await;
-                if let Err(failure) = &landed
-                    && failure.is_upstream_trouble()
-                {
-                    failure.warn(
-                        &mirror,
-                        "a tag that is served meanwhile could not be confirmed",
-                    );
-                }
-                landed
-            });
+            self.running.manifests.start(key, span, || flight);
             return Ok(stale);
         }
-        let land = || {
+        let flight = || {
             *joined = false;
-            land
+            flight
         };
-        let landed = self.running.manifests.run(key.clone(), span, land).await;
+        let landed = self.running.manifests.run(key.clone(), span, flight).await;
         if let (Err(Failure::NotFound), Some(asker)) = (&landed, asker) {
             self.missed(&key.0, &key.1, asker).await;
         }
         landed
+    }
+
+    /// A tag's manifest that is served while the upstream is asked.
+    async fn meanwhile(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+    ) -> Result<Option<MirroredManifest>, Failure> {
+        let Reference::Tag(tag) = reference else {
+            return Ok(None);
+        };
+        let stale = self.tag_to_revalidate(origin, tag).await?;
+        Ok(stale.filter(|stale| origin.accepts.takes(&stale.record.media_type)))
+    }
+
+    /// See [`Engine::land`]. When something is served meanwhile nobody waits for the answer, so its failure is logged here.
+    fn flight(
+        self: &Arc<Self>,
+        origin: &Origin,
+        reference: &Reference,
+        requester: &Requester,
+        is_served_meanwhile: bool,
+    ) -> impl Future<Output = Result<MirroredManifest, Failure>> + Send + 'static {
+        let (engine, origin) = (Arc::clone(self), origin.clone());
+        let (reference, requester) = (reference.clone(), requester.clone());
+        async move {
+            let landed = engine.land(&origin, &reference, &requester).await;
+            match &landed {
+                Err(failure) if is_served_meanwhile && failure.is_upstream_trouble() => {
+                    let what = "a tag that is served meanwhile could not be confirmed";
+                    failure.warn(origin.mirror(), what);
+                }
+                Ok(_) | Err(_) => {}
+            }
+            landed
+        }
     }
 
     /// The flight of a manifest: looks again, because another may have landed since, and then asks the upstream.
@@ -140,6 +156,9 @@ impl Engine {
         }
         let result = match reference {
             Reference::Digest(digest) => self.pull_digest(origin, digest, requester).await,
+            Reference::Tag(tag) if origin.accepts.further().is_some() => {
+                self.check_negotiated(origin, tag, requester).await
+            }
             Reference::Tag(tag) => self.check_tag(origin, tag, requester).await,
         };
         // Other failures are logged by the requests that wait for them.
@@ -147,7 +166,7 @@ impl Engine {
             let until_ms = self
                 .now_ms()
                 .saturating_add(millis(origin.settings.not_found_for));
-            let key = (origin.place(), reference.clone());
+            let key = origin.asked(reference);
             self.running.not_found.remember(key, until_ms);
         }
         result
@@ -170,7 +189,13 @@ impl Engine {
                     via: CacheOutcome::Hit,
                 }))
             }
-            Reference::Tag(tag) => self.fresh_tag(origin, tag).await,
+            Reference::Tag(tag) => {
+                let fresh = self.fresh_tag(origin, tag).await?;
+                match fresh.filter(|fresh| origin.accepts.takes(&fresh.record.media_type)) {
+                    Some(fresh) => Ok(Some(fresh)),
+                    None => self.fresh_negotiated(origin, tag).await,
+                }
+            }
         }
     }
 
@@ -259,16 +284,16 @@ impl Engine {
     ) -> Result<Verified, Failure> {
         let reference = Reference::Digest(digest.clone());
         let upstream = &origin.settings.upstream;
-        let fetched = upstream.manifest(&origin.remote, &reference).await?;
-        self.verify(fetched, Some(digest))
+        let fetched = upstream.manifest(&origin.remote, &reference, &origin.accepts);
+        self.verify(fetched.await?, Some(digest))
     }
 
     /// Fetches what the tag names. The digest is the one the upstream states, which the bytes must hash to, or their SHA-256.
     pub(super) async fn fetch_tag(&self, origin: &Origin, tag: &Tag) -> Result<Verified, Failure> {
         let reference = Reference::Tag(tag.clone());
         let upstream = &origin.settings.upstream;
-        let fetched = upstream.manifest(&origin.remote, &reference).await?;
-        self.verify(fetched, None)
+        let fetched = upstream.manifest(&origin.remote, &reference, &origin.accepts);
+        self.verify(fetched.await?, None)
     }
 
     fn verify(

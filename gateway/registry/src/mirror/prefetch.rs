@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use gantry_model::{Digest, Document, Requester};
+use gantry_model::{AcceptedTypes, Digest, Document, Reference, Requester};
 use gantry_storage::ManifestRecord;
 
 use super::{
@@ -37,6 +37,13 @@ impl Prefetches {
     }
 }
 
+/// What a manifest names.
+struct Part {
+    digest: Digest,
+    /// What it is asked for as, where it may be a manifest; it is a blob when the upstream has no such manifest.
+    manifest: Option<AcceptedTypes>,
+}
+
 impl Engine {
     /// See [`super::Mirrors::prefetch`].
     pub(super) fn prefetch(
@@ -54,9 +61,17 @@ impl Engine {
             return;
         };
         let most = self.settings.max_prefetched_blobs;
-        let blobs = manifest.blobs().take(most);
-        let blobs: Vec<Digest> = blobs.map(|(digest, _)| digest.clone()).collect();
-        if blobs.is_empty() {
+        let blobs = manifest.blobs().map(|(digest, _)| (digest.clone(), None));
+        let unknown = manifest.children_of_unknown_type();
+        let unknown = unknown.map(|(digest, child)| (digest.clone(), Some(&child.media_type)));
+        let parts = blobs.chain(unknown).take(most);
+        let parts: Vec<Part> = parts
+            .map(|(digest, media_type)| Part {
+                digest,
+                manifest: media_type.map(AcceptedTypes::with),
+            })
+            .collect();
+        if parts.is_empty() {
             return;
         }
         let key = (origin.place(), record.digest.clone());
@@ -69,20 +84,20 @@ impl Engine {
         );
         let engine = Arc::clone(self);
         let (origin, requester) = (origin.clone(), requester.clone());
-        let prefetch = || async move { engine.prefetch_blobs(&origin, &blobs, &requester).await };
+        let prefetch = || async move { engine.prefetch_parts(&origin, &parts, &requester).await };
         self.running.prefetches.manifests.start(key, span, prefetch);
     }
 
     /// In the manifest's order, as clients unpack them; each begins when there is a place for it.
-    async fn prefetch_blobs(
+    async fn prefetch_parts(
         self: Arc<Self>,
         origin: &Origin,
-        blobs: &[Digest],
+        parts: &[Part],
         requester: &Requester,
     ) -> Result<(), Failure> {
-        let fills = blobs.iter().map(|blob| {
+        let fills = parts.iter().map(|part| {
             let engine = Arc::clone(&self);
-            async move { engine.prefetch_blob(origin, blob, requester).await }
+            async move { engine.prefetch_part(origin, part, requester).await }
         });
         // The places are taken in this order: a semaphore is fair.
         for fetched in futures_util::future::join_all(fills).await {
@@ -97,14 +112,23 @@ impl Engine {
         Ok(())
     }
 
-    async fn prefetch_blob(
+    async fn prefetch_part(
         self: &Arc<Self>,
         origin: &Origin,
-        digest: &Digest,
+        part: &Part,
         requester: &Requester,
     ) -> Result<(), Failure> {
         let prefetches = &self.running.prefetches;
+        let digest = &part.digest;
         let _place = prefetches.places.take(&origin.mirror).await?;
+        if let Some(accepts) = &part.manifest {
+            let origin = origin.clone().accepting(accepts.clone());
+            let reference = Reference::Digest(digest.clone());
+            match self.manifest(&origin, &reference, requester).await {
+                Err(Failure::NotFound) => {}
+                found => return found.map(drop),
+            }
+        }
         let linked = self.metadata.blob(origin.name(), origin.content(), digest);
         if linked.await?.is_some() {
             return Ok(());

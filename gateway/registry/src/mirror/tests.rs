@@ -7,6 +7,7 @@ mod fill;
 mod freshness;
 mod keep;
 mod listing;
+mod negotiation;
 mod operator;
 mod panicking;
 mod parts;

@@ -13,9 +13,9 @@ use std::{
 };
 
 use gantry_model::{Digest, RepositoryName};
-use gantry_upstream::{ListPage, NextPage, Texts};
+use gantry_upstream::{ListMemory, ListPage, ListRoom, NextPage, Texts};
 use moka::{policy::EvictionPolicy, sync::Cache};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Engine, Origin, Place,
@@ -35,6 +35,10 @@ const MAX_WEIGHT: u64 = 48 << 20;
 const OVERHEAD_BYTES: u64 = 1 << 10;
 /// Lists of one mirror, or of hosted names, that are made, and pages of a mirror that are read at once.
 const AT_ONCE: usize = 8;
+/// References to a kept list that nobody reads: the cache's, that of a copy of it, and one as the last whole list, twice.
+const IDLE_COUNT: usize = 4;
+/// Lists of more than a few MiB that are in memory at once.
+const LARGE_AT_ONCE: usize = 2;
 /// How long a read waits for its turn.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
 /// How old a list may be for somebody who begins to read it: whoever goes on in it keeps it for as long as a tag is fresh.
@@ -68,13 +72,15 @@ pub(super) struct List {
     seen: HashSet<u64>,
     hasher: RandomState,
     bytes: u64,
+    memory: Arc<ListMemory>,
     /// When its last page came.
     pub(super) read_at_ms: u64,
 }
 
 impl List {
-    fn new(now_ms: u64) -> Self {
+    fn new(now_ms: u64, large: &Arc<Semaphore>) -> Self {
         Self {
+            memory: Arc::new(ListMemory::new(large)),
             entries: Arc::default(),
             is_sorted: true,
             is_whole: false,
@@ -100,14 +106,13 @@ impl List {
             self.is_whole = true;
             return Ok(());
         }
-        let entries = Arc::make_mut(&mut self.entries);
-        for entry in page.entries.iter() {
-            let last = entries
-                .len()
-                .checked_sub(1)
-                .and_then(|last| entries.get(last));
-            self.is_sorted &= last.is_none_or(|last| last < entry);
-            entries.push(entry);
+        let last = self.entries.iter().next_back();
+        let all = last.into_iter().chain(page.entries.iter());
+        self.is_sorted &= all.is_sorted_by(|one, other| one < other);
+        match self.entries.is_empty() {
+            // Most lists are one page, which is not held twice.
+            true => self.entries = Arc::new(page.entries),
+            false => Arc::make_mut(&mut self.entries).extend(page.entries.iter()),
         }
         if let Some(next) = &page.next
             && !self.seen.insert(self.hasher.hash_one(next.query()))
@@ -143,6 +148,12 @@ struct Kept {
 }
 
 impl Kept {
+    fn is_large(&self) -> bool {
+        let lists = [Some(&self.current), self.whole.as_ref()];
+        let mut lists = lists.into_iter().flatten();
+        lists.any(|list| lock(list).memory.is_large())
+    }
+
     fn weight(&self) -> u64 {
         let whole = self
             .whole
@@ -158,6 +169,8 @@ pub(super) struct Lists {
     kept: Cache<ListKey, Kept>,
     pages: Flights<ListKey, ()>,
     reads: Turns,
+    /// Of lists of more than a few MiB, over all mirrors.
+    large: Arc<Semaphore>,
     /// Of requests for lists, which hold theirs while they wait for reads.
     requests: Turns,
 }
@@ -181,6 +194,7 @@ impl Default for Lists {
                 .build(),
             pages: Flights::default(),
             reads: Turns::new(AT_ONCE),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
             requests: Turns::new(AT_ONCE),
         }
     }
@@ -201,6 +215,36 @@ impl Lists {
             None => Failure::busy("too many lists are being made"),
         };
         turn.await.unwrap_or_else(|_elapsed| Err(busy()))
+    }
+
+    /// Keeps a list as it is after a page was read, or was not.
+    fn settle(&self, key: &ListKey, current: &Arc<Mutex<List>>, read: &Result<(), Failure>) {
+        match read {
+            // Its place may be one that the upstream does not know any more.
+            Err(Failure::Invalid(_) | Failure::NotFound) => self.give_up(key, current),
+            Err(Failure::Upstream(error)) if !error.is_retryable() => self.give_up(key, current),
+            Err(_) => {}
+            // Once more, because it weighs more.
+            Ok(()) => {
+                let kept = self.kept.get(key);
+                if let Some(kept) = kept.filter(|kept| Arc::ptr_eq(&kept.current, current)) {
+                    self.kept.insert(key.clone(), kept);
+                }
+            }
+        }
+    }
+
+    /// Lets go of kept large lists when there is no turn left for another: whoever reads one holds it.
+    fn make_room(&self) {
+        if self.large.available_permits() > 0 {
+            return;
+        }
+        let large = self.kept.iter().filter(|(_, kept)| kept.is_large());
+        // To forget a list that is being read frees nothing.
+        let idle = large.filter(|(_, kept)| Arc::strong_count(&kept.current) <= IDLE_COUNT);
+        for (key, _) in idle {
+            self.kept.invalidate(&*key);
+        }
     }
 
     /// Forgets what is being read, and keeps what was whole.
@@ -268,10 +312,9 @@ impl Engine {
         derived: &Derived,
         look: impl Fn(&List) -> Option<T>,
     ) -> Result<Found<T>, Failure> {
-        let mut begins = begins;
+        // One list to the end of the walk: another one may take its place meanwhile.
+        let current = self.current(origin, key, begins);
         loop {
-            let current = self.current(origin, key, begins);
-            begins = false;
             if let Some(found) = look(&lock(&current)) {
                 return Ok(Found { found, stale: None });
             }
@@ -309,7 +352,7 @@ impl Engine {
                 return Arc::clone(&kept.current);
             }
         }
-        let current = Arc::new(Mutex::new(List::new(self.now_ms())));
+        let current = Arc::new(Mutex::new(List::new(self.now_ms(), &lists.large)));
         let kept = Kept {
             current: Arc::clone(&current),
             whole: kept.and_then(|kept| match lock(&kept.current).is_whole {
@@ -322,10 +365,6 @@ impl Engine {
     }
 
     /// Reads the next page, or waits for the one who does.
-    #[expect(
-        clippy::excessive_nesting,
-        reason = "each level is one case, and a function for one would hide the order"
-    )]
     async fn read_on(
         self: &Arc<Self>,
         origin: &Origin,
@@ -334,31 +373,14 @@ impl Engine {
     ) -> Result<(), Failure> {
         let span =
             tracing::info_span!(parent: None, "mirror_list", repository.name = %key.repository());
-        let (engine, origin, key) = (Arc::clone(self), origin.clone(), key.clone());
+        let (engine, origin, asked) = (Arc::clone(self), origin.clone(), key.clone());
         let current = Arc::clone(current);
-        let lists = &self.running.lists;
-        let page = lists.pages.run(key.clone(), span, || async move {
-            let read = engine.read_page(&origin, &key, &current).await;
-            let lists = &engine.running.lists;
-            match &read {
-                // Its place may be one that the upstream does not know any more.
-                Err(Failure::Invalid(_) | Failure::NotFound) => lists.give_up(&key, &current),
-                Err(Failure::Upstream(error)) if !error.is_retryable() => {
-                    lists.give_up(&key, &current);
-                }
-                Err(_) => {}
-                // Once more, because it weighs more.
-                Ok(()) => {
-                    let kept = lists.kept.get(&key);
-                    let kept = kept.filter(|kept| Arc::ptr_eq(&kept.current, &current));
-                    if let Some(kept) = kept {
-                        lists.kept.insert(key, kept);
-                    }
-                }
-            }
+        let read = || async move {
+            let read = engine.read_page(&origin, &asked, &current).await;
+            engine.running.lists.settle(&asked, &current, &read);
             read
-        });
-        page.await
+        };
+        self.running.lists.pages.run(key.clone(), span, read).await
     }
 
     async fn read_page(
@@ -373,14 +395,20 @@ impl Engine {
             if list.is_whole {
                 return Ok(());
             }
-            (list.next.clone(), MAX_LIST_BYTES.saturating_sub(list.bytes))
+            let room = ListRoom {
+                max_bytes: MAX_LIST_BYTES.saturating_sub(list.bytes),
+                taken_bytes: list.entries.weight(),
+                memory: Arc::clone(&list.memory),
+            };
+            (list.next.clone(), room)
         };
+        self.running.lists.make_room();
         let (upstream, remote) = (&origin.settings.upstream, &origin.remote);
         let answer = match key {
-            ListKey::Tags(_) => upstream.tags(remote, next.as_ref(), room).await,
+            ListKey::Tags(_) => upstream.tags(remote, next.as_ref(), &room).await,
             ListKey::Referrers(_, subject) => {
                 upstream
-                    .referrers(remote, subject, next.as_ref(), room)
+                    .referrers(remote, subject, next.as_ref(), &room)
                     .await
             }
         };

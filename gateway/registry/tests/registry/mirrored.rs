@@ -12,14 +12,14 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use gantry_model::{Change, Digest, Operation, Reference, RepositoryName};
+use gantry_model::{AcceptedTypes, Change, Digest, Operation, Reference, RepositoryName};
 use gantry_registry::{
     Admission, Arrived, BlobContent, Body, Error, Freshness, Keep, ListedReferrers, MirrorSettings,
     Moves, Outcome, ServedBlob, Settings,
 };
 use gantry_storage::{Commit, ContentOrigin};
 use gantry_upstream::{
-    BlobStream, FetchedManifest, Kind, ListPage, ManifestHead, NextPage, Part, Upstream,
+    BlobStream, FetchedManifest, Kind, ListPage, ListRoom, ManifestHead, NextPage, Part, Upstream,
     UpstreamError,
 };
 
@@ -92,6 +92,7 @@ impl Upstream for Static {
         &self,
         _repository: &RepositoryName,
         reference: &Reference,
+        _accepts: &AcceptedTypes,
     ) -> Result<ManifestHead, UpstreamError> {
         let content = self.find(reference)?;
         Ok(ManifestHead {
@@ -105,6 +106,7 @@ impl Upstream for Static {
         &self,
         _repository: &RepositoryName,
         reference: &Reference,
+        _accepts: &AcceptedTypes,
     ) -> Result<FetchedManifest, UpstreamError> {
         self.manifest_gets.fetch_add(1, Ordering::SeqCst);
         let content = self.find(reference)?;
@@ -154,7 +156,7 @@ impl Upstream for Static {
         &self,
         _repository: &RepositoryName,
         _next: Option<&NextPage>,
-        _max_bytes: u64,
+        _room: &ListRoom,
     ) -> Result<ListPage, UpstreamError> {
         Ok(ListPage {
             entries: ["v1", "v2", "v3"].into_iter().collect(),
@@ -167,7 +169,7 @@ impl Upstream for Static {
         _repository: &RepositoryName,
         _digest: &Digest,
         _next: Option<&NextPage>,
-        _max_bytes: u64,
+        _room: &ListRoom,
     ) -> Result<ListPage, UpstreamError> {
         let entry = |kind: &String| {
             let entry = serde_json::json!({

@@ -7,8 +7,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use futures_util::{StreamExt as _, stream::BoxStream};
 use gantry_model::{
-    Cause, Descriptor, Digest, Document, Manifest, Operation, Reference, Repository, Requester,
-    Source, Tag, WrittenDescriptor, namespace::Address,
+    AcceptedTypes, Cause, Descriptor, Digest, Document, Manifest, ManifestKind, Operation,
+    Reference, Repository, Requester, Source, Tag, WrittenDescriptor, namespace::Address,
 };
 use gantry_registry::{
     Arrived, BlobContent, Body, Error as RegistryError, Outcome, ServedManifest,
@@ -33,12 +33,17 @@ pub(super) const WARM: LineRoute = LineRoute {
     run: warm,
 };
 
-/// Images of one request at most, and so questions of it for what an upstream may not have: the first one in vain ends an image.
+/// Images of one request at most, and so questions of it for what an upstream may not have: the first one in vain ends an image,
+/// unless it was whether the child of an index is a manifest.
 const MAX_IMAGES: usize = 1000;
-/// Manifests of one image at most, over all its indexes.
-const MAX_MANIFESTS: usize = 1000;
+/// Manifests of one image that are asked for at most, over all its indexes.
+const MAX_MANIFESTS: u64 = 1000;
 /// Blobs of an image that are fetched at once, as many as docker does.
 const BLOBS_AT_ONCE: usize = 3;
+/// How the registry says that there is no such content.
+const MANIFEST_UNKNOWN: &str = "MANIFEST_UNKNOWN";
+const NAME_UNKNOWN: &str = "NAME_UNKNOWN";
+const BLOB_UNKNOWN: &str = "BLOB_UNKNOWN";
 /// Progress is told after so many bytes.
 const TOLD_EVERY: u64 = 1 << 20;
 
@@ -139,7 +144,104 @@ struct Totals {
     fetched_bytes: u64,
 }
 
+/// A blob of an image, or what was named as one.
+struct Fetched {
+    is_manifest: bool,
+    bytes: u64,
+    /// How much of it came from the upstream for this.
+    from_upstream: u64,
+}
+
+/// A manifest of an image that is to be pulled.
+struct Wanted {
+    reference: Reference,
+    /// The child of an index, whose type does not say that it is a manifest.
+    blob: Option<Named>,
+}
+
+impl Wanted {
+    fn named(reference: Reference) -> Self {
+        let blob = None;
+        Self { reference, blob }
+    }
+
+    fn child(descriptor: &Descriptor) -> Self {
+        let blob = Named {
+            blob: descriptor.clone(),
+            is_child: false,
+        };
+        Self {
+            reference: Reference::Digest(descriptor.digest.clone()),
+            blob: Some(blob),
+        }
+    }
+
+    fn accepts(&self) -> AcceptedTypes {
+        let named = self.blob.as_ref();
+        named.map_or_else(AcceptedTypes::default, |named| {
+            AcceptedTypes::with(&named.blob.media_type)
+        })
+    }
+
+    /// Whether a failure to pull it as a manifest leaves open that it is a blob.
+    fn may_be_blob(&self, code: &str) -> bool {
+        self.blob.is_some() && [MANIFEST_UNKNOWN, NAME_UNKNOWN].contains(&code)
+    }
+}
+
+/// Content that a manifest names as a blob.
+struct Named {
+    blob: Descriptor,
+    /// By an index, which may call a manifest by any type.
+    is_child: bool,
+}
+
+/// What is known of an image so far.
+#[derive(Default)]
+struct Found {
+    /// Manifests that were asked for.
+    asked: u64,
+    seen: HashSet<Digest>,
+    manifests: Vec<Wanted>,
+    blobs: Vec<Named>,
+}
+
+impl Found {
+    /// Adds what a manifest names; of its children that are manifests only those.
+    fn add(&mut self, manifest: &Manifest, children: Vec<Digest>) {
+        let children = children.into_iter().map(Reference::Digest);
+        self.manifests.extend(children.map(Wanted::named));
+        for (digest, written) in manifest.blobs() {
+            let is_child = manifest.kind == ManifestKind::Index;
+            let blob = self.unseen(digest, written);
+            self.blobs.extend(blob.map(|blob| Named { blob, is_child }));
+        }
+        for (digest, written) in manifest.children_of_unknown_type() {
+            let child = self.unseen(digest, written);
+            self.manifests.extend(child.as_ref().map(Wanted::child));
+        }
+    }
+
+    /// The descriptor of content that was not named before.
+    fn unseen(&mut self, digest: &Digest, written: &WrittenDescriptor) -> Option<Descriptor> {
+        let media_type = written.media_type.clone();
+        let is_new = self.seen.insert(digest.clone());
+        is_new.then(|| Descriptor::new(media_type, digest.clone(), written.size))
+    }
+}
+
 impl Totals {
+    fn add(&mut self, fetched: &Fetched) {
+        match fetched.is_manifest {
+            true => self.manifests += 1,
+            false => {
+                self.blobs += 1;
+                self.bytes += fetched.bytes;
+                self.fetched_bytes += fetched.from_upstream;
+            }
+        }
+    }
+
     fn line(&self, image: &str) -> Value {
         json!({
             "event": "warmed", "image": image, "manifests": self.manifests, "blobs": self.blobs,
@@ -192,41 +294,39 @@ impl Warming {
             repository,
         };
         let mut totals = Totals::default();
-        let mut wanted = vec![reference];
-        let (mut seen, mut blobs) = (HashSet::new(), Vec::new());
-        while let Some(reference) = wanted.pop() {
-            let served = self.manifest(&image, reference).await?;
-            if !seen.insert(served.digest.clone()) {
-                continue;
-            }
-            if seen.len() > MAX_MANIFESTS {
+        let mut found = Found::default();
+        found.manifests.push(Wanted::named(reference));
+        while let Some(wanted) = found.manifests.pop() {
+            found.asked += 1;
+            if found.asked > MAX_MANIFESTS {
                 let message = format!("an image of more than {MAX_MANIFESTS} manifests");
                 return Err(Stop::failed("MANIFEST_INVALID", message));
             }
-            totals.manifests += 1;
-            let Document::Manifest(manifest) = Document::read(&served.media_type, &served.bytes)
-            else {
-                // It is here now; what it names is for those to fetch who can read it.
-                continue;
+            let served = match self.manifest(&image, &wanted).await {
+                Err(Stop::Failed { code, .. }) if wanted.may_be_blob(code) => {
+                    found.blobs.extend(wanted.blob);
+                    continue;
+                }
+                served => served?,
             };
-            let children = self.children(&manifest)?;
-            wanted.extend(children.into_iter().map(Reference::Digest));
-            let named = manifest.blobs();
-            let new = named.filter(|(digest, _)| seen.insert((*digest).clone()));
-            blobs.extend(new.map(|(digest, blob)| {
-                Descriptor::new(blob.media_type.clone(), digest.clone(), blob.size)
-            }));
+            if !found.seen.insert(served.digest.clone()) && wanted.blob.is_none() {
+                continue;
+            }
+            totals.manifests += 1;
+            // What a document names that is not read here is for those to fetch who can read it.
+            let document = Document::read(&served.media_type, &served.bytes);
+            if let Some(manifest) = document.manifest() {
+                found.add(manifest, self.children(manifest)?);
+            }
         }
         let image = &image;
-        let fetches = blobs
+        let fetches = found
+            .blobs
             .into_iter()
-            .map(|blob| async move { self.blob(image, &blob).await });
+            .map(|blob| async move { self.blob_or_manifest(image, &blob).await });
         let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(BLOBS_AT_ONCE);
         while let Some(fetched) = fetches.next().await {
-            let (size, fetched) = fetched?;
-            totals.blobs += 1;
-            totals.bytes += size;
-            totals.fetched_bytes += fetched;
+            totals.add(&fetched?);
         }
         Ok(totals)
     }
@@ -274,12 +374,13 @@ impl Warming {
     async fn manifest(
         &self,
         image: &Image<'_>,
-        reference: Reference,
+        wanted: &Wanted,
     ) -> Result<Box<ServedManifest>, Stop> {
         let operation = Operation::PullManifest {
             repository: image.repository.clone(),
-            reference,
+            reference: wanted.reference.clone(),
             body: true,
+            accepts: wanted.accepts(),
         };
         let Outcome::Manifest(served) = self.perform(operation).await? else {
             return Err(Stop::failed("UNKNOWN", "no manifest"));
@@ -291,8 +392,22 @@ impl Warming {
         Ok(served)
     }
 
-    /// Its length, and how much of it came from the upstream for this.
-    async fn blob(&self, image: &Image<'_>, blob: &Descriptor) -> Result<(u64, u64), Stop> {
+    /// What a manifest names as a blob. The child of an index may be a manifest all the same.
+    async fn blob_or_manifest(&self, image: &Image<'_>, named: &Named) -> Result<Fetched, Stop> {
+        match self.blob(image, &named.blob).await {
+            Err(Stop::Failed { code, .. }) if named.is_child && code == BLOB_UNKNOWN => {}
+            blob => return blob,
+        }
+        let wanted = Wanted::child(&named.blob);
+        let served = self.manifest(image, &wanted).await?;
+        Ok(Fetched {
+            is_manifest: true,
+            bytes: served.bytes.len() as u64,
+            from_upstream: 0,
+        })
+    }
+
+    async fn blob(&self, image: &Image<'_>, blob: &Descriptor) -> Result<Fetched, Stop> {
         // Asked before: what another fill brought meanwhile is served as one that was here already.
         let was_here = self
             .generation
@@ -326,7 +441,11 @@ impl Warming {
             "event": "blob", "image": image.spelled, "digest": blob.digest.as_str(), "bytes": size, "fetched_bytes": fetched,
         });
         self.teller.tell(line).await?;
-        Ok((size, fetched))
+        Ok(Fetched {
+            is_manifest: false,
+            bytes: size,
+            from_upstream: fetched,
+        })
     }
 
     async fn receive(

@@ -202,6 +202,11 @@ impl FsBlob {
         Ok(file)
     }
 
+    fn file_to_read(&self) -> Result<Arc<File>, StorageError> {
+        self.opened()
+            .map_err(|error| StorageError::file(READ, &self.path, error))
+    }
+
     fn keep_open(&self) -> io::Result<Arc<File>> {
         let mut held = lock(&self.held);
         held.last = true;
@@ -238,10 +243,12 @@ impl Blob for FsBlob {
     }
 
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, StorageError> {
-        let file = self
-            .opened()
-            .map_err(|error| StorageError::file(READ, &self.path, error))?;
+        let file = self.file_to_read()?;
         self.reads.read(&file, offset, length, self.size()).await
+    }
+
+    fn prepare(&self) -> Result<(), StorageError> {
+        self.file_to_read().map(drop)
     }
 
     fn file(&self) -> Option<Arc<File>> {
@@ -254,9 +261,7 @@ impl Blob for FsBlob {
     }
 
     async fn warm(&self, offset: u64, length: usize) -> Result<(), StorageError> {
-        let file = self
-            .opened()
-            .map_err(|error| StorageError::file(READ, &self.path, error))?;
+        let file = self.file_to_read()?;
         self.reads.warm(file, offset, length).await
     }
 }
@@ -303,10 +308,20 @@ mod tests {
     }
 
     #[tokio::test]
-    #[expect(
-        clippy::excessive_nesting,
-        reason = "each level is one case, and a function for one would hide the order"
-    )]
+    async fn a_file_that_went_after_it_was_found_is_an_error_before_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        content(&path, "content");
+        let (files, reads) = (Files::new(8), Reads::new(1));
+        let blob = files.find(&path, &reads).unwrap().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        blob.prepare().unwrap_err();
+        content(&path, "content");
+        blob.prepare().unwrap();
+        assert!(is_open(&blob));
+    }
+
+    #[tokio::test]
     async fn only_so_many_files_are_open_and_all_are_readable() {
         let folder = tempfile::tempdir().unwrap();
         let (files, reads) = (Files::new(4), Reads::new(1));
@@ -317,12 +332,10 @@ mod tests {
                 files.find(&path, &reads).unwrap().unwrap()
             })
             .collect();
-        for _round in 0..3 {
-            for (number, blob) in blobs.iter().enumerate() {
-                assert_eq!(text(blob).await, number.to_string());
-                let open = blobs.iter().filter(|blob| is_open(blob)).count();
-                assert!(open <= 4, "{open} are open");
-            }
+        for (number, blob) in (0..3).flat_map(|_round| blobs.iter().enumerate()) {
+            assert_eq!(text(blob).await, number.to_string());
+            let open = blobs.iter().filter(|blob| is_open(blob)).count();
+            assert!(open <= 4, "{open} are open");
         }
     }
 

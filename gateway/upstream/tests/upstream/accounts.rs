@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{
     Cause, ClientSettings, CredentialSource, Credentials, Helper, Kind, RegistryClient,
     Upstream as _,
@@ -86,13 +87,19 @@ async fn a_helper_is_run_once_for_many_calls_and_not_before_it_is_needed() {
     says(folder.path(), "acme", "new");
     let open = Server::start(|_| manifest()).await;
     let client = with_source(&open, CredentialSource::Helper(helper(folder.path())));
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(runs(folder.path()), 0);
 
     let server = Server::start(basic_registry("acme")).await;
     let client = with_source(&server, CredentialSource::Helper(helper(folder.path())));
     let calls = (0..8).map(|_| async {
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
     });
     futures_util::future::join_all(calls).await;
     assert_eq!(runs(folder.path()), 1);
@@ -104,11 +111,17 @@ async fn a_refused_password_is_renewed_once_by_the_helper() {
     says(folder.path(), "acme", "old");
     let server = Server::start(basic_registry("acme")).await;
     let client = with_source(&server, CredentialSource::Helper(helper(folder.path())));
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Refused);
     // Once for the first try and once because that was refused.
     assert_eq!(runs(folder.path()), 2);
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Refused);
     // It had nothing better a moment ago.
     assert_eq!(runs(folder.path()), 2);
@@ -136,8 +149,14 @@ async fn a_password_that_was_rotated_is_taken_from_the_helper_within_the_call() 
     }
     .within(folder.path()));
     let client = with_source(&server, source);
-    client.manifest(&alpine(), &latest()).await.unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(runs(folder.path()), 2);
 }
 
@@ -152,7 +171,10 @@ async fn an_answer_that_grew_old_is_asked_for_again() {
     });
     let client = with_source(&server, source);
     for _ in 0..2 {
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
     }
     assert!(runs(folder.path()) >= 2);
 }
@@ -166,7 +188,10 @@ async fn a_failing_helper_fails_the_call_and_nothing_is_sent_anonymously_instead
     })
     .await;
     let client = with_source(&server, CredentialSource::Helper(helper(folder.path())));
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(
         (error.kind, error.cause),
         (Kind::Unavailable, Cause::Credentials)
@@ -191,7 +216,10 @@ async fn an_identity_token_is_exchanged_by_post() {
     let server = Server::start(refreshing).await;
     let secret = || Zeroizing::new("idt".to_owned());
     let client = with_source(&server, Credentials::identity_token(secret()));
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(
         server.seen()[1].body,
         "service=reg&scope=repository%3Alibrary%2Falpine%3Apull&grant_type=refresh_token&client_id=gantry&refresh_token=idt"
@@ -215,7 +243,10 @@ async fn a_helper_may_bring_an_identity_token_and_renew_it() {
         &server,
         CredentialSource::Helper(source.within(folder.path())),
     );
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!((runs(folder.path()), server.count("/token")), (2, 2));
 }
 
@@ -224,7 +255,10 @@ async fn an_identity_token_never_answers_a_basic_challenge() {
     let server = Server::start(|_| reply(401, &[("www-authenticate", "Basic realm=r")], "")).await;
     let secret = Zeroizing::new("idt".to_owned());
     let client = with_source(&server, Credentials::identity_token(secret));
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Refused);
     assert!(
         server
@@ -254,13 +288,22 @@ async fn replaced_credentials_are_used_at_once_and_the_old_token_no_more() {
             .unwrap()
             .to_owned()
     };
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(last(), "Bearer acmes");
     client.replace_credentials(None);
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(last(), "Bearer anonymous");
     client.replace_credentials(Some(&acme().into()));
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(last(), "Bearer acmes");
 }
 
@@ -278,7 +321,10 @@ async fn replaced_credentials_do_not_reach_an_alternative_elsewhere() {
     })
     .unwrap();
     client.replace_credentials(Some(&acme().into()));
-    client.manifest(&alpine(), &latest()).await.unwrap_err();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     let sent: Vec<_> = second
         .seen()
         .iter()
@@ -299,7 +345,10 @@ async fn a_realm_elsewhere_gets_credentials_only_where_it_is_listed() {
     .await;
     let settings = with_credentials(&server.url);
     let client = RegistryClient::new(settings.clone()).unwrap();
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!((error.kind, error.cause), (Kind::Refused, Cause::Realm));
     assert_eq!(auth.seen().len(), 0);
     let client = RegistryClient::new(ClientSettings {
@@ -307,6 +356,9 @@ async fn a_realm_elsewhere_gets_credentials_only_where_it_is_listed() {
         ..settings
     })
     .unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(auth.seen()[0].authorization(), Some(BASIC));
 }

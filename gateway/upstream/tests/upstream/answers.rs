@@ -1,7 +1,7 @@
 //! What is asked, and how good answers are read.
 
 use futures_util::TryStreamExt as _;
-use gantry_model::media_type::OCI_INDEX;
+use gantry_model::{AcceptedTypes, media_type::OCI_INDEX};
 use gantry_upstream::{Kind, RegistryClient, Upstream as _};
 
 use super::server::{
@@ -17,7 +17,7 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, applicati
 async fn a_manifest_is_asked_for_with_the_types_of_manifests_and_without_coding() {
     let server = Server::start(|_| manifest()).await;
     let fetched = client(&server.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap();
     assert_eq!(fetched.bytes, MANIFEST);
@@ -35,7 +35,7 @@ async fn a_manifest_is_asked_for_with_the_types_of_manifests_and_without_coding(
 async fn a_head_of_a_manifest_tells_digest_type_and_size() {
     let server = Server::start(|_| manifest()).await;
     let head = client(&server.url)
-        .head_manifest(&alpine(), &latest())
+        .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap();
     assert_eq!(head.digest, Some(digest()));
@@ -62,7 +62,7 @@ async fn docker_hub_s_headers_are_understood() {
     })
     .await;
     let fetched = client(&server.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap();
     let media_type = fetched.media_type.unwrap();
@@ -78,7 +78,7 @@ async fn a_content_digest_that_is_none_is_invalid() {
     let server =
         Server::start(|_| reply(200, &[("docker-content-digest", "sha256:ABC")], MANIFEST)).await;
     let error = client(&server.url)
-        .head_manifest(&alpine(), &latest())
+        .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
@@ -89,7 +89,10 @@ async fn a_base_path_goes_before_v2() {
     let server = Server::start(|_| manifest()).await;
     for base in ["/cache", "/cache/"] {
         let client = client(&server.url.join(base).unwrap());
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
     }
     assert_eq!(server.count("/cache/v2/library/alpine/manifests/latest"), 2);
 }

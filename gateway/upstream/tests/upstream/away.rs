@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{ClientSettings, Kind, RegistryClient, Upstream as _};
 use http::{HeaderName, HeaderValue};
 use tokio::time::Instant;
@@ -34,8 +35,14 @@ async fn a_registry_that_a_redirect_leads_to_is_asked_with_a_token_for_nobody() 
     .await;
     for settings in [settings(&server.url), with_credentials(&server.url)] {
         let client = RegistryClient::new(settings).unwrap();
-        client.manifest(&alpine(), &latest()).await.unwrap();
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
     }
     // One token for each client, asked for by nobody.
     assert_eq!(there.count("/token"), 2);
@@ -69,8 +76,14 @@ async fn a_registry_that_asks_for_a_token_of_the_target_and_then_redirects_works
         ..settings(&server.url)
     })
     .unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
-    client.head_manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
+    client
+        .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -151,7 +164,7 @@ async fn a_failing_token_endpoint_of_a_target_is_no_refusal_by_the_upstream() {
         let to = there.at("/x");
         let server = Server::start(move |_| redirect(&to)).await;
         let error = client(&server.url)
-            .manifest(&alpine(), &latest())
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await
             .unwrap_err();
         assert_eq!(error.kind, kind, "{code}: {error}");
@@ -185,9 +198,15 @@ async fn a_password_is_tried_after_a_token_that_is_not_enough_where_the_challeng
         )
         .await;
         let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
         // It is remembered what works.
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
         assert_eq!(
             (server.count("/token"), server.count(MANIFEST_PATH)),
             (1, 4),
@@ -195,7 +214,7 @@ async fn a_password_is_tried_after_a_token_that_is_not_enough_where_the_challeng
         );
         // Nobody has no password to try.
         let error = self::client(&server.url)
-            .manifest(&alpine(), &latest())
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await
             .unwrap_err();
         assert_eq!(error.kind, Kind::Refused);
@@ -210,7 +229,10 @@ async fn a_password_is_not_tried_where_it_is_not_offered() {
     })
     .await;
     let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap_err();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     let manifests = server
         .seen()
         .into_iter()
@@ -232,7 +254,11 @@ async fn a_token_request_goes_on_when_its_caller_leaves_and_there_is_one_at_a_ti
     for round in 0.. {
         // Each caller leaves before there is an answer.
         let patience = Duration::from_millis(20);
-        let left = tokio::time::timeout(patience, client.manifest(&name, &reference)).await;
+        let left = tokio::time::timeout(
+            patience,
+            client.manifest(&name, &reference, &AcceptedTypes::default()),
+        )
+        .await;
         assert!(left.is_err(), "the endpoint is silent");
         if silent.count("/token") > 0 && round >= 5 {
             break;
@@ -258,7 +284,7 @@ async fn a_token_endpoint_that_answers_with_a_page_is_an_outage() {
         })
         .await;
         let error = client(&server.url)
-            .manifest(&alpine(), &latest())
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await
             .unwrap_err();
         assert_eq!(error.kind, Kind::Unavailable, "{code}: {error}");
@@ -272,9 +298,12 @@ async fn a_page_instead_of_content_is_an_outage_and_not_a_missing_manifest_or_bl
         let server = Server::start(move |_: &Seen| reply(code, &html, "<html>")).await;
         let client = client(&server.url);
         let errors = [
-            client.manifest(&alpine(), &latest()).await.unwrap_err(),
             client
-                .head_manifest(&alpine(), &latest())
+                .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+                .await
+                .unwrap_err(),
+            client
+                .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
                 .await
                 .unwrap_err(),
             client.blob(&alpine(), &digest(), 0).await.unwrap_err(),
@@ -306,7 +335,7 @@ async fn a_registry_behind_a_redirect_can_say_not_found_and_an_object_store_cann
         let to = there.at("/v2/x");
         let server = Server::start(move |_| redirect(&to)).await;
         let error = client(&server.url)
-            .manifest(&alpine(), &latest())
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await
             .unwrap_err();
         assert_eq!(error.kind, kind);
@@ -387,7 +416,10 @@ async fn headers_of_ones_own_go_to_no_alternative_and_not_with_a_callers_questio
         ..settings(&first.url)
     })
     .unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(first.seen()[0].header("x-api-key"), Some("canary"));
     assert_eq!(second.seen()[0].header("x-api-key"), None);
     client
@@ -407,7 +439,10 @@ async fn a_password_goes_to_no_other_port_unless_it_is_listed() {
     })
     .await;
     let strict = RegistryClient::new(with_credentials(&server.url)).unwrap();
-    let error = strict.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = strict
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Refused);
     let origin = auth.url.as_str().trim_end_matches('/');
     assert!(
@@ -422,11 +457,14 @@ async fn a_password_goes_to_no_other_port_unless_it_is_listed() {
         ..with_credentials(&server.url)
     })
     .unwrap();
-    listed.manifest(&alpine(), &latest()).await.unwrap();
+    listed
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(auth.seen()[0].authorization(), Some(BASIC));
     // Without a password nothing is at stake.
     client(&server.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap();
     assert_eq!(auth.seen()[1].authorization(), None);
@@ -438,14 +476,18 @@ async fn an_empty_content_digest_is_none() {
     let client = client(&server.url);
     assert_eq!(
         client
-            .head_manifest(&alpine(), &latest())
+            .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await
             .unwrap()
             .digest,
         None
     );
     assert_eq!(
-        client.manifest(&alpine(), &latest()).await.unwrap().digest,
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap()
+            .digest,
         None
     );
 }
@@ -455,9 +497,15 @@ async fn a_call_that_is_not_tried_tells_what_failed_before() {
     let server = Server::start(|_| status(503)).await;
     let client = client(&server.url);
     for _ in 0..5 {
-        client.manifest(&alpine(), &latest()).await.unwrap_err();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap_err();
     }
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.cause, gantry_upstream::Cause::Breaker);
     assert_eq!(error.fault(), gantry_upstream::Fault::BadAnswer);
 }

@@ -4,6 +4,7 @@ use std::{io, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{
     BlobStream, ClientSettings, Kind, RegistryClient, Upstream as _, UpstreamError,
 };
@@ -162,7 +163,7 @@ async fn a_manifest_is_read_up_to_its_limit_only() {
     let announced = b"HTTP/1.1 200 OK\r\nContent-Length: 52428800\r\n\r\n".to_vec();
     let (url, _server) = start_raw(announced, Ending::Hold).await;
     let error = client(&url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
@@ -171,7 +172,7 @@ async fn a_manifest_is_read_up_to_its_limit_only() {
     let server =
         Server::start(move |_| long(&[b' '; 65536], None, ended.lock().unwrap().take())).await;
     let error = client(&server.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
@@ -185,13 +186,16 @@ async fn a_manifest_is_read_up_to_its_limit_only() {
 async fn a_coded_body_is_invalid() {
     let server = Server::start(|_| reply(200, &[("content-encoding", "gzip")], MANIFEST)).await;
     let client = client(&server.url);
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
     let error = client.blob(&alpine(), &digest(), 0).await.unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
     let plain = Server::start(|_| reply(200, &[("content-encoding", "identity")], MANIFEST)).await;
     self::client(&plain.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap();
 }
@@ -212,7 +216,7 @@ async fn headers_without_end_are_not_read_to_the_end() {
             .is_ok()
     });
     let error = client(&url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(error.kind, Kind::Unavailable);

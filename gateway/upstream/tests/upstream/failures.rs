@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{ClientSettings, Kind, RegistryClient, Upstream as _};
 use tokio::net::TcpListener;
 use url::Url;
@@ -27,7 +28,7 @@ async fn nowhere() -> Url {
 
 async fn kind_of(url: &Url) -> Kind {
     let error = client(url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(error.upstream, "hub");
@@ -66,7 +67,10 @@ async fn a_silent_upstream_is_given_up() {
         ..settings(&server.url)
     })
     .unwrap();
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(
         (error.kind, error.attempt.as_str()),
         (Kind::Unavailable, "GET manifest: no answer in time")
@@ -77,7 +81,7 @@ async fn a_silent_upstream_is_given_up() {
 async fn a_rate_limit_tells_when_to_come_back() {
     let server = Server::start(|_| reply(429, &[("retry-after", "17")], "Too Many Requests")).await;
     let error = client(&server.url)
-        .head_manifest(&alpine(), &latest())
+        .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(
@@ -93,7 +97,7 @@ async fn a_rate_limit_tells_when_to_come_back() {
     })
     .await;
     let error = client(&dated.url)
-        .head_manifest(&alpine(), &latest())
+        .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(error.retry_after, Some(Duration::from_secs(60)));
@@ -115,7 +119,10 @@ async fn alternatives_stand_in_when_the_first_is_unavailable_or_rate_limited() {
         let third = Server::start(|_| manifest()).await;
         let client =
             RegistryClient::new(with_alternatives(&first.url, &[&second, &third])).unwrap();
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
         assert_eq!(
             (first.seen().len(), second.seen().len(), third.seen().len()),
             (1, 1, 1)
@@ -129,7 +136,12 @@ async fn the_first_one_s_word_is_final() {
     for code in [404, 403, 400] {
         let first = Server::start(move |_| status(code)).await;
         let client = RegistryClient::new(with_alternatives(&first.url, &[&second])).unwrap();
-        assert!(client.manifest(&alpine(), &latest()).await.is_err());
+        assert!(
+            client
+                .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+                .await
+                .is_err()
+        );
     }
     assert_eq!(second.seen().len(), 0);
 }
@@ -138,7 +150,10 @@ async fn the_first_one_s_word_is_final() {
 async fn an_alternative_without_the_content_does_not_say_that_there_is_none() {
     let second = Server::start(|_| status(404)).await;
     let client = RegistryClient::new(with_alternatives(&nowhere().await, &[&second])).unwrap();
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Unavailable);
     assert_eq!(second.seen().len(), 1);
 }
@@ -147,7 +162,10 @@ async fn an_alternative_without_the_content_does_not_say_that_there_is_none() {
 async fn credentials_do_not_go_to_an_alternative_on_another_origin() {
     let second = Server::start(token_registry).await;
     let client = RegistryClient::new(with_alternatives(&nowhere().await, &[&second])).unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(second.count("/token"), 1);
     let basic = second.seen().into_iter().filter(|seen| {
         seen.authorization()
@@ -167,18 +185,30 @@ async fn five_failures_in_a_row_leave_the_upstream_alone_until_a_probe_succeeds(
     .await;
     let client = client(&server.url);
     for _ in 0..8 {
-        let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+        let error = client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap_err();
         assert_eq!(error.kind, Kind::Unavailable);
     }
     assert_eq!(server.count(MANIFEST_PATH), 5);
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     let pause = error.retry_after.unwrap();
     assert!(pause <= Duration::from_secs(1));
     is_up.store(true, Ordering::SeqCst);
     // The client does as it is told; what passes here is the pause under test.
     tokio::time::sleep(pause).await;
-    client.manifest(&alpine(), &latest()).await.unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(server.count(MANIFEST_PATH), 7);
 }
 
@@ -187,7 +217,10 @@ async fn an_answer_of_any_other_kind_keeps_the_breaker_closed() {
     let server = Server::start(|_| status(404)).await;
     let client = client(&server.url);
     for _ in 0..8 {
-        let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+        let error = client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap_err();
         assert_eq!(error.kind, Kind::NotFound);
     }
     assert_eq!(server.count(MANIFEST_PATH), 8);

@@ -3,6 +3,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use futures_util::StreamExt as _;
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{
     Cause, ClientSettings, Kind, Quota, RegistryClient, Upstream as _, UpstreamError,
 };
@@ -13,7 +14,10 @@ use super::server::{
 };
 
 async fn failure(client: &RegistryClient) -> UpstreamError {
-    client.manifest(&alpine(), &latest()).await.unwrap_err()
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err()
 }
 
 #[tokio::test]
@@ -33,7 +37,9 @@ async fn nothing_is_sent_until_the_time_that_was_named() {
             left > Duration::from_secs(50) && left <= Duration::from_secs(60),
             "{left:?}"
         );
-        let head = client.head_manifest(&alpine(), &latest()).await;
+        let head = client
+            .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await;
         assert_eq!(head.unwrap_err().kind, kind);
         assert_eq!(server.seen().len(), 1);
         // Blobs are limited by themselves.
@@ -66,7 +72,8 @@ async fn after_the_rest_one_request_tries_however_many_wait() {
     failure(&client).await;
     let began = tokio::time::Instant::now();
     while server.seen().len() == 1 {
-        let tries = (0..10).map(|_| client.manifest(&name, &reference));
+        let any = AcceptedTypes::default();
+        let tries = (0..10).map(|_| client.manifest(&name, &reference, &any));
         let answers = futures_util::future::join_all(tries).await;
         assert!(answers.iter().all(Result::is_err));
         assert!(began.elapsed() < Duration::from_secs(5), "nobody tries");
@@ -116,7 +123,10 @@ async fn while_the_first_asks_for_a_pause_the_alternative_is_asked() {
     })
     .unwrap();
     for _ in 0..3 {
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
     }
     assert_eq!((first.seen().len(), second.seen().len()), (1, 3));
 }
@@ -156,8 +166,18 @@ async fn the_quota_that_was_stated_last_is_known() {
     assert_eq!(client.stats().endpoints[0].quota, None);
     for remaining in [76, 75] {
         match remaining {
-            76 => drop(client.head_manifest(&alpine(), &latest()).await.unwrap()),
-            _ => drop(client.manifest(&alpine(), &latest()).await.unwrap()),
+            76 => drop(
+                client
+                    .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
+                    .await
+                    .unwrap(),
+            ),
+            _ => drop(
+                client
+                    .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+                    .await
+                    .unwrap(),
+            ),
         }
         let quota = Quota {
             limit: 100,
@@ -192,7 +212,10 @@ async fn a_request_waits_for_its_turn_only_so_long() {
         part.unwrap();
     }
     drop(held);
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -204,7 +227,11 @@ async fn requests_are_paced_and_one_that_would_wait_too_long_fails() {
         ..settings(&server.url)
     })
     .unwrap();
-    let calls = (0..6).map(|_| async { client.manifest(&alpine(), &latest()).await });
+    let calls = (0..6).map(|_| async {
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+    });
     let outcomes = futures_util::future::join_all(calls).await;
     let failed: Vec<_> = outcomes
         .iter()

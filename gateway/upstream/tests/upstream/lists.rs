@@ -1,10 +1,13 @@
 //! Lists are followed to their end by the upstream's own links, and by nothing else.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use bytes::Bytes;
 use gantry_model::media_type::OCI_INDEX;
-use gantry_upstream::{Kind, ListPage, NextPage, RegistryClient, Upstream as _, UpstreamError};
+use gantry_upstream::{
+    Kind, ListMemory, ListPage, ListRoom, NextPage, RegistryClient, Upstream as _, UpstreamError,
+};
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::server::{
@@ -15,7 +18,7 @@ const LIST: &str = "/v2/library/alpine/tags/list";
 const ROOM: u64 = 64 << 20;
 
 async fn page(client: &RegistryClient, next: Option<&NextPage>) -> Result<ListPage, UpstreamError> {
-    client.tags(&alpine(), next, ROOM).await
+    client.tags(&alpine(), next, &ListRoom::of(ROOM)).await
 }
 
 /// Every tag, by the upstream's links.
@@ -141,8 +144,44 @@ async fn a_map_of_every_manifest_is_skipped_unread_up_to_64_mib() {
     let body = Bytes::from(body);
     let server = Server::start(move |_: &Seen| reply(200, &[], body.clone())).await;
     assert_eq!(all(&client(&server.url)).await.unwrap(), ["v1", "v2"]);
-    let small = client(&server.url).tags(&alpine(), None, 8 << 20).await;
+    let small = client(&server.url)
+        .tags(&alpine(), None, &ListRoom::of(8 << 20))
+        .await;
     assert_eq!(small.unwrap_err().kind, Kind::Invalid);
+}
+
+#[tokio::test]
+async fn only_so_many_large_lists_are_in_memory_at_once() {
+    let tags: String = (0..100_000)
+        .map(|index| format!(r#","{index:064}""#))
+        .collect();
+    let body = Bytes::from(format!(r#"{{"tags":["first"{tags}]}}"#));
+    let server = Server::start(move |_: &Seen| reply(200, &[], body.clone())).await;
+    let turns = Arc::new(Semaphore::new(1));
+    let room = || ListRoom {
+        max_bytes: ROOM,
+        taken_bytes: 0,
+        memory: Arc::new(ListMemory::new(&turns)),
+    };
+    let (one, other) = (room(), room());
+    let client = client(&server.url);
+    let name = alpine();
+    let first = client.tags(&name, None, &one).await.unwrap();
+    assert_eq!(first.entries.len(), 100_001);
+    assert!(one.memory.is_large());
+    let second = async {
+        let second = client.tags(&name, None, &other).await.unwrap();
+        assert!(turns.available_permits() == 0 && other.memory.is_large());
+        second
+    };
+    let leave = async {
+        while server.count(LIST) < 2 {
+            tokio::task::yield_now().await;
+        }
+        drop((first, one));
+    };
+    let (second, ()) = tokio::join!(second, leave);
+    assert_eq!(second.entries.len(), 100_001);
 }
 
 #[tokio::test]
@@ -202,7 +241,7 @@ const DESCRIPTOR: &str = r#"{ "mediaType": "x/y", "digest": "sha256:ab", "size":
 
 async fn referrers(url: &Url, next: Option<&NextPage>) -> Result<ListPage, UpstreamError> {
     client(url)
-        .referrers(&alpine(), &digest(), next, ROOM)
+        .referrers(&alpine(), &digest(), next, &ListRoom::of(ROOM))
         .await
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{Cause, ClientSettings, Kind, RegistryClient, Upstream as _, UpstreamError};
 use tokio::net::TcpListener;
 use url::Url;
@@ -196,11 +197,11 @@ async fn every_failure_has_its_kind_its_cause_and_its_alternative() {
         let broken = broken(row.name).await;
         let url = broken.url();
         let error = patient(url, Vec::new())
-            .manifest(&alpine(), &latest())
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await;
         check(row, "GET manifest", &error.unwrap_err());
         let error = patient(url, Vec::new())
-            .head_manifest(&alpine(), &latest())
+            .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await;
         check(row, "HEAD manifest", &error.unwrap_err());
         let error = patient(url, Vec::new()).blob(&alpine(), &digest(), 0).await;
@@ -208,7 +209,9 @@ async fn every_failure_has_its_kind_its_cause_and_its_alternative() {
 
         let other = Server::start(|_| manifest()).await;
         let client = patient(url, vec![other.url.clone()]);
-        let outcome = client.manifest(&alpine(), &latest()).await;
+        let outcome = client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await;
         assert_eq!(outcome.is_ok(), row.stands_in, "{}", row.name);
         assert_eq!(
             other.seen().len(),
@@ -229,7 +232,10 @@ async fn only_the_upstreams_own_404_is_not_found() {
     // An alternative's 404 does not make an unreachable upstream one that says so.
     let knows_nothing = Server::start(|_| status(404)).await;
     let client = patient(&nowhere().await, vec![knows_nothing.url.clone()]);
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Unavailable);
     assert_eq!(knows_nothing.seen().len(), 1);
 }

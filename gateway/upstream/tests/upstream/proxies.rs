@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{Cause, ClientSettings, Kind, Proxy, RegistryClient, Tls, Upstream as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
@@ -127,7 +128,10 @@ async fn an_https_upstream_is_reached_by_connect_under_its_own_name() {
     proxy.set_password(Some("s3cret")).unwrap();
     let url = named(&server, "registry.example");
     let client = RegistryClient::new(through(&proxy, &url, root)).unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     let [head] = tunnel.heads().try_into().unwrap();
     let target = format!("registry.example:{}", url.port().unwrap());
     assert!(
@@ -160,7 +164,10 @@ async fn an_http_upstream_is_asked_through_the_proxy_too() {
         ..settings(&"http://registry.example:5000".parse().unwrap())
     })
     .unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     let target = proxy.seen()[0].target.clone();
     assert_eq!(
         target,
@@ -180,7 +187,10 @@ async fn what_bypasses_the_proxy_is_reached_straight_on() {
         ..settings(&server.url)
     })
     .unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(server.seen().len(), 1);
 }
 
@@ -190,7 +200,10 @@ async fn a_proxy_that_is_down_is_an_unavailable_upstream() {
     let (_, root) = acceptor("registry.example");
     let down = "http://127.0.0.1:1".parse().unwrap();
     let client = RegistryClient::new(through(&down, &url, root)).unwrap();
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(
         (error.kind, error.cause),
         (Kind::Unavailable, Cause::Connect)
@@ -212,7 +225,10 @@ async fn a_proxy_does_not_carry_an_upstreams_redirect_inside() {
         let server = Server::start_tls(acceptor, move |_: &Seen| redirect(&location)).await;
         let url = named(&server, "registry.example");
         let client = RegistryClient::new(through(&tunnel.url, &url, root)).unwrap();
-        let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+        let error = client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap_err();
         let found = (error.kind, error.cause);
         assert_eq!(found, (Kind::Invalid, Cause::Blocked), "{target}");
     }
@@ -232,7 +248,10 @@ async fn what_follows_v2_in_a_base_url_goes_before_every_name() {
         let server = Server::start(|_| manifest()).await;
         let url = server.url.join(path).unwrap();
         let client = RegistryClient::new(settings(&url)).unwrap();
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
         let before = path.split("/v2/").next().unwrap();
         let expect = format!("{before}/v2/hub-proxy/library/alpine/manifests/latest");
         assert_eq!(server.seen()[0].path(), expect);
@@ -245,7 +264,10 @@ async fn a_base_url_may_end_in_v2() {
         let server = Server::start(|_| manifest()).await;
         let url = server.url.join(path).unwrap();
         let client = RegistryClient::new(settings(&url)).unwrap();
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
         assert_eq!(
             server.seen()[0].path(),
             "/v2/library/alpine/manifests/latest"
@@ -269,7 +291,10 @@ async fn a_project_behind_v2_is_part_of_the_scope() {
     let server = Server::start(harbor).await;
     let url = server.url.join("/v2/hub-proxy").unwrap();
     let client = RegistryClient::new(settings(&url)).unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(
         server.seen()[1].target,
         "/token?service=harbor&scope=repository%3Ahub-proxy%2Flibrary%2Falpine%3Apull"
@@ -285,7 +310,10 @@ async fn an_alternative_may_be_a_project_of_another_mirror() {
         ..settings(&hub.url)
     })
     .unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(
         harbor.seen()[0].path(),
         "/v2/hub-proxy/library/alpine/manifests/latest"

@@ -1,5 +1,6 @@
 //! What an upstream lets others do: asked with the caller's own proof, answered by 401, 403 and 404 alone, and told to nobody else.
 
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{
     CallerRights as _, ClientSettings, Credentials, Kind, RegistryClient, Upstream as _,
 };
@@ -72,7 +73,10 @@ async fn a_caller_is_asked_about_with_his_own_credential_and_never_with_ours() {
     let server = Server::start(private_registry).await;
     let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
     // Ours may; what it got is not used for anybody else.
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     for known in [None, Some(&latest())] {
         assert!(
             client
@@ -94,7 +98,10 @@ async fn a_caller_is_asked_about_with_his_own_credential_and_never_with_ours() {
         );
         assert!(!client.may_pull(None, &alpine(), known).await.unwrap());
     }
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     let refused = server
         .seen()
         .iter()
@@ -229,11 +236,17 @@ async fn a_callers_limit_does_not_pause_the_mirror() {
         .unwrap_err();
     assert_eq!(limited.kind, Kind::RateLimited);
     assert_eq!(limited.retry_after.unwrap().as_secs(), 60);
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     // A limit on who shows nothing is one on where we come from.
     let server = Server::start(|_| reply(429, &[("retry-after", "60")], "")).await;
     let client = self::client(&server.url);
     client.may_pull(None, &alpine(), None).await.unwrap_err();
-    client.manifest(&alpine(), &latest()).await.unwrap_err();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(server.seen().len(), 1);
 }

@@ -2,6 +2,7 @@
 
 use std::{error::Error, fmt::Write as _};
 
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{ClientSettings, Credentials, RegistryClient, Upstream as _, UpstreamError};
 use zeroize::Zeroizing;
 
@@ -39,9 +40,12 @@ async fn failing_calls(settings: ClientSettings) -> String {
     let client = RegistryClient::new(settings.clone()).unwrap();
     let mut text = format!("{settings:?} {client:?}");
     for _ in 0..3 {
-        let manifest = client.manifest(&alpine(), &latest()).await.unwrap_err();
+        let manifest = client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap_err();
         let head = client
-            .head_manifest(&alpine(), &latest())
+            .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await
             .unwrap_err();
         let blob = client.blob(&alpine(), &digest(), 0).await.unwrap_err();

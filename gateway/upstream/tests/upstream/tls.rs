@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{
     CallerRights as _, Cause, ClientSettings, Kind, RegistryClient, Tls, Upstream as _,
 };
@@ -49,11 +50,11 @@ async fn only_a_trusted_root_is_trusted() {
     let (acceptor, root) = localhost();
     let server = Server::start_tls(acceptor, |_| manifest()).await;
     trusting(&server, root)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap();
     let error = client(&server.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(
@@ -70,7 +71,7 @@ async fn an_https_upstream_cannot_name_an_http_realm() {
     let (acceptor, root) = localhost();
     let server = Server::start_tls(acceptor, move |_| challenge_to(&realm)).await;
     let error = trusting(&server, root)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(error.kind, Kind::Refused);
@@ -131,12 +132,18 @@ async fn a_client_certificate_opens_a_server_that_insists_on_one() {
     let mut settings = with_credentials(&server.url);
     settings.tls.roots = Some(root);
     let without = RegistryClient::new(settings.clone()).unwrap();
-    let error = without.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = without
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!((error.kind, error.cause), (Kind::Unavailable, Cause::Tls));
     assert_eq!(server.seen().len(), 0);
     settings.tls.identity = identity(&ours);
     let client = RegistryClient::new(settings).unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert!(server.seen()[0].is_certified);
 }
 
@@ -151,7 +158,10 @@ async fn a_client_certificate_does_not_speak_for_callers() {
     let client = RegistryClient::new(settings).unwrap();
     client.may_pull(None, &alpine(), None).await.unwrap();
     client.knows(&acme()).await.unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     let shown: Vec<bool> = server.seen().iter().map(|seen| seen.is_certified).collect();
     assert_eq!(shown, [false, false, true]);
 }
@@ -210,9 +220,15 @@ async fn a_minimum_version_refuses_an_older_server() {
     let mut settings = with_credentials(&server.url);
     settings.tls.roots = Some(made.cert.pem().into_bytes());
     let client = RegistryClient::new(settings.clone()).unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     settings.tls.only_1_3 = true;
     let client = RegistryClient::new(settings).unwrap();
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!((error.kind, error.cause), (Kind::Unavailable, Cause::Tls));
 }

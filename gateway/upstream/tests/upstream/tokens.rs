@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use futures_util::future::join_all;
+use gantry_model::AcceptedTypes;
 use gantry_upstream::{Kind, RegistryClient, Upstream as _};
 
 use super::server::{
@@ -17,7 +18,7 @@ use super::server::{
 async fn without_credentials_an_anonymous_token_is_fetched_and_used() {
     let server = Server::start(token_registry).await;
     client(&server.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap();
     let manifest = format!("GET {MANIFEST_PATH}");
@@ -35,7 +36,10 @@ async fn without_credentials_an_anonymous_token_is_fetched_and_used() {
 async fn credentials_go_to_the_token_endpoint_and_nowhere_else() {
     let server = Server::start(token_registry).await;
     let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     let sent: Vec<_> = server
         .seen()
         .iter()
@@ -52,7 +56,10 @@ async fn a_token_is_kept_for_the_next_calls() {
     let server = Server::start(token_registry).await;
     let client = client(&server.url);
     for _ in 0..3 {
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
     }
     assert_eq!(
         (server.count("/token"), server.count(MANIFEST_PATH)),
@@ -64,7 +71,8 @@ async fn a_token_is_kept_for_the_next_calls() {
 async fn twenty_concurrent_pulls_fetch_one_token() {
     let server = Server::start(token_registry).await;
     let (client, name, reference) = (client(&server.url), alpine(), latest());
-    let pulls = join_all((0..20).map(|_| client.manifest(&name, &reference))).await;
+    let any = AcceptedTypes::default();
+    let pulls = join_all((0..20).map(|_| client.manifest(&name, &reference, &any))).await;
     assert!(pulls.iter().all(Result::is_ok));
     assert_eq!(server.count("/token"), 1);
 }
@@ -87,9 +95,16 @@ async fn each_repository_gets_its_own_token() {
     })
     .await;
     let client = client(&server.url);
-    client.manifest(&alpine(), &latest()).await.unwrap();
     client
-        .manifest(&"library/busybox".parse().unwrap(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
+    client
+        .manifest(
+            &"library/busybox".parse().unwrap(),
+            &latest(),
+            &AcceptedTypes::default(),
+        )
         .await
         .unwrap();
     assert_eq!(server.count("/token"), 2);
@@ -113,9 +128,15 @@ async fn an_expired_token_is_fetched_again_once() {
     let valid = Arc::new(AtomicUsize::new(1));
     let server = Server::start(expiring(Arc::clone(&valid))).await;
     let client = client(&server.url);
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     valid.store(2, Ordering::SeqCst);
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(server.count("/token"), 2);
 }
 
@@ -124,7 +145,7 @@ async fn a_fresh_token_that_is_refused_is_the_end() {
     let valid = Arc::new(AtomicUsize::new(99));
     let server = Server::start(expiring(valid)).await;
     let error = client(&server.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(
@@ -158,7 +179,10 @@ async fn a_token_is_renewed_before_it_expires() {
     let client = client(&server.url);
     let began = tokio::time::Instant::now();
     while server.count("/token") < 2 {
-        client.head_manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .head_manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
         assert!(began.elapsed().as_secs() < 5, "the token is never renewed");
     }
     assert!(began.elapsed().as_millis() >= 800);
@@ -178,11 +202,17 @@ async fn basic_credentials_go_to_the_registry_that_asks_for_them() {
     })
     .await;
     let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
-    client.manifest(&alpine(), &latest()).await.unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
+    client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap();
     assert_eq!(server.seen().len(), 3);
     let anonymous = self::client(&server.url)
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap_err();
     assert_eq!(anonymous.kind, Kind::Refused);
@@ -192,7 +222,10 @@ async fn basic_credentials_go_to_the_registry_that_asks_for_them() {
 async fn a_wrong_password_is_sent_once() {
     let server = Server::start(|_| reply(401, &[("www-authenticate", "Basic")], "")).await;
     let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Refused);
     assert_eq!(server.seen().len(), 2);
 }
@@ -221,7 +254,10 @@ async fn bearer_is_taken_before_basic_however_they_are_written() {
         })
         .await;
         let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
-        client.manifest(&alpine(), &latest()).await.unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
         assert_eq!(server.count("/token"), 1);
     }
 }
@@ -247,7 +283,10 @@ async fn a_hijacked_realm_gets_nothing_and_the_call_says_so() {
         .await;
         for settings in [with_credentials(&server.url), settings(&server.url)] {
             let client = RegistryClient::new(settings).unwrap();
-            let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+            let error = client
+                .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+                .await
+                .unwrap_err();
             assert_eq!(error.kind, Kind::Refused, "{realm}: {error}");
             assert!(
                 error.attempt.contains("the token realm"),
@@ -274,7 +313,10 @@ async fn a_token_endpoint_that_redirects_is_not_followed() {
     })
     .await;
     let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
-    let error = client.manifest(&alpine(), &latest()).await.unwrap_err();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
     assert_eq!(thief.paths(), [] as [String; 0]);
 }
@@ -300,7 +342,7 @@ async fn a_failing_token_endpoint_is_told_apart() {
         })
         .await;
         let error = client(&server.url)
-            .manifest(&alpine(), &latest())
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await
             .unwrap_err();
         assert_eq!(error.kind, kind, "{error:?}");
@@ -322,7 +364,7 @@ async fn the_longer_name_that_a_gateway_below_a_prefix_uses_is_asked_for() {
     })
     .await;
     client(&server.url.join("/hub").unwrap())
-        .manifest(&alpine(), &latest())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
         .await
         .unwrap();
     let token = server
@@ -359,7 +401,7 @@ async fn a_challenge_cannot_make_us_ask_for_more_than_pulling_this_repository() 
         )
         .await;
         client(&server.url)
-            .manifest(&alpine(), &latest())
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
             .await
             .unwrap();
         let token = server

@@ -9,10 +9,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use gantry_model::{Digest, MediaType, Reference, RepositoryName};
+use gantry_model::{AcceptedTypes, Digest, MediaType, Reference, RepositoryName};
 use gantry_upstream::{
-    BlobStream, Cause, FetchedManifest, Kind, ListPage, ManifestHead, NextPage, Part, Upstream,
-    UpstreamError,
+    BlobStream, Cause, FetchedManifest, Kind, ListPage, ListRoom, ManifestHead, NextPage, Part,
+    Upstream, UpstreamError,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -110,6 +110,8 @@ pub(super) struct Script {
     /// What a HEAD says of a blob's length, whether or not the blob is there.
     pub(super) stats: HashMap<(RepositoryName, Digest), Option<u64>>,
     pub(super) manifests: HashMap<(RepositoryName, Reference), FetchedManifest>,
+    /// What references name to those who accept its type, which is one that has to be asked for.
+    pub(super) negotiated: HashMap<(RepositoryName, Reference), FetchedManifest>,
     /// Pages of tags; each but the last names the one after it.
     pub(super) tags: Vec<Vec<&'static str>>,
     /// Where the last page leads, if somewhere.
@@ -127,6 +129,23 @@ pub(super) struct Script {
     pub(super) calls: Vec<Call>,
     /// Bytes of blobs that were sent.
     pub(super) sent: usize,
+}
+
+impl Script {
+    fn manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+        accepts: &AcceptedTypes,
+    ) -> Result<FetchedManifest, UpstreamError> {
+        let key = (repository.clone(), reference.clone());
+        let negotiated = self.negotiated.get(&key).filter(|manifest| {
+            let media_type = manifest.media_type.as_ref();
+            media_type.is_some_and(|it| accepts.is_further(it))
+        });
+        let manifest = negotiated.or_else(|| self.manifests.get(&key));
+        manifest.cloned().ok_or_else(|| failure(Kind::NotFound))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -256,12 +275,11 @@ impl Upstream for ScriptedUpstream {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        accepts: &AcceptedTypes,
     ) -> Result<ManifestHead, UpstreamError> {
         self.ask(Call::Head(reference.clone())).await?;
         let script = self.script();
-        let key = (repository.clone(), reference.clone());
-        let manifest = script.manifests.get(&key);
-        let manifest = manifest.ok_or_else(|| failure(Kind::NotFound))?;
+        let manifest = script.manifest(repository, reference, accepts)?;
         let digest = manifest.digest.clone();
         Ok(ManifestHead {
             digest: digest.filter(|_| !script.head_hides_digest),
@@ -274,11 +292,10 @@ impl Upstream for ScriptedUpstream {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        accepts: &AcceptedTypes,
     ) -> Result<FetchedManifest, UpstreamError> {
         self.ask(Call::Manifest(reference.clone())).await?;
-        let key = (repository.clone(), reference.clone());
-        let manifest = self.script().manifests.get(&key).cloned();
-        manifest.ok_or_else(|| failure(Kind::NotFound))
+        self.script().manifest(repository, reference, accepts)
     }
 
     async fn stat_blob(
@@ -320,7 +337,7 @@ impl Upstream for ScriptedUpstream {
         &self,
         _repository: &RepositoryName,
         next: Option<&NextPage>,
-        _max_bytes: u64,
+        _room: &ListRoom,
     ) -> Result<ListPage, UpstreamError> {
         self.ask(Call::Tags(page_of(next))).await?;
         let script = self.script();
@@ -336,7 +353,7 @@ impl Upstream for ScriptedUpstream {
         _repository: &RepositoryName,
         digest: &Digest,
         next: Option<&NextPage>,
-        _max_bytes: u64,
+        _room: &ListRoom,
     ) -> Result<ListPage, UpstreamError> {
         self.ask(Call::Referrers).await?;
         let script = self.script();

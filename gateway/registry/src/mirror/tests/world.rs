@@ -14,8 +14,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use gantry_model::{
-    AdmissionRequest, Admitted, Algorithm, Change, Denial, DenialCode, Digest, Reference, Refusal,
-    Repository, RepositoryName, Source, Tag, glob::Glob, media_type::OCI_MANIFEST,
+    AcceptedTypes, AdmissionRequest, Admitted, Algorithm, Change, Denial, DenialCode, Digest,
+    Reference, Refusal, Repository, RepositoryName, Source, Tag, glob::Glob,
+    media_type::OCI_MANIFEST,
 };
 use gantry_storage::{
     BlobStore, CacheIndex, ContentOrigin, FsBlobStore, MetadataStore, SqliteStore, UploadSessions,
@@ -268,9 +269,19 @@ impl World {
     }
 
     pub(super) async fn pull(&self, name: &str, tag: &str) -> Result<MirroredManifest, Error> {
-        let (repository, reference) = (repository(name), tagged(tag));
+        self.pull_as(name, tagged(tag), "").await
+    }
+
+    /// Pulls as a client with this `Accept`.
+    pub(super) async fn pull_as(
+        &self,
+        name: &str,
+        reference: Reference,
+        accept: &str,
+    ) -> Result<MirroredManifest, Error> {
+        let (repository, accepts) = (repository(name), AcceptedTypes::read([accept]));
         self.mirrors
-            .manifest(&repository, &reference, &system())
+            .manifest(&repository, &reference, &accepts, &system())
             .await
     }
 
@@ -279,9 +290,7 @@ impl World {
         name: &str,
         digest: &Digest,
     ) -> Result<MirroredManifest, Error> {
-        let (repository, reference) = (repository(name), Reference::Digest(digest.clone()));
-        self.mirrors
-            .manifest(&repository, &reference, &system())
+        self.pull_as(name, Reference::Digest(digest.clone()), "")
             .await
     }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gantry_model::{
-    Algorithm, Client as Machine, Digest, Grant, Operation, Page, Permit, Principal, Reason,
-    Repository, Requester, Scope, UploadId,
+    AcceptedTypes, Algorithm, Client as Machine, Digest, Grant, Operation, Page, Permit, Principal,
+    Reason, Repository, Requester, Scope, UploadId,
 };
 use gantry_registry::{
     BlobContent, Body, Error, ListedReferrers, Outcome, Registry, ServedBlob, ServedManifest,
@@ -104,6 +104,7 @@ impl Client {
             repository: mirrored(MIRRORED),
             reference: reference.parse().expect("a reference"),
             body,
+            accepts: AcceptedTypes::default(),
         };
         self.ask(operation).await.map(manifest)
     }
@@ -381,6 +382,7 @@ fn pull_manifest(repository: &str, reference: &str, body: bool) -> Operation {
         repository: hosted(repository),
         reference: reference.parse().expect("a reference"),
         body,
+        accepts: AcceptedTypes::default(),
     }
 }
 
