@@ -3,12 +3,14 @@
 //! Owns the order of base URLs, the bound on concurrency and the reading of answers. How a request is authenticated and where
 //! redirects may lead is `endpoint`'s; what a status means is `answer`'s.
 
+mod lists;
+
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use gantry_model::{
-    AcceptedTypes, Digest, Reference, RepositoryName, Tag, manifest::MAX_MANIFEST_BYTES,
+    AcceptedTypes, Digest, Reference, RepositoryName, manifest::MAX_MANIFEST_BYTES,
     media_type::OCI_INDEX,
 };
 use http::{Method, StatusCode};
@@ -20,19 +22,17 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    BlobStream, FetchedManifest, ListPage, ListRoom, ManifestHead, NextPage, Part, Texts, Upstream,
+    BlobStream, FetchedManifest, ListPage, ListRoom, ManifestHead, NextPage, Part, Upstream,
     answer,
     body::Body,
     credential::CredentialSource,
-    elements::{Elements, NotElements},
     endpoint::{Ask, Endpoint},
     error::{Call, Cause, Kind, UpstreamError},
-    list::next_query,
     rate::Pacer,
     settings::{BuildError, ClientSettings},
-    transport::drain,
 };
 
+use self::lists::{List, TAGS_PER_PAGE};
 pub use crate::endpoint::EndpointStats;
 
 /// What a caller is told to wait when the queue is full.
@@ -44,22 +44,6 @@ pub(crate) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json
      application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.oci.artifact.manifest.v1+json, \
      application/vnd.cncf.oras.artifact.manifest.v1+json";
-/// Entries asked for in one page of tags: more than that, some registries refuse.
-const TAGS_PER_PAGE: usize = 1000;
-/// The longest tag in a list, quotes and escapes included. Longer ones are no tags.
-const MAX_TAG_BYTES: usize = 4 << 10;
-/// The longest descriptor in a list of referrers: it repeats a manifest's annotations.
-const MAX_DESCRIPTOR_BYTES: usize = MAX_MANIFEST_BYTES + (64 << 10);
-/// How a registry without the referrers API answers.
-const NO_REFERRERS: [StatusCode; 6] = [
-    StatusCode::BAD_REQUEST,
-    StatusCode::NOT_FOUND,
-    StatusCode::METHOD_NOT_ALLOWED,
-    StatusCode::NOT_ACCEPTABLE,
-    StatusCode::UNSUPPORTED_MEDIA_TYPE,
-    StatusCode::NOT_IMPLEMENTED,
-];
-
 /// Another registry, over HTTP. Cheap to share behind an `Arc`; holds the connections, tokens and breakers of one mirror.
 ///
 /// The first base URL is the upstream; its word is final unless it is unavailable or rate limited. Then the alternatives are asked in
@@ -245,42 +229,6 @@ impl RegistryClient {
         })
     }
 
-    /// A page of a list: the first one of whichever base URL answers, or the next one of the base URL that had the one before.
-    #[expect(
-        clippy::excessive_nesting,
-        reason = "each level is one case, and a function for one would hide the order"
-    )]
-    async fn list_page(
-        &self,
-        ask: &Ask<'_>,
-        list: &List<'_>,
-        next: Option<&NextPage>,
-    ) -> Result<ListPage, UpstreamError> {
-        let read = |index: usize| -> BoxFuture<'_, Result<ListPage, UpstreamError>> {
-            Box::pin(async move {
-                let endpoint = self.endpoints.get(index);
-                let endpoint =
-                    endpoint.ok_or_else(|| ask.call.fail(Kind::Invalid, "a page of nowhere"))?;
-                let mut page = read_page(endpoint, ask, list, next.is_none()).await?;
-                if let Some(next) = &mut page.next {
-                    next.endpoint = index;
-                }
-                Ok(page)
-            })
-        };
-        if let Some(next) = next {
-            let endpoint = self.endpoints.get(next.endpoint);
-            let endpoint =
-                endpoint.ok_or_else(|| ask.call.fail(Kind::Invalid, "a page of nowhere"))?;
-            return endpoint.guarded(ask, read(next.endpoint)).await;
-        }
-        self.first_of(ask, |endpoint| {
-            let same = |one: &Arc<Endpoint>| Arc::ptr_eq(one, endpoint);
-            read(self.endpoints.iter().position(same).unwrap_or(0))
-        })
-        .await
-    }
-
     async fn fetched_manifest(&self, ask: &Ask<'_>) -> Result<FetchedManifest, UpstreamError> {
         let (headers, bytes) = self.document(ask, MAX_MANIFEST_BYTES).await?;
         Ok(FetchedManifest {
@@ -401,14 +349,7 @@ impl Upstream for RegistryClient {
             raw_query: next.map(NextPage::query),
             ..self.ask("GET tags", Method::GET, repository, ["tags", "list"])
         };
-        let list = List {
-            name: "tags",
-            max_element_bytes: MAX_TAG_BYTES,
-            room,
-            absent: &[],
-            full: Some(TAGS_PER_PAGE),
-            read: read_tag,
-        };
+        let list = List::tags(room);
         let _permit = self.permit(&first.call).await?;
         self.list_page(&first, &list, next).await
     }
@@ -426,14 +367,7 @@ impl Upstream for RegistryClient {
             raw_query: next.map(NextPage::query),
             ..self.ask("GET referrers", Method::GET, repository, path)
         };
-        let list = List {
-            name: "manifests",
-            max_element_bytes: MAX_DESCRIPTOR_BYTES,
-            room,
-            absent: &NO_REFERRERS,
-            full: None,
-            read: read_descriptor,
-        };
+        let list = List::referrers(room);
         let _permit = self.permit(&ask.call).await?;
         self.list_page(&ask, &list, next).await
     }
@@ -444,158 +378,6 @@ fn manifest_types(accepts: &AcceptedTypes) -> Cow<'static, str> {
     match accepts.further() {
         None => Cow::Borrowed(MANIFEST_TYPES),
         Some(further) => Cow::Owned(format!("{MANIFEST_TYPES}, {further}")),
-    }
-}
-
-/// How a list is read.
-struct List<'a> {
-    /// The member that is the list.
-    name: &'static str,
-    max_element_bytes: usize,
-    room: &'a ListRoom,
-    /// Statuses by which a registry says that it has no such list; so does, where there are any, a first page that is none.
-    absent: &'static [StatusCode],
-    /// So many entries without a `Link` may not be all: some registries send none.
-    full: Option<usize>,
-    /// Takes the JSON text of an element in.
-    read: fn(&[u8], &mut Texts) -> Result<(), NotElements>,
-}
-
-impl List<'_> {
-    fn may_be_absent(&self, is_first: bool) -> bool {
-        is_first && !self.absent.is_empty()
-    }
-}
-
-async fn read_page(
-    endpoint: &Arc<Endpoint>,
-    ask: &Ask<'_>,
-    list: &List<'_>,
-    is_first: bool,
-) -> Result<ListPage, UpstreamError> {
-    let may_be_absent = list.may_be_absent(is_first);
-    let absent = || ask.call.fail(Kind::NotFound, "there is no such list");
-    let absences = match may_be_absent {
-        true => list.absent,
-        false => &[],
-    };
-    let response = fetch_page(endpoint, ask, absences).await?;
-    let headers = response.headers().clone();
-    if response.status() != StatusCode::OK || may_be_absent && answer::is_html(&headers) {
-        drain(response).await;
-        return Err(absent());
-    } else if answer::is_html(&headers) {
-        drain(response).await;
-        return Err(ask.call.fail(Kind::Unavailable, answer::HTML));
-    }
-    answer::check_encoding(&ask.call, &headers)?;
-    let query = next_query(&headers, response.url());
-    let query = query.map_err(|error| ask.call.fail(Kind::Invalid, error))?;
-    let length = answer::content_length(&headers);
-    let body = endpoint.body(&ask.call, response, length);
-    let mut page = match read_elements(body, &ask.call, list).await {
-        Err(error) if may_be_absent && error.kind == Kind::NotFound => return Err(absent()),
-        Err(error) if error.kind == Kind::NotFound => {
-            return Err(UpstreamError {
-                kind: Kind::Invalid,
-                ..error
-            });
-        }
-        read => read?,
-    };
-    page.next = match query {
-        Some(query) => Some(NextPage::new(query, false)),
-        None => guessed(&page.entries, list),
-    };
-    Ok(page)
-}
-
-/// The head of a page. Some registries refuse the number of entries that is asked for at first: then they choose.
-async fn fetch_page(
-    endpoint: &Arc<Endpoint>,
-    ask: &Ask<'_>,
-    absences: &[StatusCode],
-) -> Result<Response, UpstreamError> {
-    let wanted = [&[StatusCode::OK], absences].concat();
-    let is_numbered = ask.raw_query.is_none() && !ask.query.is_empty();
-    if !is_numbered {
-        return endpoint.fetch(ask, &wanted).await;
-    }
-    let refusal = [StatusCode::OK, StatusCode::BAD_REQUEST];
-    let response = endpoint.fetch(ask, &refusal).await?;
-    if response.status() == StatusCode::OK {
-        return Ok(response);
-    }
-    drain(response).await;
-    let plain = Ask {
-        query: Vec::new(),
-        ..ask.clone()
-    };
-    endpoint.fetch(&plain, &wanted).await
-}
-
-/// The next page by its place, when a page is as full as was asked for and has no `Link`.
-fn guessed(entries: &Texts, list: &List<'_>) -> Option<NextPage> {
-    let number = list.full.filter(|full| *full == entries.len())?;
-    let last = entries.iter().next_back()?;
-    Some(NextPage::new(format!("n={number}&last={last}"), true))
-}
-
-/// [`Kind::NotFound`] for a body that is no such list.
-async fn read_elements(
-    mut body: Body,
-    call: &Call,
-    list: &List<'_>,
-) -> Result<ListPage, UpstreamError> {
-    let broken = |error: NotElements| match error {
-        NotElements::TooLarge => call.fail(Kind::Invalid, error),
-        NotElements::NoObject | NotElements::NoArray => call.fail(Kind::NotFound, error),
-    };
-    let mut elements = Elements::of(list.name, list.max_element_bytes);
-    let mut page = ListPage::default();
-    while let Some(part) = body.next().await? {
-        page.bytes = page.bytes.saturating_add(part.len() as u64);
-        if page.bytes > list.room.max_bytes {
-            return Err(call.fail(Kind::Invalid, "the list is larger than allowed"));
-        }
-        let read = elements.push(&part, |element| (list.read)(element, &mut page.entries));
-        read.map_err(broken)?;
-        if !list.room.has_memory(&page).await {
-            let answer = "not read on, other large lists take the memory";
-            let busy = call.fail(Kind::Unavailable, answer);
-            return Err(busy.because(Cause::Saturated).retry_after(SATURATED_PAUSE));
-        }
-    }
-    // A tag list without tags is an empty one; an index without manifests is no index.
-    match elements.finish().map_err(broken)? {
-        false if !list.absent.is_empty() => Err(broken(NotElements::NoArray)),
-        _ => Ok(page),
-    }
-}
-
-/// A tag that we could not address is of no use to anybody behind us.
-fn read_tag(element: &[u8], tags: &mut Texts) -> Result<(), NotElements> {
-    let tag: String = serde_json::from_slice(element).map_err(|_json| NotElements::NoArray)?;
-    if tag.parse::<Tag>().is_ok() {
-        tags.push(&tag);
-    }
-    Ok(())
-}
-
-/// A descriptor as the upstream wrote it: fields that this registry does not know are the client's.
-fn read_descriptor(element: &[u8], descriptors: &mut Texts) -> Result<(), NotElements> {
-    #[derive(serde::Deserialize)]
-    struct Descriptor {
-        #[serde(rename = "digest")]
-        _digest: String,
-    }
-    let is_descriptor = serde_json::from_slice::<Descriptor>(element).is_ok();
-    match std::str::from_utf8(element) {
-        Ok(text) if is_descriptor => {
-            descriptors.push(text);
-            Ok(())
-        }
-        _ => Err(NotElements::NoArray),
     }
 }
 

@@ -1,13 +1,14 @@
 //! One base URL of an upstream: sends a request there, with the proof of identity it asks for and along its redirects.
 //!
-//! Owns the tokens, what was learned of the registry's authentication, and the breaker and budget of that base URL. Does not know
-//! what a response is good for.
+//! Owns the tokens, what was learned of the registry's authentication (`login` is how that is used), and the breaker and budget of that
+//! base URL. Does not know what a response is good for.
 //! Invariant: `Authorization` of ours is added only while the request stays on the base URL's origin; a registry that a redirect led to
 //! gets a token that was got there, as nobody.
 
+mod login;
+
 use std::{borrow::Cow, future::Future, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, future::BoxFuture};
 use gantry_model::RepositoryName;
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::{RequestBuilder, Response};
@@ -18,20 +19,15 @@ use crate::{
     answer,
     body::{Body, Pace},
     breaker::Breaker,
-    challenge::Challenge,
-    credential::{Credential, CredentialSource, Credentials, Origin},
+    credential::{CredentialSource, Credentials, Origin},
     error::{Call, Cause, Earlier, Kind, UpstreamError},
     rate::{self, Leave, Quota},
-    realm::{Carries, Realm},
     redirect::{self, RedirectError},
-    session::{CallerBudgets, Proof, Scheme, Session},
+    session::{CallerBudgets, Proof, Session},
     settings::{BuildError, ClientSettings},
-    token::{Fetched, MAX_TOKEN_BODY_BYTES, Token, TokenKey},
+    token::Token,
     transport::{Transport, drain},
 };
-
-/// Without a token, with a kept one that turns out stale, with a fresh one, with a password.
-const MAX_ROUNDS: usize = 4;
 
 /// What is asked of a registry, whichever base URL it has.
 #[derive(Clone)]
@@ -229,264 +225,6 @@ impl Endpoint {
         Body::new(response, call.clone(), self.pace, expected)
     }
 
-    // --- authentication ---
-
-    #[expect(
-        clippy::excessive_nesting,
-        reason = "each level is one case, and a function for one would hide the order"
-    )]
-    async fn ask(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
-        let began = Instant::now();
-        let session = self.session(ask);
-        let mut proof = self.remembered_proof(ask).await?;
-        let mut rounds = 1..=MAX_ROUNDS;
-        let mut is_renewed = false;
-        loop {
-            let answer = self.send(ask, &proof).await?;
-            if answer.is_foreign || !is_challenge(&answer.response, &proof) {
-                return Ok(answer);
-            }
-            rounds.next();
-            // What was fetched or sent for this very call and is refused all the same will not do better again.
-            let is_final = match &proof {
-                Proof::None | Proof::Bearer(..) => false,
-                Proof::Basic(_) if is_renewed => true,
-                Proof::Basic(refused) => {
-                    is_renewed = true;
-                    !session.account.renew(&ask.call, refused).await?
-                }
-            };
-            if is_final || rounds.is_empty() {
-                return Ok(answer);
-            }
-            if let Proof::Bearer(key, token) = &proof {
-                if token.issued() >= began {
-                    let Some(basic) = self.basic_instead(ask, &answer.response).await else {
-                        return Ok(answer);
-                    };
-                    drain(answer.response).await;
-                    proof = basic;
-                    continue;
-                }
-                session.tokens.discard(key, token).await;
-            }
-            let scheme = self.choose(ask, answer.response.headers())?;
-            drain(answer.response).await;
-            proof = self.prove(ask, scheme).await?;
-        }
-    }
-
-    /// After a token of now was not enough: the password, where the upstream offers to take it.
-    async fn basic_instead(self: &Arc<Self>, ask: &Ask<'_>, response: &Response) -> Option<Proof> {
-        let mut offers = challenges(response.headers()).into_iter();
-        if !offers.any(|challenge| challenge.scheme == "basic") {
-            return None;
-        }
-        match self.prove(ask, Scheme::Basic).await {
-            Ok(proof @ Proof::Basic(_)) => Some(proof),
-            Ok(_) | Err(_) => None,
-        }
-    }
-
-    async fn remembered_proof(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Proof, UpstreamError> {
-        let remembered = &self.session(ask).remembered;
-        match ask.repository().and_then(|name| remembered.get(name)) {
-            None => Ok(Proof::None),
-            Some(scheme) => self.prove(ask, scheme).await,
-        }
-    }
-
-    /// Picks a challenge that may be answered; Bearer before Basic, as all clients do.
-    fn choose(&self, ask: &Ask<'_>, headers: &HeaderMap) -> Result<Scheme, UpstreamError> {
-        let refused = |answer: &str| ask.call.fail(Kind::Refused, format_args!("401, {answer}"));
-        let challenges = challenges(headers);
-        if let Some((challenge, realm)) = bearer(&challenges) {
-            let carries = match self.session(ask).account.is_known() {
-                true => Carries::Secret,
-                false => Carries::Nothing,
-            };
-            let realm = self.realm(&ask.call, realm, self.transport.origin(), carries)?;
-            return Ok(Scheme::Bearer(Arc::new(TokenKey {
-                realm,
-                service: challenge.parameter("service").map(str::to_owned),
-                scope: scope(&self.prefix, ask.repository(), challenge),
-                generation: self.session(ask).account.generation(),
-            })));
-        }
-        match challenges
-            .iter()
-            .any(|challenge| challenge.scheme == "basic")
-        {
-            true if self.session(ask).account.is_known() => Ok(Scheme::Basic),
-            true => Err(refused(
-                "it wants a user and there are no credentials for it",
-            )),
-            false => Err(refused("without a challenge that can be answered")),
-        }
-    }
-
-    /// A realm, when what is to be sent may go there.
-    fn realm(
-        &self,
-        call: &Call,
-        realm: &str,
-        named_by: &Origin,
-        carries: Carries,
-    ) -> Result<Realm, UpstreamError> {
-        Realm::admit(realm, named_by, &self.realms, carries).map_err(|error| {
-            let origin = realm.parse().ok().as_ref().and_then(Origin::of);
-            let origin = origin.filter(|_| error.is_mended_by_listing());
-            let to_do = origin.map_or_else(String::new, |origin| {
-                let mirror = call.upstream();
-                format!("; if it is the upstream's, write `token_realms: [\"{origin}\"]` below mirrors.{mirror}")
-            });
-            let answer = format_args!("401, {error}; nothing was sent to it{to_do}");
-            call.fail_with(Kind::Refused, answer, error)
-                .because(Cause::Realm)
-        })
-    }
-
-    /// Gets what the scheme wants, and remembers the scheme while that works.
-    async fn prove(
-        self: &Arc<Self>,
-        ask: &Ask<'_>,
-        scheme: Scheme,
-    ) -> Result<Proof, UpstreamError> {
-        let session = self.session(ask);
-        let remember = |scheme| {
-            if let Some(repository) = ask.repository() {
-                session.remembered.insert(repository.clone(), scheme);
-            }
-        };
-        let Scheme::Bearer(key) = scheme else {
-            let proof = basic(session, &ask.call).await?;
-            remember(scheme);
-            return Ok(proof);
-        };
-        let key = Arc::new(TokenKey {
-            generation: session.account.generation(),
-            ..(*key).clone()
-        });
-        match self.token(session, &ask.call, &key).await {
-            Ok(token) => {
-                remember(Scheme::Bearer(Arc::clone(&key)));
-                Ok(Proof::Bearer(key, token))
-            }
-            Err(error) => {
-                // A limit says nothing about the realm; forgetting it would cost a challenge for every call until then.
-                if let Some(name) = ask.repository().filter(|_| error.kind != Kind::RateLimited) {
-                    session.remembered.invalidate(name);
-                }
-                let cause = match error.cause {
-                    Cause::Answer => Cause::Token,
-                    cause => cause,
-                };
-                Err(UpstreamError {
-                    retry_after: error.retry_after,
-                    cause,
-                    ..ask.call.fail_with(error.kind, "no token", error)
-                })
-            }
-        }
-    }
-
-    /// The token that is kept for the session, or one that is fetched, once for all who want it.
-    async fn token(
-        self: &Arc<Self>,
-        session: &Arc<Session>,
-        call: &Call,
-        key: &TokenKey,
-    ) -> Fetched {
-        let call = call.instead(match session.is_ours {
-            true => "GET token",
-            false => "GET token for a caller",
-        });
-        let fetch = || -> BoxFuture<'static, Result<Token, UpstreamError>> {
-            let (endpoint, session) = (Arc::clone(self), Arc::clone(session));
-            let (call, key) = (call.clone(), key.clone());
-            async move { endpoint.fetch_token(&session, &call, &key).await }.boxed()
-        };
-        session.tokens.get(&call, key, fetch).await
-    }
-
-    async fn fetch_token(
-        &self,
-        session: &Session,
-        call: &Call,
-        key: &TokenKey,
-    ) -> Result<Token, UpstreamError> {
-        let _leave = leave(session, call)?;
-        let issued = Instant::now();
-        let credential = session.account.current(call).await?;
-        let token = TokenAsk {
-            call,
-            key,
-            is_ours: session.is_ours,
-        };
-        let mut response = self.ask_for_token(&token, credential.as_ref()).await?;
-        let is_refusal = matches!(
-            response.status(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        );
-        if let Some(refused) = credential.filter(|_| is_refusal)
-            && session.account.renew(call, &refused).await?
-        {
-            drain(response).await;
-            let other = session.account.current(call).await?;
-            response = self.ask_for_token(&token, other.as_ref()).await?;
-        }
-        hear(session, call, &response, false);
-        if response.status() != StatusCode::OK {
-            let error = answer::failure(call, response.status(), response.headers(), false);
-            drain(response).await;
-            // A missing token endpoint says nothing about the content.
-            return Err(match error.kind {
-                Kind::NotFound => UpstreamError {
-                    kind: Kind::Invalid,
-                    ..error
-                },
-                _ => error,
-            });
-        }
-        answer::check_encoding(call, response.headers())?;
-        if answer::is_html(response.headers()) {
-            drain(response).await;
-            return Err(call.fail(Kind::Unavailable, answer::HTML));
-        }
-        let body = self.body(call, response, None);
-        let body = body.read_capped(MAX_TOKEN_BODY_BYTES).await?;
-        Token::parse(&body, issued)
-            .ok_or_else(|| call.fail(Kind::Invalid, "the answer has no usable token"))
-    }
-
-    async fn ask_for_token(
-        &self,
-        ask: &TokenAsk<'_>,
-        credential: Option<&Credential>,
-    ) -> Result<Response, UpstreamError> {
-        let TokenAsk { call, key, is_ours } = *ask;
-        let mut url = key.realm.url().clone();
-        let service = key.service.iter().map(|service| ("service", &**service));
-        let scope = Some(("scope", &*key.scope)).filter(|(_, scope)| !scope.is_empty());
-        let asked = service.chain(scope);
-        let form = credential.and_then(|credential| credential.refresh_form(&key.realm));
-        let request = if let Some(form) = form {
-            let form: Vec<(&str, &str)> = asked.chain(form).collect();
-            let request = self.transport.request(call, Method::POST, &url, is_ours)?;
-            request.form(&form)
-        } else {
-            url.query_pairs_mut().extend_pairs(asked);
-            let request = self.transport.request(call, Method::GET, &url, is_ours)?;
-            match credential {
-                Some(credential) => credential.attach_to_realm(request, &key.realm),
-                None => request,
-            }
-        };
-        self.transport.dispatch(call, request).await
-    }
-
-    // --- sending ---
-
     /// Sends `ask` and follows its redirects. Once a redirect leaves the origin, the proof stays behind for good.
     async fn send(self: &Arc<Self>, ask: &Ask<'_>, proof: &Proof) -> Result<Answer, UpstreamError> {
         let mut url = self.url(ask);
@@ -556,40 +294,6 @@ impl Endpoint {
         Ok(request)
     }
 
-    /// The token that a registry gives to nobody, when a redirect led to one that asks for one. Nothing of the mirror's own goes there.
-    async fn token_away(
-        self: &Arc<Self>,
-        call: &Call,
-        at: &Url,
-        headers: &HeaderMap,
-    ) -> Result<Option<(Origin, Token)>, UpstreamError> {
-        let challenges = challenges(headers);
-        let (Some((challenge, realm)), Some(origin)) = (bearer(&challenges), Origin::of(at)) else {
-            return Ok(None);
-        };
-        let key = TokenKey {
-            realm: self.realm(call, realm, &origin, Carries::Nothing)?,
-            service: challenge.parameter("service").map(str::to_owned),
-            scope: pull_scope(challenge),
-            generation: self.away.account.generation(),
-        };
-        match self.token(&self.away, call, &key).await {
-            Ok(token) => Ok(Some((origin, token))),
-            Err(error) => {
-                // Where a redirect led cannot say that the upstream refuses.
-                let kind = match error.kind {
-                    Kind::Refused => Kind::Invalid,
-                    kind => kind,
-                };
-                Err(UpstreamError {
-                    retry_after: error.retry_after,
-                    cause: error.cause,
-                    ..call.fail_with(kind, "no token after a redirect", error)
-                })
-            }
-        }
-    }
-
     fn attach(&self, request: RequestBuilder, proof: &Proof) -> RequestBuilder {
         match proof {
             Proof::Bearer(_, token) => token.attach(request),
@@ -617,51 +321,6 @@ impl Endpoint {
             url.query_pairs_mut().extend_pairs(&ask.query);
         }
         url
-    }
-}
-
-/// A question to a token endpoint.
-struct TokenAsk<'a> {
-    call: &'a Call,
-    key: &'a TokenKey,
-    is_ours: bool,
-}
-
-async fn basic(session: &Session, call: &Call) -> Result<Proof, UpstreamError> {
-    match session.account.current(call).await? {
-        Some(credential) if !credential.is_identity_token() => Ok(Proof::Basic(credential)),
-        Some(_) => Err(call.fail(
-            Kind::Refused,
-            "401, it wants a user and there is only an identity token",
-        )),
-        None => Ok(Proof::None),
-    }
-}
-
-/// The scope to ask for: pulling the repository, by the name its registry knows it under. A gateway below a path prefix calls it
-/// by its own longer name, which is taken over from the challenge; nothing else in a challenge's scope is.
-fn scope(prefix: &str, repository: Option<&RepositoryName>, challenge: &Challenge) -> String {
-    // Nothing but an identity is asked.
-    let Some(repository) = repository else {
-        return String::new();
-    };
-    let own = format!("repository:{prefix}{repository}:pull");
-    let Some(asked) = challenge.parameter("scope") else {
-        return own;
-    };
-    let name = asked
-        .strip_prefix("repository:")
-        .and_then(|rest| rest.strip_suffix(":pull"));
-    let is_ours = |name: &str| {
-        name.parse::<RepositoryName>().is_ok()
-            && name
-                .strip_suffix(repository.as_str())
-                .is_some_and(|prefix| prefix.ends_with('/'))
-    };
-    if name.is_some_and(is_ours) {
-        asked.to_owned()
-    } else {
-        own
     }
 }
 
@@ -704,37 +363,4 @@ fn leave<'a>(session: &'a Session, call: &Call) -> Result<Leave<'a>, UpstreamErr
 fn hear(session: &Session, call: &Call, response: &Response, is_foreign: bool) {
     let word = answer::word(response.status(), response.headers(), is_foreign);
     session.budget.hear(call.class(), word, Instant::now());
-}
-
-/// Whether a response asks for a proof, or for a better one than it got.
-fn is_challenge(response: &Response, proof: &Proof) -> bool {
-    match response.status() {
-        StatusCode::UNAUTHORIZED => true,
-        // RFC 6750 section 3.1: a token without the scope.
-        StatusCode::FORBIDDEN => {
-            matches!(proof, Proof::Bearer(..))
-                && response.headers().contains_key(header::WWW_AUTHENTICATE)
-        }
-        _ => false,
-    }
-}
-
-fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
-    let lines = headers.get_all(header::WWW_AUTHENTICATE);
-    Challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()))
-}
-
-fn bearer(challenges: &[Challenge]) -> Option<(&Challenge, &str)> {
-    let mut bearers = challenges.iter().filter(|it| it.scheme == "bearer");
-    bearers.find_map(|challenge| Some((challenge, challenge.parameter("realm")?)))
-}
-
-/// Pulling what a challenge of another registry is about; nothing when it does not say.
-fn pull_scope(challenge: &Challenge) -> String {
-    let asked = challenge.parameter("scope").unwrap_or_default();
-    let name = asked.split_whitespace().find_map(|scope| {
-        let (name, _actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
-        name.parse::<RepositoryName>().ok()
-    });
-    name.map_or_else(String::new, |name| format!("repository:{name}:pull"))
 }
