@@ -1,20 +1,14 @@
 //! What real clients put into registries, and what is broken: each kind is pushed, mirrored, adopted and judged as the table says.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{BufRead as _, BufReader, Write as _},
-    net::{TcpListener, TcpStream},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::{Value, json};
 use tests::{
-    Gateway, Wire,
+    Gateway, Scripted, Wire,
     gateway::{USER, usual_config},
     guests::component,
     image::{Content, INDEX, MANIFEST, sha512},
+    scripted::Reply,
 };
 
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -306,50 +300,21 @@ fn kinds() -> Vec<Kind> {
 }
 
 /// A registry that has every kind under its tag and its digest.
-fn upstream() -> u16 {
+fn upstream() -> Scripted {
     let mut served = BTreeMap::new();
     for kind in kinds() {
+        let document = Reply::new(200, kind.content.bytes.clone())
+            .with("Content-Type", kind.media_type)
+            .with("Docker-Content-Digest", &kind.content.digest);
         for reference in [kind.tag(), kind.content.digest.clone()] {
-            served.insert(reference, (kind.media_type, kind.content.clone()));
+            served.insert(reference, document.clone());
         }
     }
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let served = Arc::new(served);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let served = Arc::clone(&served);
-            std::thread::spawn(move || answer(stream, &served));
-        }
-    });
-    port
-}
-
-fn answer(mut stream: TcpStream, served: &BTreeMap<String, (&str, Content)>) -> Option<()> {
-    let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
-    let line = lines.next()?.ok()?;
-    while !lines.next()?.ok()?.is_empty() {}
-    let (method, path) = line.split_once(' ')?;
-    let reference = path.split(' ').next()?.rsplit('/').next()?;
-    let found = served.get(reference);
-    let head = match found {
-        Some((media_type, content)) => format!(
-            "200 OK\r\nContent-Type: {media_type}\r\nDocker-Content-Digest: {}\r\nContent-Length: {}",
-            content.digest,
-            content.bytes.len()
-        ),
-        None => "404 Not Found\r\nContent-Length: 0".to_owned(),
-    };
-    let head = format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n");
-    stream.write_all(head.as_bytes()).ok()?;
-    if let Some((_, content)) = found.filter(|_| method == "GET") {
-        stream.write_all(&content.bytes).ok()?;
-    }
-    Some(())
-}
-
-fn mirror_entry(port: u16) -> String {
-    format!("  up: {{ url: \"http://127.0.0.1:{port}\" }}\n")
+    Scripted::start(move |asked| {
+        let reference = asked.target.rsplit('/').next().unwrap();
+        let found = served.get(reference).cloned();
+        found.unwrap_or_else(|| Reply::new(404, ""))
+    })
 }
 
 #[test]
@@ -390,7 +355,7 @@ fn what_can_be_pushed_is_stored_and_the_rest_is_refused_with_a_sentence() {
 
 #[test]
 fn a_mirror_passes_on_whatever_has_the_digest_and_a_type_that_clients_ask_for() {
-    let gateway = Gateway::start(&usual_config(&mirror_entry(upstream()), ""));
+    let gateway = Gateway::start(&usual_config(&upstream().mirror_entry("up", ""), ""));
     let wire = Wire::basic(gateway.port, USER);
     for kind in kinds() {
         for reference in [kind.tag(), kind.content.digest.clone()] {
@@ -414,7 +379,7 @@ fn a_mirror_passes_on_whatever_has_the_digest_and_a_type_that_clients_ask_for() 
 
 #[test]
 fn a_policy_about_images_denies_what_is_not_read_unless_it_is_told_otherwise() {
-    let port = upstream();
+    let registry = upstream();
     for (config, opaque) in [
         ("{ annotations: { org.example: \"*\" } }", 403),
         (
@@ -432,9 +397,12 @@ fn a_policy_about_images_denies_what_is_not_read_unless_it_is_told_otherwise() {
     config: {config}
 "#
         );
-        let gateway = Gateway::start_with(&usual_config(&mirror_entry(port), &gate), |folder| {
-            fs::copy(component("deny-image"), folder.join("deny_image.wasm")).unwrap();
-        });
+        let gateway = Gateway::start_with(
+            &usual_config(&registry.mirror_entry("up", ""), &gate),
+            |folder| {
+                fs::copy(component("deny-image"), folder.join("deny_image.wasm")).unwrap();
+            },
+        );
         let wire = Wire::basic(gateway.port, USER);
         for kind in kinds().iter().filter(|kind| kind.mirrored) {
             let expected = if kind.read { 200 } else { opaque };

@@ -1,5 +1,5 @@
-//! What clients send that are not on every machine: oras 1.2, helm 3.18 and cosign 2.5 as recorded against the gateway; kaniko, which shares
-//! cosign's registry client, and buildkitd, which pushes by containerd, as their sources send it. Each story is a table of requests.
+//! What clients send that are not on every machine: oras 1.2, helm 3.18, cosign 2.5 and buildkitd 0.23 as recorded against the gateway;
+//! kaniko, which shares cosign's registry client, as its source sends it. Each story is a table of requests.
 //!
 //! A line is `STATUS METHOD PATH key=value…`. PATH is below `/v2/REPOSITORY/`, or absolute when it begins with a slash. `{NAME}` is the digest of a
 //! content, `{NAME-}` the same with a dash for its colon, `{at}` the last `Location`; `body=NAME` sends a content, `is=NAME` expects one back.
@@ -127,18 +127,19 @@ const KANIKO_READ: &str = "
 
 /// The export of `cache-to=type=registry`: an index whose children are blobs.
 const BUILDKIT_EXPORT: &str = "
-404 HEAD blobs/{layer} accept=CONTAINERD
+404 HEAD blobs/{layer} accept=LAYER
 202 POST blobs/uploads/
 201 PUT {at} digest={layer} type=BYTES body=layer
-404 HEAD blobs/{state}
+404 HEAD blobs/{state} accept=STATE
 202 POST blobs/uploads/
 201 PUT {at} digest={state} type=BYTES body=state
-404 HEAD manifests/cache accept=CONTAINERD
+404 HEAD manifests/cache accept=INDEX_OR_ANY
 201 PUT manifests/cache type=INDEX body=cache";
 const BUILDKIT_IMPORT: &str = "
 200 HEAD manifests/cache accept=CONTAINERD
-200 GET manifests/{cache} accept=CONTAINERD is=cache
-200 GET blobs/{state} is=state
+200 GET manifests/{cache} accept=INDEX_OR_ANY is=cache
+200 GET blobs/{state} accept=STATE is=state
+200 GET blobs/{layer} accept=LAYER is=layer
 206 GET blobs/{layer} range=bytes=0- is=layer";
 
 const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -236,6 +237,9 @@ fn named(text: &str) -> &str {
         "ARTIFACTS" => ARTIFACTS,
         "GGCR" => GGCR,
         "CONTAINERD" => CONTAINERD,
+        "LAYER" => "application/vnd.oci.image.layer.v1.tar+gzip, */*",
+        "STATE" => "application/vnd.buildkit.cacheconfig.v0, */*",
+        "INDEX_OR_ANY" => "application/vnd.oci.image.index.v1+json, */*",
         "BYTES" => BYTES,
         "MANIFEST" => MANIFEST,
         "INDEX" => INDEX,

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
     net::{TcpListener, TcpStream},
     sync::{
         Arc,
@@ -12,63 +12,13 @@ use std::{
 };
 
 use tests::{
-    Gateway, Image, Origin, Wire,
+    Gateway, Image, Origin, Scripted, Wire,
     gateway::{USER, usual_config},
+    scripted::Reply,
     tools::{free_port, wait_until},
 };
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-
-/// A registry that answers as it is told: the path and query in, the status, headers and body out.
-struct Told {
-    port: u16,
-    asked: Arc<AtomicUsize>,
-}
-
-impl Told {
-    fn start(answer: impl Fn(&str) -> (u16, String, String) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (answer, asked) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
-        let counted = Arc::clone(&asked);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (answer, counted) = (Arc::clone(&answer), Arc::clone(&counted));
-                std::thread::spawn(move || {
-                    let mut reader = BufReader::new(stream.unwrap());
-                    let mut head = String::new();
-                    while reader.read_line(&mut head).unwrap_or(0) > 2 {}
-                    let Some(target) = head.split_whitespace().nth(1) else {
-                        return;
-                    };
-                    counted.fetch_add(1, Ordering::SeqCst);
-                    let (status, headers, body) = answer(target);
-                    let is_head = head.starts_with("HEAD");
-                    let mut text = format!(
-                        "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
-                        body.len()
-                    );
-                    if !is_head {
-                        text.push_str(&body);
-                    }
-                    reader.get_mut().write_all(text.as_bytes()).ok();
-                });
-            }
-        });
-        Self { port, asked }
-    }
-
-    fn entry(&self, name: &str, more: &str) -> String {
-        format!(
-            "  {name}: {{ url: \"http://127.0.0.1:{}\"{more} }}\n",
-            self.port
-        )
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
-    }
-}
 
 /// Takes connections and never answers; the port, and how many came.
 fn silent() -> (u16, Arc<AtomicUsize>) {
@@ -139,28 +89,22 @@ fn one_stuck_upstream_never_delays_other_repositories() {
 
 #[test]
 fn a_failure_of_an_upstream_shows_mirror_kind_and_request_and_its_line_names_the_key() {
-    let bad = Told::start(|_| (500, String::new(), "secret-of-the-upstream".to_owned()));
-    let page = Told::start(|_| {
-        let html = "Content-Type: text/html\r\n".to_owned();
-        (404, html, "<html>secret-of-the-upstream</html>".to_owned())
+    let bad = Scripted::start(|_| Reply::new(500, "secret-of-the-upstream"));
+    let page = Scripted::start(|_| {
+        Reply::new(404, "<html>secret-of-the-upstream</html>").with("Content-Type", "text/html")
     });
-    let login = Told::start(|_| {
-        (
-            401,
-            "WWW-Authenticate: Basic realm=\"x\"\r\n".to_owned(),
-            String::new(),
-        )
-    });
-    let limit = Told::start(|_| (429, "Retry-After: 60\r\n".to_owned(), String::new()));
+    let login =
+        Scripted::start(|_| Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"x\""));
+    let limit = Scripted::start(|_| Reply::new(429, "").with("Retry-After", "60"));
     let (stuck, _) = silent();
     let mut entries = String::new();
-    for (name, told) in [
+    for (name, registry) in [
         ("bad", &bad),
         ("page", &page),
         ("login", &login),
         ("limit", &limit),
     ] {
-        entries.push_str(&told.entry(name, ""));
+        entries.push_str(&registry.mirror_entry(name, ""));
     }
     writeln!(entries, "  timeout: {{ url: \"http://127.0.0.1:{stuck}\", limits: {{ silence_timeout: 200ms, connect_timeout: 200ms }} }}").unwrap();
     writeln!(
@@ -236,16 +180,21 @@ fn a_failure_of_an_upstream_shows_mirror_kind_and_request_and_its_line_names_the
             assert!(line.contains(kind), "{what}: {line}");
         }
     }
-    assert_eq!(limit.asked(), 2, "manifests with their lists, and blobs");
+    assert_eq!(
+        limit.asked().len(),
+        2,
+        "manifests with their lists, and blobs"
+    );
 }
 
 #[test]
 fn tags_of_every_page_are_listed_and_stale_ones_are_marked() {
     let down = Arc::new(AtomicUsize::new(0));
     let is_down = Arc::clone(&down);
-    let told = Told::start(move |target| {
+    let registry = Scripted::start(move |asked| {
+        let target = &asked.target;
         if is_down.load(Ordering::SeqCst) > 0 {
-            return (503, String::new(), String::new());
+            return Reply::new(503, "");
         }
         let page = target
             .split_once("next_page=")
@@ -254,17 +203,18 @@ fn tags_of_every_page_are_listed_and_stale_ones_are_marked() {
             .map(|number| format!("\"v{page}.{number}\""))
             .collect();
         let body = format!("{{\"name\":\"a\",\"tags\":[{}]}}", tags.join(","));
-        let link = match page {
-            3 => String::new(),
-            page => format!(
-                "Link: </v2/a/b/tags/list?next_page={}>; rel=\"next\"\r\n",
-                page + 1
-            ),
-        };
-        (200, link, body)
+        let reply = Reply::new(200, body);
+        match page {
+            3 => reply,
+            page => {
+                let next = page + 1;
+                let link = format!("</v2/a/b/tags/list?next_page={next}>; rel=\"next\"");
+                reply.with("Link", link)
+            }
+        }
     });
     let freshness = ", tags: { fresh_for: 10ms }";
-    let gateway = Gateway::start(&usual_config(&told.entry("up", freshness), ""));
+    let gateway = Gateway::start(&usual_config(&registry.mirror_entry("up", freshness), ""));
     let wire = Wire::anonymous(gateway.port);
     let whole = wire.get("/v2/up/a/b/tags/list").expect(200);
     assert_eq!(whole.json()["tags"].as_array().unwrap().len(), 160);
@@ -340,9 +290,10 @@ fn questions_for_what_is_not_there_end_in_429_and_what_is_there_is_served() {
 
 #[test]
 fn referrers_of_a_mirror_come_in_pages_that_are_never_cut() {
-    let told = Told::start(|target| {
+    let registry = Scripted::start(|asked| {
+        let target = &asked.target;
         if !target.contains("/referrers/") {
-            return (404, String::new(), "{}".to_owned());
+            return Reply::new(404, "{}");
         }
         let page = target
             .split_once("page=")
@@ -355,17 +306,17 @@ fn referrers_of_a_mirror_come_in_pages_that_are_never_cut() {
             )
         };
         let entries: Vec<String> = (page * 10..page * 10 + 10).map(descriptor).collect();
-        let link = match page {
-            2 => String::new(),
-            page => format!("Link: <?page={}>; rel=\"next\"\r\n", page + 1),
-        };
         let body = format!(
             "{{\"schemaVersion\":2,\"manifests\":[{}]}}",
             entries.join(",")
         );
-        (200, format!("Content-Type: {OCI_INDEX}\r\n{link}"), body)
+        let reply = Reply::new(200, body).with("Content-Type", OCI_INDEX);
+        match page {
+            2 => reply,
+            page => reply.with("Link", format!("<?page={}>; rel=\"next\"", page + 1)),
+        }
     });
-    let gateway = Gateway::start(&usual_config(&told.entry("up", ""), ""));
+    let gateway = Gateway::start(&usual_config(&registry.mirror_entry("up", ""), ""));
     let wire = Wire::anonymous(gateway.port);
     let subject = format!("sha256:{}", "ab".repeat(32));
     let mut path = Some(format!(
