@@ -7,7 +7,7 @@ use gantry::{
     config::Config,
     policy::{Policy, Request},
 };
-use gantry_model::{Client, Decision, OperationKind, Principal, Requester, Scope};
+use gantry_model::{Cause, Client, Decision, OperationKind, Principal, Requester, Scope};
 use tests::{gateway::usual_config, wire::runtime};
 
 use crate::table::{Table, median};
@@ -61,6 +61,7 @@ fn requester() -> Requester {
         principal: Arc::new(principal),
         arrival: None,
         confirmed: None,
+        cause: Cause::Request,
     }
 }
 

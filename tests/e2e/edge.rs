@@ -379,8 +379,8 @@ fn a_web_page_changes_a_registry_only_where_the_operator_lets_it() {
         "",
     )
     .expect(202);
-    let ui = open.to_owned()
-        + "http: { headers: { Access-Control-Allow-Origin: https://ui.example } }\n";
+    let ui =
+        open.clone() + "http: { headers: { Access-Control-Allow-Origin: https://ui.example } }\n";
     let gateway = Gateway::start(&ui);
     let wire = Wire::anonymous(gateway.port);
     wire.send(

@@ -74,6 +74,10 @@ impl Honest {
     }
 
     /// The median of their times, when none failed.
+    #[expect(
+        clippy::print_stdout,
+        reason = "what was measured is for the reader of the test"
+    )]
     fn stop(self, during: &str) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         let took = self.pulls.join().unwrap();
@@ -196,6 +200,10 @@ fn unread_streams(gateway: &Gateway, window: u32, paths: &[String]) -> std::io::
     Ok(stream)
 }
 
+fn length(text: &[u8]) -> u8 {
+    u8::try_from(text.len()).unwrap()
+}
+
 /// A connection that sends the body of a push as far as it may, with a password that has to be looked at first.
 fn send_ahead(gateway: &Gateway) -> std::io::Result<TcpStream> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -204,11 +212,11 @@ fn send_ahead(gateway: &Gateway) -> std::io::Result<TcpStream> {
     // PUT, http, path, authority, authorization (RFC 7541, appendix A).
     let mut headers = vec![0x02, 3];
     headers.extend(b"PUT");
-    headers.extend([0x86, 0x04, u8::try_from(path.len()).unwrap()]);
+    headers.extend([0x86, 0x04, length(path)]);
     headers.extend(path);
     headers.extend([0x01, 1, b'a', 0x0f, 0x08]);
     let credential = b"Basic YWxpY2U6d3Jvbmc=";
-    headers.push(u8::try_from(credential.len()).unwrap());
+    headers.push(length(credential));
     headers.extend(credential);
     for stream in [1, 3, 5, 7] {
         bytes.extend(frame(1, 4, stream, &headers));

@@ -256,6 +256,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn a_page_changes_a_repository_only_where_the_operator_lets_it() {
         let allowed = |value: &'static str| {
             let value = http::HeaderValue::from_static(value);
