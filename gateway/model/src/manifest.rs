@@ -405,28 +405,26 @@ impl Outline {
 
 impl<'de> de::Deserialize<'de> for Outline {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Outline;
-
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            #[expect(
-                clippy::excessive_nesting,
-                reason = "each level is one case, and a function for one would hide the order"
-            )]
-            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Outline, A::Error> {
-                let mut members = BTreeMap::new();
-                while let Some(Name(name)) = map.next_key()? {
-                    let value: Box<RawValue> = map.next_value()?;
-                    members.insert(json::folded(&name), value);
-                }
-                Ok(Outline(members))
-            }
-        }
         deserializer.deserialize_map(Members)
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Outline;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Outline, A::Error> {
+        let mut members = BTreeMap::new();
+        while let Some(Name(name)) = map.next_key()? {
+            let value: Box<RawValue> = map.next_value()?;
+            members.insert(json::folded(&name), value);
+        }
+        Ok(Outline(members))
     }
 }
 

@@ -188,9 +188,10 @@ impl Mirrors {
         &self,
         repository: &Repository,
         digest: Digest,
+        accepts: &AcceptedTypes,
         requester: &Requester,
     ) -> Result<MirroredManifest, Error> {
-        let origin = self.engine.origin(repository)?;
+        let origin = self.engine.origin(repository)?.accepting(accepts.clone());
         let reference = Reference::Digest(digest);
         let manifest = self.engine.manifest(&origin, &reference, requester).await;
         manifest.map_err(|failure| failure.into_manifest_error().of_mirror(origin.mirror()))

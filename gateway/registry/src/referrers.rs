@@ -15,7 +15,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use gantry_model::{
-    Change, Digest, Document, Page, Repository, RepositoryName, Source, Tag, media_type::OCI_INDEX,
+    AcceptedTypes, Change, Digest, Document, MediaType, Page, Repository, RepositoryName, Source,
+    Tag, media_type::OCI_INDEX,
 };
 use gantry_storage::{ContentOrigin, ManifestRecord, MetadataStore};
 use gantry_upstream::Texts;
@@ -273,7 +274,7 @@ impl Call {
             };
             for few in some.chunks(JUDGED_AT_ONCE) {
                 let judged = few.iter().map(async |listed| match is_wanted(listed) {
-                    true => self.judge(asked.repository, &listed.digest, derived).await,
+                    true => self.judge(asked.repository, listed, derived).await,
                     false => Ok(Judged::Stays),
                 });
                 let judged = join_all(judged).await;
@@ -320,14 +321,14 @@ impl Call {
     async fn judge(
         &self,
         repository: &Repository,
-        digest: &str,
+        listed: &Listed,
         derived: &Derived,
     ) -> Result<Judged, Error> {
         let admission = &self.shared.ports.admission;
         if !admission.asks(repository, Change::ServeManifest) {
             return Ok(Judged::Leaves);
         }
-        let Ok(parsed) = digest.parse::<Digest>() else {
+        let Ok(parsed) = listed.digest.parse::<Digest>() else {
             return Ok(Judged::Stays);
         };
         let asks_upstream = repository.mirror().is_some()
@@ -335,22 +336,34 @@ impl Call {
         if asks_upstream && !derived.take() {
             return Ok(Judged::NotYet);
         }
-        match self.may_leave(repository, parsed).await? {
+        let accepts = match asks_upstream {
+            false => AcceptedTypes::default(),
+            true => {
+                let media_type = text_of(&listed.descriptor, "mediaType");
+                AcceptedTypes::with(&MediaType::as_written(&media_type))
+            }
+        };
+        match self.may_leave(repository, parsed, &accepts).await? {
             true => Ok(Judged::Leaves),
             false => Ok(Judged::Stays),
         }
     }
 
     /// Whether somebody who asked for this manifest would get it.
-    async fn may_leave(&self, repository: &Repository, digest: Digest) -> Result<bool, Error> {
+    async fn may_leave(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        accepts: &AcceptedTypes,
+    ) -> Result<bool, Error> {
         let found = match &repository.source {
             Source::Hosted | Source::Layered { .. } => {
                 let record = self.hosted_record(&repository.name, &digest);
                 record.await.map(|record| (record, None))
             }
             Source::Mirror { .. } => {
-                let mirrors = &self.shared.mirrors;
-                let manifest = mirrors.listed_manifest(repository, digest, &self.requester);
+                let (mirrors, requester) = (&self.shared.mirrors, &self.requester);
+                let manifest = mirrors.listed_manifest(repository, digest, accepts, requester);
                 manifest
                     .await
                     .map(|manifest| (manifest.record, Some(manifest.bytes)))

@@ -75,24 +75,9 @@ impl Value {
         is_escaped: false,
     };
 
-    #[expect(
-        clippy::excessive_nesting,
-        reason = "each level is one case, and a function for one would hide the order"
-    )]
     fn step(&mut self, byte: u8) -> Step {
         if self.is_text {
-            match byte {
-                _ if self.is_escaped => self.is_escaped = false,
-                b'\\' => self.is_escaped = true,
-                b'"' => {
-                    self.is_text = false;
-                    if self.depth == 0 {
-                        return Step::Last;
-                    }
-                }
-                _ => {}
-            }
-            return Step::Inside;
+            return self.step_in_text(byte);
         }
         match byte {
             b'"' => self.is_text = true,
@@ -100,13 +85,32 @@ impl Value {
             b']' | b'}' | b',' if self.depth == 0 => return Step::Over,
             b']' | b'}' => {
                 self.depth -= 1;
-                if self.depth == 0 {
-                    return Step::Last;
-                }
+                return self.at_end();
             }
             _ => {}
         }
         Step::Inside
+    }
+
+    fn step_in_text(&mut self, byte: u8) -> Step {
+        match byte {
+            _ if self.is_escaped => self.is_escaped = false,
+            b'\\' => self.is_escaped = true,
+            b'"' => {
+                self.is_text = false;
+                return self.at_end();
+            }
+            _ => {}
+        }
+        Step::Inside
+    }
+
+    /// What the end of a text, of an array or of an object is.
+    fn at_end(self) -> Step {
+        match self.depth {
+            0 => Step::Last,
+            _ => Step::Inside,
+        }
     }
 }
 
