@@ -18,7 +18,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use gantry_model::event::SourceFacts;
-use gantry_plugin_host::{AdmitAnswer, AuthorizeAnswer, HostPorts, PluginHost};
+use gantry_plugin_host::{AuthorizeAnswer, HostPorts, PluginHost};
 use gantry_registry::{Clock as _, Leases, Registry};
 use gantry_storage::{CachedMetadata, FsBlobStore, SqliteKv, SqliteStore};
 use prometheus_client::metrics::gauge::Gauge;
@@ -34,7 +34,7 @@ use crate::{
     clock::SystemClock,
     config::{self, BlobStorage, Config, MetadataStorage},
     events::Events,
-    hooks::{PluginValues, StoredContent},
+    hooks::{PluginValues, Serves, StoredContent},
     modes,
     origins::Origins,
     outbound::{Names, Requests, SystemNames},
@@ -76,7 +76,7 @@ pub(crate) struct Lasting {
     metadata: Arc<CachedMetadata>,
     callers: Memory,
     decisions: Arc<Decisions<AuthorizeAnswer>>,
-    serves: Arc<Decisions<AdmitAnswer>>,
+    serves: Arc<Serves>,
     verified: VerifiedCredentials,
     logins: Logins,
     pub(crate) revocation: Arc<Revocation>,
@@ -111,6 +111,8 @@ pub struct EdgeSettings {
     pub minimum_rate_window: Duration,
     /// How long authentication and authorization may take together.
     pub decision_deadline: Duration,
+    /// Whether a running download that a new configuration denies ends.
+    pub ends_denied_downloads: bool,
     /// How long a drain waits for requests in flight.
     pub drain_timeout: Duration,
     /// Connections at once, over all listeners.
@@ -274,6 +276,7 @@ impl Stores {
     ) -> anyhow::Result<Lasting> {
         let policy_current = Arc::new(ArcSwapOption::empty());
         let origins_current = Arc::new(ArcSwapOption::empty());
+        let serves = Arc::new(Serves::new(MAX_DECISION_BYTES));
         let generations = Gauge::default();
         let shadows = Shadows::start();
         let events = self.events(config, telemetry)?;
@@ -291,14 +294,14 @@ impl Stores {
         });
         Ok(Lasting {
             telemetry: Arc::clone(telemetry),
-            host: self.plugin_host(&policy_current, &origins_current)?,
+            host: self.plugin_host(&policy_current, &origins_current, &serves)?,
             registry: self.registry(config, &events),
             policy_current,
             origins_current,
             metadata: Arc::clone(&self.metadata),
             callers: Memory::new()?,
             decisions: Arc::new(Decisions::new(MAX_DECISION_BYTES)),
-            serves: Arc::new(Decisions::new(MAX_DECISION_BYTES)),
+            serves,
             verified: VerifiedCredentials::new()?,
             logins: Logins::new()?,
             revocation,
@@ -315,12 +318,14 @@ impl Stores {
         &self,
         policy: &Arc<ArcSwapOption<Policy>>,
         origins: &Arc<ArcSwapOption<Origins>>,
+        serves: &Arc<Serves>,
     ) -> anyhow::Result<PluginHost> {
         let stored = StoredContent {
             blobs: Arc::<FsBlobStore>::clone(&self.blobs),
             metadata: Arc::<CachedMetadata>::clone(&self.metadata),
             policy_current: Arc::clone(policy),
             origins_current: Arc::clone(origins),
+            serves: Arc::clone(serves),
         };
         let host = PluginHost::new(HostPorts {
             kv: Arc::new(PluginValues(Arc::<SqliteKv>::clone(&self.values))),

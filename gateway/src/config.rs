@@ -356,6 +356,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// For authentication and authorization together.
     pub decision_deadline: Duration,
+    /// Whether a running download that a new configuration denies ends.
+    pub ends_denied_downloads: bool,
     /// How long a drain waits for requests in flight.
     pub drain_timeout: Duration,
     /// What one request may cause at upstreams.

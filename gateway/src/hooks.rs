@@ -31,6 +31,7 @@ use crate::{
         Policy,
         binding::Binding,
         decisions::{Cached, Decisions, Given, Key, Question},
+        parents::{self, AllowedImages},
         shadow::Shadows,
         unenforced::{self, Unenforced},
     },
@@ -48,8 +49,23 @@ pub struct AdmissionChain {
     serves: Arc<Serves>,
 }
 
-/// Answers about serves that may be reused.
-type Serves = Decisions<AdmitAnswer>;
+/// What is remembered of serves. Outlives a configuration.
+#[derive(Debug)]
+pub(crate) struct Serves {
+    /// Answers that may be reused.
+    answers: Decisions<AdmitAnswer>,
+    images: AllowedImages,
+}
+
+impl Serves {
+    /// Answers take at most about `max_bytes` of memory.
+    pub(crate) fn new(max_bytes: u64) -> Self {
+        Self {
+            answers: Decisions::new(max_bytes),
+            images: AllowedImages::default(),
+        }
+    }
+}
 
 /// The bindings beside the chain.
 #[derive(Debug)]
@@ -65,7 +81,7 @@ impl AdmissionChain {
         Self {
             chain: Vec::new(),
             shadows: None,
-            serves: Arc::new(Decisions::new(0)),
+            serves: Arc::new(Serves::new(0)),
         }
     }
 
@@ -127,9 +143,24 @@ async fn ask_patiently(
     }
 }
 
-/// Asks one binding; serves may be answered from the cache, changes never.
+/// Asks one binding, about few of the images that name the content at a time.
 async fn ask(
     serves: &Serves,
+    binding: &Binding,
+    request: &AdmissionRequest,
+) -> Result<Arc<AdmitAnswer>, CallError> {
+    if !parents::is_in_batches(request) {
+        return ask_once(&serves.answers, binding, request).await;
+    }
+    let ask = |request: AdmissionRequest| async move {
+        ask_once(&serves.answers, binding, &request).await
+    };
+    Box::pin(parents::ask_in_batches(&serves.images, request, ask)).await
+}
+
+/// Makes one call; serves may be answered from the cache, changes never.
+async fn ask_once(
+    serves: &Decisions<AdmitAnswer>,
     binding: &Binding,
     request: &AdmissionRequest,
 ) -> Result<Arc<AdmitAnswer>, CallError> {
@@ -165,12 +196,16 @@ async fn ask(
     }
 }
 
-fn serve_key<'a>(serves: &Serves, binding: &'a Binding, request: &'a AdmissionRequest) -> Key<'a> {
+fn serve_key<'a>(
+    serves: &Decisions<AdmitAnswer>,
+    binding: &'a Binding,
+    request: &'a AdmissionRequest,
+) -> Key<'a> {
     let question = Question::Serve {
         change: request.change,
         repository: request.repository.name.as_str(),
         tag: request.tag.as_ref(),
-        target: &request.target.digest,
+        target: request.target.as_ref().map(|target| &target.digest),
         parents: &request.parents,
     };
     serves.key(
@@ -262,6 +297,9 @@ impl Admission for AdmissionChain {
             Unenforced::admission(binding, &answer, enforced).record_admission(&request);
         }
         self.ask_shadows(&request, &outcome);
+        if outcome.is_ok() {
+            self.serves.images.remember(&request);
+        }
         outcome
     }
 }
@@ -361,6 +399,8 @@ pub struct StoredContent {
     pub policy_current: Arc<ArcSwapOption<Policy>>,
     /// Where its names' content comes from.
     pub origins_current: Arc<ArcSwapOption<Origins>>,
+    /// Which images principals were allowed to pull of late.
+    pub(crate) serves: Arc<Serves>,
 }
 
 /// A repository that a plugin reads.
@@ -422,6 +462,20 @@ impl StoredContent {
             }
         };
         Ok(ReadRepository { name, origin })
+    }
+}
+
+impl StoredContent {
+    /// A policy looks at images until it finds one that it allows.
+    fn allowed_first(
+        &self,
+        requester: &Requester,
+        name: &RepositoryName,
+        mut parents: Vec<Digest>,
+    ) -> Vec<Digest> {
+        let images = &self.serves.images;
+        images.sort(&requester.principal.id, name, &mut parents);
+        parents
     }
 }
 
@@ -539,7 +593,8 @@ impl RegistryReads for StoredContent {
         if manifest.map_err(|error| unavailable(&error))?.is_none() {
             let parents = self.metadata.parents(name, origin, &digest).await;
             let parents = parents.map_err(|error| unavailable(&error))?;
-            return Ok(naming(parents, Named::Blob));
+            let parents = naming(parents, Named::Blob);
+            return Ok(self.allowed_first(requester, name, parents));
         }
         let bytes = match digest.algorithm() {
             // Its bytes are needed for its other name only.
@@ -551,7 +606,8 @@ impl RegistryReads for StoredContent {
             }
         };
         let parents = indexes_of(&*self.metadata, (name, origin), &digest, &bytes).await;
-        parents.map_err(|error| unavailable(&error))
+        let parents = parents.map_err(|error| unavailable(&error))?;
+        Ok(self.allowed_first(requester, name, parents))
     }
 
     async fn blob_size(

@@ -11,6 +11,7 @@ pub mod error;
 pub mod exchange;
 pub mod forwarded;
 pub mod pace;
+mod probe;
 pub mod respond;
 pub mod route;
 mod site;
@@ -20,7 +21,7 @@ use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures_util::FutureExt as _;
 use gantry_model::{Operation, namespace::Address};
-use gantry_registry::Body;
+use gantry_registry::{BlobContent, Body, Outcome};
 use http::{Method, Request, StatusCode, Uri, request::Parts, uri::PathAndQuery};
 use tracing::Instrument as _;
 
@@ -28,14 +29,15 @@ use self::{
     error::Error,
     exchange::{Done, Exchange},
     pace::Rate,
+    probe::Probe,
     respond::Reply,
     route::{RouteError, Routed},
     site::OwnNames,
 };
 use crate::{
     app::{App, EdgeSettings, Generation},
-    auth::{self, revocation::Proof},
-    policy,
+    auth::{self, Identified, revocation::Proof},
+    policy::{self, downloads::Download},
     server::{Handler, Peer, RequestBody},
 };
 
@@ -142,6 +144,7 @@ async fn operate(
     let proof = identified.proof.as_ref();
     let body = domain_body(&operation, body, &generation.edge, proof);
     let requester = exchange.requester(Arc::clone(&identified.principal));
+    let probe = Probe::of(&generation.registry, &operation);
     let authorize = pin!(policy::authorize(
         generation,
         requester,
@@ -154,7 +157,37 @@ async fn operate(
         .await?;
     exchange.permitted(&permit);
     let perform = pin!(generation.registry.perform(permit, body));
-    let outcome = perform.instrument(tracing::debug_span!("perform")).await?;
+    let outcome = perform.instrument(tracing::debug_span!("perform")).await;
+    answered(generation, exchange, &identified, outcome, probe).await
+}
+
+/// What an operation came to: a push's probe may find a blob absent that was refused, and a download is noted, because a later configuration may
+/// deny it.
+async fn answered(
+    generation: &Generation,
+    exchange: &mut Exchange,
+    identified: &Identified,
+    outcome: Result<Outcome, gantry_registry::Error>,
+    probe: Option<Probe>,
+) -> Result<Done, Error> {
+    let outcome = match (outcome, probe) {
+        (Err(refusal), Some(probe)) => {
+            let requester = exchange.requester(Arc::clone(&identified.principal));
+            Box::pin(probe.answer(generation, requester, identified, refusal)).await?
+        }
+        (outcome, _) => outcome?,
+    };
+    if let Outcome::Blob(served) = &outcome
+        && !matches!(served.content, BlobContent::HeadersOnly)
+    {
+        let requester = exchange.requester(Arc::clone(&identified.principal));
+        exchange.downloads(Download::of(
+            generation,
+            identified.clone(),
+            requester,
+            served,
+        ));
+    }
     Ok(Done::Outcome(outcome))
 }
 

@@ -7,6 +7,8 @@
 pub mod binding;
 mod confirm;
 pub(crate) mod decisions;
+pub(crate) mod downloads;
+pub(crate) mod parents;
 pub(crate) mod shadow;
 pub(crate) mod unenforced;
 

@@ -75,7 +75,7 @@ fn what_a_failing_gate_means_is_its_bindings_word() {
             "  - name: gate\n    from: ./deny_image.wasm\n    repositories: [\"team/**\"]\n    changes: [serve-blob]\n    on_error: {on_error}\n    config: {{ annotations: {{ org.example: \"x*\" }} }}\n"
         )
     };
-    for (on_error, status) in [("deny", 503), ("skip", 200)] {
+    for (on_error, status) in [("deny", 503), ("{ skip: clients_can_force_this }", 200)] {
         let gateway = Gateway::start_with(&usual_config("", &plugin(on_error)), |folder| {
             fs::copy(component("deny-image"), folder.join("deny_image.wasm")).unwrap();
         });

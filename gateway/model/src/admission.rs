@@ -27,26 +27,32 @@ pub enum Change {
     DeleteTag,
     /// A manifest is deleted by digest.
     DeleteManifest,
+    /// A blob that no manifest of the repository names is deleted.
+    DeleteBlob,
     /// An upstream's content enters the cache.
     Fill,
     /// A manifest leaves, also as a HEAD's headers.
     ServeManifest,
     /// A blob leaves, also as a HEAD's headers.
     ServeBlob,
+    /// The client learns what a repository has and what it lacks: a list of tags or referrers, or an answer "not found".
+    ServeList,
 }
 
 impl Change {
     /// Every change, in the WIT's order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::CreateTag,
         Self::MoveTag,
         Self::PushByDigest,
         Self::Mount,
         Self::DeleteTag,
         Self::DeleteManifest,
+        Self::DeleteBlob,
         Self::Fill,
         Self::ServeManifest,
         Self::ServeBlob,
+        Self::ServeList,
     ];
 
     /// The WIT's and the configuration's spelling.
@@ -59,16 +65,21 @@ impl Change {
             Self::Mount => "mount",
             Self::DeleteTag => "delete-tag",
             Self::DeleteManifest => "delete-manifest",
+            Self::DeleteBlob => "delete-blob",
             Self::Fill => "fill",
             Self::ServeManifest => "serve-manifest",
             Self::ServeBlob => "serve-blob",
+            Self::ServeList => "serve-list",
         }
     }
 
-    /// Whether content leaves, rather than something changes.
+    /// Whether content or a list leaves, rather than something changes.
     #[must_use]
     pub fn is_serve(self) -> bool {
-        matches!(self, Self::ServeManifest | Self::ServeBlob)
+        matches!(
+            self,
+            Self::ServeManifest | Self::ServeBlob | Self::ServeList
+        )
     }
 }
 
@@ -98,8 +109,9 @@ pub struct AdmissionRequest {
     pub tag: Option<Tag>,
     /// What that tag names now.
     pub previous: Option<TagState>,
-    /// The content: the new target of a tag, the deleted manifest, the served content. Size 0 when it is not known yet.
-    pub target: Descriptor,
+    /// The content: the new target of a tag, the deleted manifest or blob, the served content. Size 0 when it is not known yet. For
+    /// [`Change::ServeList`] the digest that the client named, and nothing where it named none.
+    pub target: Option<Descriptor>,
     /// The manifest's bytes, verified; `None` for blobs.
     pub manifest: Option<Bytes>,
     /// Stored manifests of this repository that name the content.

@@ -99,6 +99,16 @@ pub(crate) struct Allowance {
     pub(crate) cpu: Duration,
 }
 
+impl Question {
+    /// How long the document is that it hands over.
+    fn document_bytes(&self) -> usize {
+        match self {
+            Self::Admit(request) => request.document.as_ref().map_or(0, convert::length),
+            _ => 0,
+        }
+    }
+}
+
 impl Plugin {
     /// The binding's name.
     #[must_use]
@@ -278,6 +288,7 @@ impl Loaded {
         let place = self.place(allowance.wall).await?;
         let live = self.counters.live();
         let clock = Arc::new(CallClock::start(allowance.wall, allowance.cpu));
+        clock.grant(question.document_bytes());
         let of_batch = matches!(question, Question::Observe(_));
         let mut store = self.store(requester, &clock, of_batch);
         let output = store.data().output.clone();

@@ -79,7 +79,10 @@ pub(crate) fn admit_request(
     request: &AdmissionRequest,
 ) -> Result<admission::AdmissionRequest, Stop> {
     let bytes = request.manifest.as_deref();
-    let document = bytes.map(|bytes| document(&request.target.media_type, bytes));
+    let target = request.target.as_ref();
+    let document = bytes
+        .zip(target)
+        .map(|(bytes, target)| document(&target.media_type, bytes));
     Ok(admission::AdmissionRequest {
         request_id: request.requester.request_id.to_string(),
         client: client(&request.requester.client),
@@ -89,8 +92,8 @@ pub(crate) fn admit_request(
         change: change(request.change),
         tag: request.tag.as_ref().map(ToString::to_string),
         previous: request.previous.as_ref().map(tag_state),
-        target: descriptor(&request.target),
-        digests: digests(&request.target.digest, bytes),
+        target: target.map_or_else(no_content, descriptor),
+        digests: target.map_or_else(Vec::new, |target| digests(&target.digest, bytes)),
         document: document.transpose()?,
         parents: request.parents.iter().map(ToString::to_string).collect(),
         attributes: Vec::new(),
@@ -131,6 +134,14 @@ pub(crate) fn document(media_type: &MediaType, bytes: &[u8]) -> Result<types::Do
             mentions: opaque.mentions.iter().map(ToString::to_string).collect(),
         }),
     })
+}
+
+/// How long a document is, about.
+pub(crate) fn length(document: &types::Document) -> usize {
+    match document {
+        types::Document::Manifest(facts) => facts.text.len(),
+        types::Document::Opaque(opaque) => opaque.mentions.iter().map(String::len).sum(),
+    }
 }
 
 fn facts(manifest: &Manifest, bytes: &[u8]) -> types::ManifestFacts {
@@ -256,6 +267,19 @@ pub(crate) fn descriptor(descriptor: &Descriptor) -> types::Descriptor {
     }
 }
 
+/// The target of a question that is about no content.
+fn no_content() -> types::Descriptor {
+    types::Descriptor {
+        media_type: String::new(),
+        digest: String::new(),
+        size: 0,
+        artifact_type: None,
+        annotations: Vec::new(),
+        urls: Vec::new(),
+        platform: None,
+    }
+}
+
 pub(crate) fn tag_state(state: &TagState) -> types::TagState {
     types::TagState {
         digest: state.digest.to_string(),
@@ -300,9 +324,11 @@ fn change(change: Change) -> admission::Change {
         Change::Mount => admission::Change::Mount,
         Change::DeleteTag => admission::Change::DeleteTag,
         Change::DeleteManifest => admission::Change::DeleteManifest,
+        Change::DeleteBlob => admission::Change::DeleteBlob,
         Change::Fill => admission::Change::Fill,
         Change::ServeManifest => admission::Change::ServeManifest,
         Change::ServeBlob => admission::Change::ServeBlob,
+        Change::ServeList => admission::Change::ServeList,
     }
 }
 

@@ -33,15 +33,8 @@ pub(crate) enum Content<'a> {
         size: u64,
         described_in: &'a Repository,
     },
-}
-
-impl Content<'_> {
-    fn digest(&self) -> &Digest {
-        match self {
-            Self::Manifest(record, _) => &record.digest,
-            Self::Blob { digest, .. } => digest,
-        }
-    }
+    /// None: the question is about what the client learns. The digest is the one that the client named.
+    Named(Option<&'a Digest>),
 }
 
 impl Call {
@@ -58,11 +51,33 @@ impl Call {
         Ok(admission.admit(request).await?)
     }
 
+    /// A question about what the client learns.
+    fn without_content(
+        &self,
+        question: &Question<'_>,
+        named: Option<&Digest>,
+        version: Option<u64>,
+    ) -> AdmissionRequest {
+        let target =
+            named.map(|digest| Descriptor::new(MediaType::octet_stream(), digest.clone(), 0));
+        AdmissionRequest {
+            requester: self.requester.clone(),
+            repository: question.repository.clone(),
+            change: question.change,
+            tag: question.tag.map(|(tag, _previous)| tag.clone()),
+            previous: None,
+            target,
+            manifest: None,
+            parents: Vec::new(),
+            version,
+        }
+    }
+
     async fn request(&self, question: Question<'_>) -> Result<AdmissionRequest, Error> {
         let metadata = &self.shared.ports.metadata;
-        let origin = self.shared.mirrors.content_origin(question.repository)?;
         let version = metadata.version(&question.repository.name);
         let (target, manifest) = match question.content {
+            Content::Named(digest) => return Ok(self.without_content(&question, digest, version)),
             Content::Manifest(record, bytes) => {
                 let bytes = match bytes {
                     Some(bytes) => bytes.clone(),
@@ -87,7 +102,8 @@ impl Call {
                 (Descriptor::new(media_type, digest.clone(), size), None)
             }
         };
-        let (name, digest) = (&question.repository.name, question.content.digest());
+        let origin = self.shared.mirrors.content_origin(question.repository)?;
+        let (name, digest) = (&question.repository.name, &target.digest);
         let parents = match &manifest {
             Some(bytes) => indexes_of(&**metadata, (name, &origin), digest, bytes).await?,
             None => naming(metadata.parents(name, &origin, digest).await?, Named::Blob),
@@ -99,7 +115,7 @@ impl Call {
             change: question.change,
             tag: tag.cloned(),
             previous: previous.flatten().cloned(),
-            target,
+            target: Some(target),
             manifest,
             parents,
             version,

@@ -4,7 +4,7 @@
 //! tags is asked about: what protects a tag protects its manifest.
 
 use gantry_model::{Change, Digest, Event, EventKind, Page, Repository, Tag};
-use gantry_storage::{Commit, CommitError, ManifestRecord, TagRecord};
+use gantry_storage::{Commit, CommitError, ContentOrigin, ManifestRecord, TagRecord};
 
 use crate::{
     admit::{Content, Question, refuse_immutable},
@@ -98,6 +98,7 @@ impl Call {
         digest: Digest,
     ) -> Result<Outcome, Error> {
         self.refuse_when_disabled()?;
+        self.admit_blob_deletion(repository, &digest).await?;
         let mut events = self.events(repository);
         events.tell(EventKind::BlobDeleted, Told::blob(&digest, None))?;
         let commit = Commit::DeleteBlob {
@@ -108,6 +109,41 @@ impl Call {
             Ok(()) => Ok(Outcome::Deleted),
             Err(error) => Err(Error::from_commit(error, Error::BlobUnknown { digest })),
         }
+    }
+
+    /// Asks about a deletion that can happen. The commit refuses the others: of a blob that is missing, or that a manifest names.
+    async fn admit_blob_deletion(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(), Error> {
+        let ports = &self.shared.ports;
+        if !ports.admission.asks(repository, Change::DeleteBlob) {
+            return Ok(());
+        }
+        let (name, pushed) = (&repository.name, &ContentOrigin::Pushed);
+        let Some(size) = ports.metadata.blob(name, pushed, digest).await? else {
+            return Ok(());
+        };
+        if !ports
+            .metadata
+            .parents(name, pushed, digest)
+            .await?
+            .is_empty()
+        {
+            return Ok(());
+        }
+        let question = Question {
+            repository,
+            change: Change::DeleteBlob,
+            tag: None,
+            content: Content::Blob {
+                digest,
+                size,
+                described_in: repository,
+            },
+        };
+        self.admit(question).await.map(drop)
     }
 
     /// The tags go before the manifest they name.

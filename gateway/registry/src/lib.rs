@@ -21,6 +21,7 @@ mod mirror;
 mod mount;
 pub mod outcome;
 pub mod ports;
+mod presence;
 mod pull;
 mod push;
 mod referrers;

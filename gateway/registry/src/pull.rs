@@ -8,10 +8,10 @@ use std::ops::RangeInclusive;
 
 use bytes::{Bytes, BytesMut};
 use gantry_model::{
-    AcceptedTypes, ByteRange, Change, Digest, EventKind, Reference, Repository, RepositoryName,
-    Source, Tag, TagState,
+    AcceptedTypes, Admitted, ByteRange, Change, Digest, EventKind, Reference, Repository,
+    RepositoryName, Source, Tag, TagState,
 };
-use gantry_storage::{Blob, ContentOrigin, ManifestRecord, digest_of};
+use gantry_storage::{Blob, ContentOrigin, ManifestRecord, Named, digest_of, naming};
 
 use crate::{
     admit::{Content, Question},
@@ -21,6 +21,9 @@ use crate::{
     outcome::{BlobContent, Outcome, ServedBlob, ServedManifest, Staleness},
     registry::{Call, Shared},
 };
+
+/// Images of a blob that are looked at to find one of the principal's.
+const MAX_IMAGES_LOOKED_AT: usize = 64;
 
 /// A manifest that may leave, once it is admitted.
 struct Found {
@@ -224,18 +227,7 @@ impl Call {
                 mirrors.stat_blob(&repository, &digest, requester).await?
             }
         };
-        let admitted = self
-            .admit(Question {
-                repository: &repository,
-                change: Change::ServeBlob,
-                tag: None,
-                content: Content::Blob {
-                    digest: &digest,
-                    size: size.unwrap_or(0),
-                    described_in: &repository,
-                },
-            })
-            .await?;
+        let admitted = self.admit_blob(&repository, &digest, size).await?;
         let part = match &repository.source {
             Source::Hosted | Source::Layered { .. } => {
                 self.hosted_part(&repository, &digest, size, range, wanted)
@@ -261,6 +253,84 @@ impl Call {
             content: part.content,
             warnings: admitted.warnings,
         })))
+    }
+
+    /// Asks whether a blob of the repository may leave.
+    async fn admit_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<Admitted, Error> {
+        self.admit(Question {
+            repository,
+            change: Change::ServeBlob,
+            tag: None,
+            content: Content::Blob {
+                digest,
+                size: size.unwrap_or(0),
+                described_in: repository,
+            },
+        })
+        .await
+    }
+
+    /// Judges a blob that is on its way by the admission of this configuration.
+    pub(crate) async fn judge_download(
+        &self,
+        repository: Repository,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<(), Error> {
+        let repository = self.shared.settled(repository).await?;
+        let admitted = self.admit_blob(&repository, digest, size).await;
+        admitted.map(drop)
+    }
+
+    /// As [`crate::Registry::stat_own`].
+    pub(crate) async fn stat_own(
+        &self,
+        repository: Repository,
+        digest: Digest,
+    ) -> Result<Option<Outcome>, Error> {
+        let metadata = &self.shared.ports.metadata;
+        let name = &repository.name;
+        let principal = &self.requester.principal.id;
+        if !metadata.has_pushed(name, &digest, principal).await? {
+            return Err(Error::BlobUnknown { digest });
+        }
+        if self.has_pushed_image_of(name, &digest).await? {
+            return Ok(None);
+        }
+        let size = Some(self.hosted_blob_size(&repository, &digest).await?);
+        let part = self
+            .hosted_part(&repository, &digest, size, None, false)
+            .await?;
+        Ok(Some(Outcome::Blob(Box::new(ServedBlob {
+            repository,
+            digest,
+            size: part.size,
+            range: None,
+            content: part.content,
+            warnings: Vec::new(),
+        }))))
+    }
+
+    /// Whether the principal itself pushed a manifest that names the blob, as far as few manifests do.
+    async fn has_pushed_image_of(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<bool, Error> {
+        let (metadata, pushed) = (&self.shared.ports.metadata, &ContentOrigin::Pushed);
+        let parents = naming(metadata.parents(name, pushed, digest).await?, Named::Blob);
+        for parent in parents.iter().take(MAX_IMAGES_LOOKED_AT) {
+            let image = metadata.manifest(name, pushed, parent).await?;
+            if image.is_some_and(|image| image.pushed_by == self.requester.principal.id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn hosted_blob_size(

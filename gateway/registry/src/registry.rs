@@ -6,7 +6,7 @@
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use bytes::Bytes;
-use gantry_model::{Digest, Operation, OperationKind, Permit, Repository, Requester};
+use gantry_model::{Change, Digest, Operation, OperationKind, Permit, Repository, Requester};
 use moka::sync::Cache;
 use tracing::Instrument as _;
 
@@ -16,6 +16,7 @@ use crate::{
     mirror::Mirrors,
     outcome::Outcome,
     ports::{Admission, MirrorSettings, Ports, Settings},
+    presence::Presence,
     staging::TrackedStore,
     upload::session::Uploads,
 };
@@ -141,6 +142,53 @@ impl Registry {
         }
     }
 
+    /// Judges a download that another configuration began: whether this one's admission lets the blob of `permit` leave. Other operations are
+    /// never denied.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] or [`Error::Held`]; another one when it is not known.
+    pub async fn judge_download(&self, permit: Permit, size: Option<u64>) -> Result<(), Error> {
+        let (operation, requester, _granted) = permit.into_parts();
+        let Operation::PullBlob {
+            repository, digest, ..
+        } = operation
+        else {
+            return Ok(());
+        };
+        let call = Call {
+            shared: Arc::clone(&self.shared),
+            requester,
+            optional_granted: false,
+        };
+        Box::pin(call.judge_download(repository, &digest, size)).await
+    }
+
+    /// Whether the admission may refuse reads of the repository's blobs.
+    #[must_use]
+    pub fn judges_blobs(&self, repository: &Repository) -> bool {
+        let admission = &self.shared.ports.admission;
+        let mut serves = [Change::ServeBlob, Change::ServeList].into_iter();
+        serves.any(|change| admission.asks(repository, change))
+    }
+
+    /// The headers of a blob that the principal uploaded or mounted itself for an image that it has not pushed yet, for a permit to upload to its
+    /// repository. No admission is asked. `None`: the principal pushed an image that names the blob.
+    ///
+    /// # Errors
+    /// [`Error::BlobUnknown`] for a blob that is not the principal's.
+    pub async fn stat_own(&self, permit: Permit, digest: Digest) -> Result<Option<Outcome>, Error> {
+        let (operation, requester, _granted) = permit.into_parts();
+        let Operation::StartUpload { repository, .. } = operation else {
+            return Err(Error::BlobUnknown { digest });
+        };
+        let call = Call {
+            shared: Arc::clone(&self.shared),
+            requester,
+            optional_granted: false,
+        };
+        Box::pin(call.stat_own(repository, digest)).await
+    }
+
     /// Performs what `permit` allows.
     ///
     /// # Errors
@@ -163,7 +211,11 @@ impl Registry {
             requester,
             optional_granted,
         };
-        match operation {
+        let presence = Presence::of(&self.shared, &operation, &call.requester);
+        if let Some(presence) = &presence {
+            Box::pin(presence.admit_list()).await?;
+        }
+        let outcome = match operation {
             // The commonest by far: in its own room, which is a fraction of what the largest operation takes.
             Operation::PullManifest {
                 repository,
@@ -176,6 +228,10 @@ impl Registry {
                 run_to_its_end(call).await
             }
             operation => Box::pin(call.run(operation, body)).await,
+        };
+        match (outcome, presence) {
+            (Err(error), Some(presence)) => Err(Box::pin(presence.shown(error)).await),
+            (outcome, _) => outcome,
         }
     }
 }

@@ -269,6 +269,7 @@ fn edge_settings(config: &Config) -> EdgeSettings {
         minimum_rate: limits.minimum_rate,
         minimum_rate_window: Duration::from_secs(30),
         decision_deadline: limits.decision_deadline,
+        ends_denied_downloads: limits.ends_denied_downloads,
         drain_timeout: limits.drain_timeout,
         max_connections: limits.max_connections,
         max_blob_bytes: limits.max_blob_bytes,

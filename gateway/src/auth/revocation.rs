@@ -22,7 +22,14 @@ use gantry_storage::{KeyValueStore, kv::KvPut};
 use moka::future::Cache;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{app::App, clock::SystemClock, policy::binding::Binding};
+use crate::{
+    app::App,
+    clock::SystemClock,
+    policy::{
+        binding::Binding,
+        downloads::{self, Download},
+    },
+};
 
 /// How long an authenticator's answer about a principal is believed.
 const KEEP: Duration = Duration::from_secs(2);
@@ -79,19 +86,40 @@ pub(crate) struct ProofParts {
 impl Proof {
     /// Registers a transfer that runs for the principal; `end` is called when the principal is revoked, and must not block.
     pub(crate) fn transfer(self: &Arc<Self>, end: impl Fn() + Send + Sync + 'static) -> Transfer {
-        let number = self
-            .revocation
-            .transfers_begun
-            .fetch_add(1, Ordering::Relaxed);
         let running = Running {
-            proof: Arc::clone(self),
+            proof: Some(Arc::clone(self)),
+            download: None,
             end: Box::new(end),
         };
-        self.revocation.transfers().insert(number, running);
-        Transfer {
-            revocation: Arc::clone(&self.revocation),
-            number,
-        }
+        Arc::clone(&self.revocation).register(running)
+    }
+}
+
+/// What a response rests on.
+#[derive(Debug)]
+pub(crate) struct Grounds {
+    /// What its principal was proved with.
+    proof: Option<Arc<Proof>>,
+    /// Which content a configuration allowed.
+    download: Option<Arc<Download>>,
+}
+
+impl Grounds {
+    /// `None` where nothing can end the response.
+    pub(crate) fn of(proof: Option<Arc<Proof>>, download: Option<Arc<Download>>) -> Option<Self> {
+        (proof.is_some() || download.is_some()).then_some(Self { proof, download })
+    }
+
+    /// Registers a transfer that rests on them; `end` is called when one of them is gone, and must not block.
+    pub(crate) fn transfer(self, end: impl Fn() + Send + Sync + 'static) -> Option<Transfer> {
+        let of_download = self.download.as_ref().map(|it| it.revocation());
+        let of_proof = self.proof.as_ref().map(|it| &it.revocation);
+        let revocation = Arc::clone(of_download.or(of_proof)?);
+        Some(revocation.register(Running {
+            proof: self.proof,
+            download: self.download,
+            end: Box::new(end),
+        }))
     }
 }
 
@@ -118,7 +146,8 @@ impl Drop for Transfer {
 }
 
 struct Running {
-    proof: Arc<Proof>,
+    proof: Option<Arc<Proof>>,
+    download: Option<Arc<Download>>,
     end: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -355,16 +384,46 @@ impl Revocation {
     fn proofs_of_transfers(&self) -> Vec<Arc<Proof>> {
         let mut proofs = HashMap::new();
         for running in self.transfers().values() {
-            let proof = &running.proof;
+            let Some(proof) = &running.proof else {
+                continue;
+            };
             proofs.insert(Arc::as_ptr(proof), Arc::clone(proof));
         }
         proofs.into_values().collect()
     }
 
+    fn register(self: Arc<Self>, running: Running) -> Transfer {
+        let number = self.transfers_begun.fetch_add(1, Ordering::Relaxed);
+        self.transfers().insert(number, running);
+        Transfer {
+            revocation: self,
+            number,
+        }
+    }
+
+    /// The downloads that generations before this one allowed, by the number of their transfers.
+    pub(crate) fn downloads_before(&self, generation: u64) -> Vec<(u64, Arc<Download>)> {
+        let transfers = self.transfers();
+        let downloads = transfers.iter().filter_map(|(number, running)| {
+            let download = running.download.as_ref()?;
+            let is_due = download.is_older_than(generation);
+            is_due.then(|| (*number, Arc::clone(download)))
+        });
+        downloads.collect()
+    }
+
+    /// Ends a transfer, if it still runs.
+    pub(crate) fn end(&self, transfer: u64) {
+        if let Some(running) = self.transfers().get(&transfer) {
+            (running.end)();
+        }
+    }
+
     fn end_transfers(&self, proof: &Arc<Proof>) {
         let mut ended = 0_usize;
         for running in self.transfers().values() {
-            if Arc::ptr_eq(&running.proof, proof) {
+            let own = running.proof.as_ref();
+            if own.is_some_and(|own| Arc::ptr_eq(own, proof)) {
                 (running.end)();
                 ended += 1;
             }
@@ -377,7 +436,7 @@ impl Revocation {
     }
 }
 
-/// Ends the transfers of principals that are revoked, until the process ends.
+/// Ends the transfers of principals that are revoked, and downloads that a new configuration denies, until the process ends.
 pub(crate) async fn follow(app: Arc<App>) {
     let revocation = Arc::clone(&app.lasting.revocation);
     let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -390,5 +449,8 @@ pub(crate) async fn follow(app: Arc<App>) {
         let generation = app.current();
         let look = revocation.look(generation.authentication.chain());
         Box::pin(look).await;
+        if generation.edge.ends_denied_downloads {
+            Box::pin(downloads::judge_again(&revocation, &generation)).await;
+        }
     }
 }

@@ -220,7 +220,10 @@ impl Admit {
             change: self.change.0,
             tag: self.tag.map(|tag| tag.0),
             previous: self.previous.map(Previous::state),
-            target: self.target.descriptor(manifest.as_deref()),
+            target: match self.change.0 {
+                Change::ServeList => self.target.named(),
+                _ => Some(self.target.descriptor(manifest.as_deref())),
+            },
             manifest: manifest.map(Bytes::from),
             parents: self.parents.into_iter().map(|digest| digest.0).collect(),
             version: None,
@@ -446,6 +449,12 @@ struct Target {
 }
 
 impl Target {
+    /// What the client named, of a question without content.
+    fn named(self) -> Option<Descriptor> {
+        let digest = self.digest?.0;
+        Some(Descriptor::new(media_type(None), digest, 0))
+    }
+
     fn descriptor(self, manifest: Option<&[u8]>) -> Descriptor {
         let media_type = self
             .media_type

@@ -422,8 +422,10 @@ pub(crate) struct PluginFile {
     pub(crate) repositories: Option<Vec<GlobText>>,
     /// Whether its answers count. Default: enforce.
     pub(crate) mode: Option<ModeText>,
-    /// What its failure means: a trap, a deadline, an error. Default: deny, the only value for authenticators, authorizers and changes.
-    pub(crate) on_error: Option<OnErrorText>,
+    /// What its failure means: a trap, a deadline, an error. Default: deny, the only value for authenticators, authorizers and changes. A client can
+    /// make a plugin that judges serves fail, for example with a manifest that takes too long to read: to serve without it all the same, write
+    /// `{ skip: clients_can_force_this }`.
+    pub(crate) on_error: Option<OnErrorEntry>,
     /// How long a pull waits where an admission plugin answers `hold`, which asks it again meanwhile; then the client is told to come back
     /// (503 and Retry-After). Default: 0s, at once.
     pub(crate) hold_for: Option<DurationText>,
@@ -455,12 +457,40 @@ pub(crate) enum ModeText {
 
 /// What a plugin's failure means.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub(crate) enum OnErrorEntry {
+    Word(OnErrorText),
+    Skip(SkipFile),
+}
+
+/// A failure counts as if the plugin were not there, for serves.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub(crate) struct SkipFile {
+    /// That a client which can make the plugin fail gets what the plugin would deny.
+    #[schemars(required)]
+    pub(crate) skip: Option<SkipConsent>,
+}
+
+/// What the operator accepts with `skip`.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum SkipConsent {
+    /// A client can make the plugin fail, and then gets the content.
+    ClientsCanForceThis,
+}
+
+/// What a plugin's failure means.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub(crate) enum OnErrorText {
     /// The request is refused with 503.
     Deny,
-    /// As if the plugin were not there.
+    /// Not enough: a client can force it. Write `{ skip: clients_can_force_this }`.
     Skip,
     /// The last answer to the same question, for serves.
     LastKnown,
@@ -500,6 +530,17 @@ pub(crate) struct PluginLimitsFile {
     /// Calls at once. Default: 64.
     #[schemars(range(min = 1, max = 10_000))]
     pub(crate) concurrency: Option<u32>,
+}
+
+/// What becomes of a running download that a new configuration denies.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum DeniedDownloadsText {
+    /// It breaks off.
+    End,
+    /// It finishes.
+    Keep,
 }
 
 /// The tokens of docker's login flow.
@@ -544,6 +585,9 @@ pub(crate) struct LimitsFile {
     pub(crate) connections: Option<u32>,
     /// For authentication and authorization together. Default: 5s.
     pub(crate) decision_deadline: Option<DurationText>,
+    /// What becomes of a running download that a new configuration or a replaced policy denies: `end` breaks it off within 5 seconds, `keep` lets
+    /// it finish. Default: end.
+    pub(crate) denied_downloads: Option<DeniedDownloadsText>,
     /// How long a stop waits for requests in flight. Default: 30s.
     pub(crate) drain_timeout: Option<DurationText>,
     /// Requests to an upstream that one request for a list may cause: pages of the list, and referrers that a policy judges. Default: 64.

@@ -27,8 +27,8 @@ use super::{
     Amplification, AuditTo, BlobStorage, Config, Environment, Hosted, Limits, Log, LogFormat,
     MetadataStorage, Otlp, Report, Storage, Tokens, Warnings, check, environment,
     file::{
-        AuditFile, ConfigFile, EventsFile, LimitsFile, LogFormatText, PullsEntry, PullsSampled,
-        PullsText, SecretFile, SizeEntry, StorageFile, TokensFile,
+        AuditFile, ConfigFile, DeniedDownloadsText, EventsFile, LimitsFile, LogFormatText,
+        PullsEntry, PullsSampled, PullsText, SecretFile, SizeEntry, StorageFile, TokensFile,
     },
     report::{Finding, Place},
     text::DurationText,
@@ -314,6 +314,10 @@ impl Context<'_> {
                 file.decision_deadline.as_ref(),
                 default(5),
                 seconds(1, 120),
+            ),
+            ends_denied_downloads: !matches!(
+                file.denied_downloads,
+                Some(DeniedDownloadsText::Keep)
             ),
             drain_timeout: self.duration(
                 &["limits", "drain_timeout"],

@@ -24,7 +24,7 @@ use self::{
 };
 use super::pace::{Pace, Rate};
 use crate::{
-    auth::revocation::{Proof, Transfer},
+    auth::revocation::{Grounds, Proof, Transfer},
     server::Mappings,
 };
 
@@ -165,8 +165,8 @@ pub struct ResponseBody {
     kind: Kind,
     sent: u64,
     ending: Option<Ending>,
-    /// What the principal it is for was proved with.
-    proof: Option<Arc<Proof>>,
+    /// What it rests on.
+    grounds: Option<Grounds>,
 }
 
 impl std::fmt::Debug for ResponseBody {
@@ -185,7 +185,7 @@ impl From<Kind> for ResponseBody {
             kind,
             sent: 0,
             ending: None,
-            proof: None,
+            grounds: None,
         }
     }
 }
@@ -284,15 +284,15 @@ impl ResponseBody {
         self
     }
 
-    /// Ends when this principal is revoked, unless it is at hand and so as good as gone.
-    pub(crate) fn of_principal(mut self, proof: Option<Arc<Proof>>) -> Self {
-        self.proof = proof.filter(|_| !self.is_at_hand());
+    /// Ends when what it rests on is gone, unless it is at hand and so as good as gone.
+    pub(crate) fn resting_on(mut self, grounds: Option<Grounds>) -> Self {
+        self.grounds = grounds.filter(|_| !self.is_at_hand());
         self
     }
 
-    /// Whose revocation ends the body.
-    pub(crate) fn take_proof(&mut self) -> Option<Arc<Proof>> {
-        self.proof.take()
+    /// What the body rests on.
+    pub(crate) fn take_grounds(&mut self) -> Option<Grounds> {
+        self.grounds.take()
     }
 
     /// The text of a body at hand.

@@ -26,8 +26,12 @@ use super::{
 };
 use crate::{
     app::Generation,
-    auth::{Identified, revocation::Proof},
+    auth::{
+        Identified,
+        revocation::{Grounds, Proof},
+    },
     events::Events,
+    policy::downloads::Download,
     server::{Peer, Share, Shares},
     telemetry::{self, AccessLine, AuditLine, Telemetry},
 };
@@ -48,6 +52,8 @@ pub struct Exchange {
     principal: Option<Arc<Principal>>,
     /// What the principal was proved with: whoever is revoked loses a response that still runs.
     proof: Option<Arc<Proof>>,
+    /// The content that a later configuration may deny.
+    download: Option<Arc<Download>>,
     /// `None` once it was handed to the response's body.
     access: Option<AccessLine>,
     audit: Option<AuditLine>,
@@ -118,6 +124,7 @@ impl Exchange {
             events: Arc::clone(&generation.events),
             principal: None,
             proof: None,
+            download: None,
             audit: None,
             share: None,
         }
@@ -252,6 +259,11 @@ impl Exchange {
         }
     }
 
+    /// Notes the content that leaves.
+    pub(crate) fn downloads(&mut self, download: Arc<Download>) {
+        self.download = Some(download);
+    }
+
     /// Notes a permit.
     pub fn permitted(&mut self, permit: &Permit) {
         self.allowed(permit.reason());
@@ -355,8 +367,8 @@ impl Exchange {
             // Until here the body was part of the request.
             drop(span);
         };
-        let proof = self.proof.take();
-        reply.map(|body| body.ending(Box::new(ending)).of_principal(proof))
+        let grounds = Grounds::of(self.proof.take(), self.download.take());
+        reply.map(|body| body.ending(Box::new(ending)).resting_on(grounds))
     }
 
     /// Logs a failure once, with its whole chain, and notes it for the audit line when it is a decision.

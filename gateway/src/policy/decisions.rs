@@ -32,7 +32,7 @@ pub(crate) enum Question<'a> {
         change: Change,
         repository: &'a str,
         tag: Option<&'a Tag>,
-        target: &'a Digest,
+        target: Option<&'a Digest>,
         parents: &'a [Digest],
     },
 }
@@ -117,7 +117,7 @@ enum KeptQuestion {
         change: Change,
         repository: Box<str>,
         tag: Option<Tag>,
-        target: Digest,
+        target: Option<Digest>,
         parents: Vec<Digest>,
     },
 }
@@ -170,7 +170,7 @@ impl KeptKey {
                     change: *change,
                     repository,
                     tag: tag.as_ref(),
-                    target,
+                    target: target.as_ref(),
                     parents,
                 },
             },
@@ -205,7 +205,7 @@ impl From<Key<'_>> for KeptKey {
                     change,
                     repository: repository.into(),
                     tag: tag.cloned(),
-                    target: target.clone(),
+                    target: target.cloned(),
                     parents: parents.to_vec(),
                 },
             },
@@ -469,7 +469,7 @@ mod tests {
                 change: Change::ServeManifest,
                 repository: "apps/web",
                 tag: Some(&tag),
-                target: &digest,
+                target: Some(&digest),
                 parents: &parents,
             },
         ] {
@@ -515,7 +515,7 @@ mod tests {
                 change: Change::ServeBlob,
                 repository: "apps/web",
                 tag: None,
-                target: &target,
+                target: Some(&target),
                 parents: &parents,
             };
             let key = decisions.key(&fingerprint, &who, &client, question);

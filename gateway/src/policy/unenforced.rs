@@ -116,7 +116,7 @@ impl<'a> Unenforced<'a> {
             repository.name = request.repository.name.as_str(),
             change = request.change.as_str(),
             tag = request.tag.as_ref().map(gantry_model::Tag::as_str),
-            manifest.digest = request.target.digest.as_str(),
+            manifest.digest = request.target.as_ref().map(|target| target.digest.as_str()),
             plugin.name = self.plugin,
             mode = self.mode,
             enforced = false,

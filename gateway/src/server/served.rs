@@ -128,9 +128,9 @@ pub(super) async fn serve<H: Handler>(
         *response.body_mut() = ResponseBody::empty();
     }
     let is_http1 = requests.flow.is_none();
-    let transfer = response.body_mut().take_proof().map(|proof| {
+    let transfer = response.body_mut().take_grounds().and_then(|grounds| {
         let end = end_of_transfer(&requests.activity, is_http1);
-        proof.transfer(end)
+        grounds.transfer(end)
     });
     let transfer = match is_http1 {
         // Its last bytes may wait in the connection when the body is gone.
@@ -152,7 +152,7 @@ pub(super) async fn serve<H: Handler>(
     }))
 }
 
-/// Ends a response whose principal is revoked: the connection of HTTP/1, the stream of HTTP/2.
+/// Ends a response that rests on nothing any more: the connection of HTTP/1, the stream of HTTP/2.
 fn end_of_transfer(activity: &Arc<Activity>, is_http1: bool) -> Box<dyn Fn() + Send + Sync> {
     if is_http1 {
         // The connection keeps the transfer, so the transfer must not keep the connection.
@@ -301,7 +301,7 @@ where
             tokio::select! {
                 () = stream => {}
                 () = flow.gives_up(&watched) => tracing::debug!("a stream was reset: the client takes it too slowly"),
-                () = principal.revoked() => tracing::debug!("a stream was reset: its principal was revoked"),
+                () = principal.revoked() => tracing::debug!("a stream was reset: its principal was revoked, or it is denied now"),
             }
         }));
     }

@@ -52,7 +52,7 @@ pub fn audit_admission(binding: &Binding, request: &AdmissionRequest, answer: &A
         repository.name = request.repository.name.as_str(),
         change = request.change.as_str(),
         tag = request.tag.as_ref().map(gantry_model::Tag::as_str),
-        manifest.digest = request.target.digest.as_str(),
+        manifest.digest = request.target.as_ref().map(|target| target.digest.as_str()),
         plugin.name = &**binding.name(),
         mode = "enforce",
         decision,

@@ -106,7 +106,7 @@ fn full() -> Value {
         "tokens": { "issuer": "gantry", "keys": "keys", "lifetime": "5m" },
         "limits": {
             "manifest": "4MiB", "blob": 10_000_000, "uploads_per_client": 32, "header_timeout": "10s", "idle_timeout": "2m",
-            "minimum_rate": "1KiB/s", "connections": 10, "decision_deadline": "5s", "drain_timeout": "30s"
+            "minimum_rate": "1KiB/s", "connections": 10, "decision_deadline": "5s", "denied_downloads": "keep", "drain_timeout": "30s"
         },
         "log": { "format": "human", "level": "info" }
     })

@@ -285,6 +285,19 @@ limits: { manifest: 64KiB, blob: 2GB, minimum_rate: 4KiB/s }";
 }
 
 #[test]
+fn a_gate_may_be_skipped_where_the_operator_says_that_clients_can_force_it() {
+    let text = "plugins:
+  - name: gate
+    from: builtin:immutable-tags
+    on_error: { skip: clients_can_force_this }
+    changes: [serve-manifest, serve-list]
+";
+    let folder = tempfile::tempdir().unwrap();
+    let config = parse_in(folder.path(), text, &Environment::new()).unwrap();
+    assert_eq!(config.plugins[0].on_error, OnError::Skip);
+}
+
+#[test]
 fn a_binding_means_what_it_says() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("p.wasm"), "").unwrap();

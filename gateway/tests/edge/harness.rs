@@ -47,6 +47,7 @@ pub(crate) fn settings() -> EdgeSettings {
         minimum_rate: 1 << 20,
         minimum_rate_window: Duration::from_millis(500),
         decision_deadline: Duration::from_secs(5),
+        ends_denied_downloads: true,
         drain_timeout: Duration::from_secs(20),
         max_connections: 1000,
         max_blob_bytes: Some(8 << 20),

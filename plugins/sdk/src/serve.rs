@@ -108,6 +108,25 @@ pub fn decide(
     decide_with(request, message, opaque, denies, &Here(&request.repository))
 }
 
+/// Rejects a `serve-list` with `message`: then a client cannot tell content that the policy denies from content that is missing, and gets no
+/// list of tags or referrers. `None` for every other change. The binding lists `serve-list` in its `changes`.
+///
+/// A policy hides what it denies with one line before it decides, and the same message, which both refusals show:
+/// ```
+/// # use gantry_plugin::{Answer, admission::{AdmissionRequest, Decision}, serve};
+/// # fn admit(request: &AdmissionRequest) -> Answer<Decision> {
+/// if let Some(hidden) = serve::hide(request, "this image is denied here") {
+///     return Ok(hidden);
+/// }
+/// # Ok(Decision::abstain())
+/// # }
+/// ```
+#[must_use]
+pub fn hide(request: &AdmissionRequest, message: &str) -> Option<Decision> {
+    let hides = request.change == Change::ServeList;
+    hides.then(|| Decision::reject(message).code("hidden"))
+}
+
 /// [`decide`] with stored manifests from elsewhere, for native tests.
 ///
 /// # Errors

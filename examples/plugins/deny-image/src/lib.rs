@@ -5,6 +5,7 @@
 //! | `repositories` | globs on canonical repository names |
 //! | `digests` | digests of manifests or indexes |
 //! | `annotations` | annotation → glob on its value |
+//! | `hide` | whether a client can tell a denied image from a missing one: not when `true`, and then lists are denied too; `false` |
 //! | `opaque` | what becomes of a manifest that the gateway does not read: `deny` (the default), or `allow`, by repository and digest alone |
 //!
 //! `serve::decide` asks it about every image that the served content belongs to; when a manifest cannot be read the plugin fails, and the
@@ -26,6 +27,7 @@ pub struct DenyImage {
     repositories: Vec<Glob>,
     digests: Vec<String>,
     annotations: BTreeMap<String, Glob>,
+    hide: bool,
     opaque: Opaque,
 }
 
@@ -39,6 +41,11 @@ impl Plugin for DenyImage {
 
 impl Admission for DenyImage {
     fn admit(&self, request: &AdmissionRequest) -> Answer<Decision> {
+        if self.hide
+            && let Some(hidden) = serve::hide(request, MESSAGE)
+        {
+            return Ok(hidden);
+        }
         serve::decide(request, MESSAGE, self.opaque, |image| self.denies(image))
     }
 }

@@ -156,6 +156,20 @@ fn refusal(request: &AdmissionRequest) -> String {
 }
 
 #[test]
+fn a_list_is_denied_only_where_denied_images_are_hidden() {
+    let mut plugin = plugin();
+    for hide in [false, true] {
+        plugin.hide = hide;
+        let answer = plugin.admit(&request(Change::ServeList, "", &[])).unwrap();
+        match answer {
+            Decision::Reject(denial) if hide => assert_eq!(denial.message, MESSAGE),
+            Decision::Abstain if !hide => {}
+            other => panic!("{hide}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_denied_image_is_denied_whole_and_in_its_parts() {
     for (change, target, parents, expected) in [
         (Change::ServeManifest, INDEX, &[][..], "denied-image"),

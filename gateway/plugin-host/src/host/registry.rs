@@ -1,6 +1,6 @@
 //! The import `registry`: reads of stored content, as the requesting principal and the binding's grant together.
 
-use gantry_model::Requester;
+use gantry_model::{Descriptor, Requester};
 use wasmtime::component::Resource;
 
 use crate::{
@@ -74,13 +74,8 @@ impl registry::Host for CallState {
         Ok(manifest
             .map_err(read_error)
             .and_then(|(descriptor, bytes)| {
-                let document = convert::document(&descriptor.media_type, &bytes)
-                    .map_err(|_too_large| registry::ReadError::TooLarge)?;
-                Ok(registry::StoredManifest {
-                    target: convert::descriptor(&descriptor),
-                    digests: convert::digests(&descriptor.digest, Some(&bytes)),
-                    document,
-                })
+                self.clock
+                    .hands(bytes.len(), || stored_manifest(&descriptor, &bytes))
             }))
     }
 
@@ -175,6 +170,19 @@ impl registry::HostBlobReader for CallState {
         self.table.delete(blob)?;
         Ok(())
     }
+}
+
+fn stored_manifest(
+    descriptor: &Descriptor,
+    bytes: &[u8],
+) -> Result<registry::StoredManifest, registry::ReadError> {
+    let document = convert::document(&descriptor.media_type, bytes)
+        .map_err(|_too_large| registry::ReadError::TooLarge)?;
+    Ok(registry::StoredManifest {
+        target: convert::descriptor(descriptor),
+        digests: convert::digests(&descriptor.digest, Some(bytes)),
+        document,
+    })
 }
 
 fn read_error(error: ReadError) -> registry::ReadError {

@@ -190,7 +190,11 @@ pub(crate) fn admit() -> AdmissionRequest {
             pushed_by: "user:bob".to_owned(),
             immutable: true,
         }),
-        target: Descriptor::new(MediaType::octet_stream(), digest.clone(), 17),
+        target: Some(Descriptor::new(
+            MediaType::octet_stream(),
+            digest.clone(),
+            17,
+        )),
         manifest: Some(Bytes::from_static(br#"{"schemaVersion":2}"#)),
         parents: vec![digest],
         version: None,

@@ -201,7 +201,7 @@ impl Engine {
             change: Change::Fill,
             tag: None,
             previous: None,
-            target,
+            target: Some(target),
             manifest: None,
             parents: naming(parents, Named::Blob),
             version: None,

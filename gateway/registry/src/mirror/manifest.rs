@@ -340,7 +340,7 @@ impl Engine {
             change: Change::Fill,
             tag: tag.cloned(),
             previous: previous.flatten(),
-            target: verified.descriptor(),
+            target: Some(verified.descriptor()),
             manifest: Some(verified.bytes.clone()),
             parents: parents.await?,
             version: None,

@@ -34,7 +34,7 @@ async fn a_push_is_asked_about_once_per_tag_with_what_it_names() {
     assert_eq!(asked[0].tag, Some(tag("v1")));
     assert_eq!(asked[0].previous, None);
     assert_eq!(asked[0].manifest.as_ref(), Some(&first.bytes));
-    let target = &asked[0].target;
+    let target = asked[0].target.as_ref().unwrap();
     assert_eq!(target.digest, first.digest);
     assert_eq!(target.media_type.as_str(), media_type::OCI_MANIFEST);
     assert_eq!(target.size, first.bytes.len() as u64);
@@ -94,7 +94,7 @@ async fn a_serve_is_asked_about_on_every_path() {
         for asked in asked {
             let by_tag = reference == "v1";
             assert_eq!(asked.change, Change::ServeManifest);
-            assert_eq!(asked.target.digest, expect.digest);
+            assert_eq!(asked.target.as_ref().unwrap().digest, expect.digest);
             assert_eq!(asked.manifest.as_ref(), Some(&expect.bytes));
             assert_eq!(asked.tag.is_some(), by_tag);
             assert_eq!(asked.previous.is_some(), by_tag);
@@ -115,8 +115,9 @@ async fn a_serve_is_asked_about_on_every_path() {
     assert_eq!(asked.len(), 3);
     for asked in asked {
         assert_eq!(asked.change, Change::ServeBlob);
-        assert_eq!(asked.target.media_type.as_str(), LAYER);
-        assert_eq!((&asked.target.digest, asked.target.size), (&layer, 12));
+        let target = asked.target.as_ref().unwrap();
+        assert_eq!(target.media_type.as_str(), LAYER);
+        assert_eq!((&target.digest, target.size), (&layer, 12));
         assert_eq!(asked.parents, std::slice::from_ref(&child.digest));
         assert_eq!(asked.manifest, None);
     }
@@ -124,7 +125,7 @@ async fn a_serve_is_asked_about_on_every_path() {
     alice.pull_blob(REPOSITORY, &orphan, None).await.unwrap();
     let asked = hooks.take_seen();
     assert_eq!(
-        asked[0].target.media_type.as_str(),
+        asked[0].target.as_ref().unwrap().media_type.as_str(),
         media_type::OCTET_STREAM
     );
     assert!(asked[0].parents.is_empty());
@@ -154,7 +155,7 @@ async fn whoever_only_writes_a_digest_down_is_no_parent() {
     alice.pull_blob(REPOSITORY, &layer, None).await.unwrap();
     let asked = hooks.take_seen();
     assert_eq!(asked[0].parents, std::slice::from_ref(&owner.digest));
-    assert_eq!(asked[0].target.media_type.as_str(), LAYER);
+    assert_eq!(asked[0].target.as_ref().unwrap().media_type.as_str(), LAYER);
     // A layer named twice, once as the image's own, is its own.
     let mut both = image_document("config of one", &["layer of one", "layer of one"]);
     both["layers"][0]["urls"] = json!(["https://example.com/layer"]);
@@ -329,7 +330,7 @@ impl Admission for Witness {
         let manifest = ports.metadata.manifest(
             name,
             &gantry_storage::ContentOrigin::Pushed,
-            &request.target.digest,
+            &request.target.as_ref().unwrap().digest,
         );
         assert_eq!(
             manifest.await.unwrap(),
@@ -339,10 +340,14 @@ impl Admission for Witness {
         let tag = ports.metadata.tag(name, &request.tag.unwrap()).await;
         assert_eq!(tag.unwrap(), None, "visible before it is admitted");
         let found = gantry_storage::digest_of(
-            request.target.digest.algorithm(),
+            request.target.as_ref().unwrap().digest.algorithm(),
             &request.manifest.unwrap(),
         );
-        assert_eq!(found, request.target.digest, "asked before it is verified");
+        assert_eq!(
+            found,
+            request.target.as_ref().unwrap().digest,
+            "asked before it is verified"
+        );
         Ok(Admitted::default())
     }
 }
@@ -381,7 +386,7 @@ async fn a_manifest_names_only_blobs_that_its_pusher_brought_or_may_pull() {
     let blobs: Vec<_> = hooks
         .take_seen()
         .into_iter()
-        .map(|it| it.target.digest)
+        .map(|it| it.target.unwrap().digest)
         .collect();
     assert_eq!(&blobs, digests);
     world

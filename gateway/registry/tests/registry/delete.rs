@@ -135,7 +135,8 @@ async fn every_deletion_is_off_when_deleting_is_disabled() {
 
 #[tokio::test]
 async fn a_protected_tag_protects_its_manifest() {
-    let hooks = Hooks::on(&Change::ALL, |request| {
+    let changes = [Change::DeleteManifest, Change::DeleteTag];
+    let hooks = Hooks::on(&changes, |request| {
         let protected = request.tag.as_ref().is_some_and(|tag| tag.as_str() == "v1");
         match request.change {
             Change::DeleteTag if protected => Err(denied("protected")),
@@ -167,4 +168,44 @@ async fn a_protected_tag_protects_its_manifest() {
     assert!(matches!(error, Err(Error::Denied(_))), "{error:?}");
     alice.delete_tag(REPOSITORY, "latest").await.unwrap();
     alice.pull(REPOSITORY, "v1").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_deletion_of_a_blob_that_no_manifest_names_is_admitted_first() {
+    let hooks = Hooks::on(&[Change::DeleteBlob], |request| {
+        match request.requester.principal.id.as_str() {
+            "alice" => Ok(Admitted::default()),
+            _ => Err(denied("kept")),
+        }
+    });
+    let hooks = Arc::new(hooks);
+    let world = World::with_admission(Arc::clone(&hooks) as _);
+    let (alice, bob) = (world.client("alice"), world.client("bob"));
+    let image = alice.push_image(REPOSITORY, "v1", "one").await;
+    let layer = sha256(b"layer of one");
+    let named = alice.delete_blob(REPOSITORY, &layer).await;
+    assert!(matches!(named, Err(Error::Unsupported(_))), "{named:?}");
+    let missing = alice.delete_blob(REPOSITORY, &sha256(b"missing")).await;
+    assert!(
+        matches!(missing, Err(Error::BlobUnknown { .. })),
+        "{missing:?}"
+    );
+    assert!(hooks.take_seen().is_empty(), "neither can be deleted");
+
+    alice
+        .delete_manifest(REPOSITORY, &image.digest)
+        .await
+        .unwrap();
+    let rejected = bob.delete_blob(REPOSITORY, &layer).await;
+    assert!(matches!(rejected, Err(Error::Denied(_))), "{rejected:?}");
+    bob.head_blob(REPOSITORY, &layer).await.unwrap();
+    let asked = hooks.take_seen();
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].change, Change::DeleteBlob);
+    let target = asked[0].target.as_ref().unwrap();
+    assert_eq!((&target.digest, target.size), (&layer, 12));
+
+    alice.delete_blob(REPOSITORY, &layer).await.unwrap();
+    let gone = bob.head_blob(REPOSITORY, &layer).await;
+    assert!(matches!(gone, Err(Error::BlobUnknown { .. })), "{gone:?}");
 }

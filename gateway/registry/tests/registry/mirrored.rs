@@ -296,8 +296,11 @@ async fn a_serve_from_a_mirror_tells_tag_parents_and_type() {
     assert_eq!(named, Some(&parent.digest));
     assert_eq!(serves[1].parents, [parent.digest]);
     assert_eq!(serves[2].parents, [child.digest]);
-    assert_eq!(serves[2].target.media_type.as_str(), crate::harness::LAYER);
-    assert_eq!(serves[2].target.size, 10);
+    assert_eq!(
+        serves[2].target.as_ref().unwrap().media_type.as_str(),
+        crate::harness::LAYER
+    );
+    assert_eq!(serves[2].target.as_ref().unwrap().size, 10);
 }
 
 #[tokio::test]

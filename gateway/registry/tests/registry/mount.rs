@@ -69,8 +69,8 @@ async fn a_refused_mount_is_an_error_and_links_nothing() {
     let asked = hooks.take_seen();
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].repository, hosted("apps/api"));
-    assert_eq!(asked[0].target.digest, digest);
-    assert_eq!(asked[0].target.size, 5);
+    assert_eq!(asked[0].target.as_ref().unwrap().digest, digest);
+    assert_eq!(asked[0].target.as_ref().unwrap().size, 5);
 }
 
 #[tokio::test]

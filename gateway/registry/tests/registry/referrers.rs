@@ -145,7 +145,7 @@ async fn judged(
 }
 
 fn is_sbom(request: &AdmissionRequest) -> bool {
-    request.target.artifact_type.as_deref() == Some("application/x.sbom")
+    request.target.as_ref().unwrap().artifact_type.as_deref() == Some("application/x.sbom")
 }
 
 #[tokio::test]

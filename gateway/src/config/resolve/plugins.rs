@@ -9,7 +9,9 @@ use serde_json::Value;
 use super::{Context, MissingFiles, read_text};
 use crate::config::{
     Binding, Mode, OnError, PluginFrom,
-    file::{GrantsFile, ModeText, OnErrorText, PluginFile, PluginLimitsFile},
+    file::{
+        GrantsFile, ModeText, OnErrorEntry, OnErrorText, PluginFile, PluginLimitsFile, SkipConsent,
+    },
     text::Origin,
     tree,
 };
@@ -147,7 +149,7 @@ impl Context<'_> {
     fn on_error(
         &mut self,
         keys: &[&str; 2],
-        written: Option<OnErrorText>,
+        written: Option<OnErrorEntry>,
         from: Option<&PluginFrom>,
         changes: Option<&BTreeSet<Change>>,
     ) -> OnError {
@@ -160,9 +162,14 @@ impl Context<'_> {
             );
         }
         let answer = match written {
-            Some(OnErrorText::Skip) => OnError::Skip,
-            Some(OnErrorText::LastKnown) => OnError::LastKnown,
-            Some(OnErrorText::Deny) | None => return OnError::Deny,
+            Some(OnErrorEntry::Word(OnErrorText::Skip)) => OnError::Skip,
+            Some(OnErrorEntry::Skip(file)) => match file.skip {
+                Some(SkipConsent::ClientsCanForceThis) => OnError::Skip,
+                // A missing key is a mistake of its own.
+                None => return OnError::Deny,
+            },
+            Some(OnErrorEntry::Word(OnErrorText::LastKnown)) => OnError::LastKnown,
+            Some(OnErrorEntry::Word(OnErrorText::Deny)) | None => return OnError::Deny,
         };
         let only_serves = changes.is_some_and(|changes| {
             !changes.is_empty() && changes.iter().all(|change| change.is_serve())
@@ -180,6 +187,13 @@ impl Context<'_> {
                 &keys,
                 "only `deny` is possible for plugins that judge changes",
                 hint,
+            );
+        } else if matches!(written, Some(OnErrorEntry::Word(OnErrorText::Skip))) {
+            let hint = "to accept that, write `on_error: { skip: clients_can_force_this }`";
+            self.refuse(
+                &keys,
+                "a client can make this plugin fail, and would then get what the plugin denies",
+                hint.to_owned(),
             );
         }
         answer

@@ -332,7 +332,9 @@ async fn a_manifests_layers_come_before_anybody_asks_when_the_mirror_says_so() {
     })
     .await;
     let asked = world.admission.asked().into_iter();
-    let asked: Vec<Digest> = asked.map(|request| request.target.digest).collect();
+    let asked: Vec<Digest> = asked
+        .map(|request| request.target.unwrap().digest)
+        .collect();
     assert!(layers.iter().all(|layer| asked.contains(layer)));
 }
 

@@ -283,7 +283,7 @@ async fn a_refused_manifest_is_not_stored() {
     let asked = world.admission.asked();
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].change, Change::Fill);
-    assert_eq!(asked[0].target.digest, digest);
+    assert_eq!(asked[0].target.as_ref().unwrap().digest, digest);
     assert_eq!(asked[0].manifest.as_ref(), Some(&manifest));
     assert_eq!(
         asked[0].tag.as_ref().map(ToString::to_string).as_deref(),
@@ -303,5 +303,5 @@ async fn the_hooks_are_told_which_manifests_name_a_blob() {
     let asked = world.admission.asked();
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].parents, [parent]);
-    assert_eq!(asked[0].target.size, 1000);
+    assert_eq!(asked[0].target.as_ref().unwrap().size, 1000);
 }

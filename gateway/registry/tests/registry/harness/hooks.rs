@@ -52,7 +52,9 @@ impl Hooks {
             let previous = request.previous.as_ref().map(|state| &state.digest);
             match request.change {
                 Change::DeleteTag => Err(denied("immutable")),
-                _ if previous.is_some_and(|digest| *digest != request.target.digest) => {
+                _ if previous != request.target.as_ref().map(|target| &target.digest)
+                    && previous.is_some() =>
+                {
                     Err(denied("immutable"))
                 }
                 _ => Ok(Admitted::default()),
