@@ -570,9 +570,15 @@ fn entries(folder: &Path) -> Result<Vec<String>, StorageError> {
     Ok(names)
 }
 
-/// What a link file names; `None` when it is missing, empty or torn.
+/// What a link file names; `None` when it is missing, empty or torn, or too large, and when it is no file: a pipe would be waited for.
 fn target(path: &Path) -> Result<Option<Digest>, StorageError> {
-    match fs::read_to_string(path) {
+    let is_link = fs::metadata(path).map(|it| it.is_file() && it.len() <= MAX_LINK_BYTES);
+    let text = match is_link {
+        Ok(true) => fs::read_to_string(path),
+        Ok(false) => return Ok(None),
+        Err(error) => Err(error),
+    };
+    match text {
         Ok(text) => Ok(text.parse().ok()),
         Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::InvalidData => Ok(None),
         Err(error) => Err(StorageError::file(ATTEMPT, path, error)),
@@ -594,6 +600,8 @@ fn modified_at_ms(path: &Path) -> Result<u64, StorageError> {
     Ok(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// A link file holds a digest; the longest one has 135 bytes.
+const MAX_LINK_BYTES: u64 = 256;
 const ATTEMPT: &str = "adopt a registry's folder";
 /// Distribution does not say who.
 const PUSHED_BY: &str = "adopted";

@@ -173,10 +173,11 @@ fn sync_shelves(folder: &Path) -> io::Result<Vec<usize>> {
     Ok(found?.into_iter().flatten().collect())
 }
 
-/// The length of a file; `None` when there is none. Blocks.
+/// The length of a file; `None` when there is none. Blocks. A symbolic link is no stored content, because it could lead to any file of
+/// the machine, and neither is a pipe or a device, which may never end.
 pub(super) fn stored_size(path: &Path) -> io::Result<Option<u64>> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.len())),
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(metadata.is_file().then(|| metadata.len())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

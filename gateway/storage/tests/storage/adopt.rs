@@ -4,8 +4,8 @@ use std::{fs, path::Path};
 
 use gantry_model::{Algorithm, Digest, Page};
 use gantry_storage::{
-    AdoptAs, Adopted, Commit, ContentOrigin, FsBlobStore, MetadataStore as _, SqliteStore, adopt,
-    check_adoption, digest_of, suite::Checked,
+    AdoptAs, Adopted, BlobStore as _, Commit, ContentOrigin, FsBlobStore, MetadataStore as _,
+    SqliteStore, adopt, check_adoption, digest_of, suite::Checked,
 };
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{"mediaType":"application/x.c","digest":"CONFIG","size":2},"layers":[]}"#;
@@ -47,17 +47,18 @@ async fn a_folder_that_cannot_be_read_to_its_end_is_not_adopted_by_halves() -> C
     for repository in ["a/b", "a", "z"] {
         store_image(folder.path(), repository)?;
     }
-    // A link that is a folder is no torn file: something is wrong that nobody foresaw.
+    // A link that leads to itself is no torn file: something is wrong that nobody foresaw.
     let tags = "docker/registry/v2/repositories/a/_manifests/tags";
     let strange = folder.path().join(tags).join("strange/current/link");
-    fs::create_dir_all(&strange)?;
+    fs::create_dir_all(strange.parent().ok_or("a folder")?)?;
+    std::os::unix::fs::symlink(&strange, &strange)?;
     let blobs = FsBlobStore::open(folder.path())?;
     let metadata = SqliteStore::open(&folder.path().join("metadata.sqlite"))?;
     let error = adopt(&blobs, &metadata, AdoptAs::Pushed).await.unwrap_err();
     assert_eq!(error.to_string(), "cannot adopt a registry's folder");
     assert_eq!(metadata.repositories(&Page::default()).await?, []);
 
-    fs::remove_dir(&strange)?;
+    fs::remove_file(&strange)?;
     let expected = Adopted {
         repositories: 3,
         manifests: 3,
@@ -124,6 +125,55 @@ async fn links_to_content_that_is_missing_or_other_are_left_out() -> Checked {
     );
     let staged = folder.path().join("docker/registry/_gantry/uploads");
     assert_eq!(fs::read_dir(staged)?.count(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_no_plain_file_is_left_out_and_never_waited_for() -> Checked {
+    let folder = tempfile::tempdir()?;
+    for repository in ["whole", "odd"] {
+        store_image(folder.path(), repository)?;
+    }
+    let root = folder.path().join("docker/registry/v2/repositories/odd");
+    let outside = folder.path().join("outside");
+    fs::write(&outside, "a file of the machine")?;
+    let pipe = |path: &Path| -> Checked {
+        fs::create_dir_all(path.parent().ok_or("a folder")?)?;
+        let made = std::process::Command::new("mkfifo").arg(path).status()?;
+        assert!(made.success());
+        Ok(())
+    };
+    let link_of = |digest: &Digest, kind: &str| root.join(kind).join("sha256").join(digest.hex());
+    let digest = |text: &str| digest_of(Algorithm::Sha256, text.as_bytes());
+    // Links that are no files, or far too large for one.
+    pipe(&link_of(&digest("pipe"), "_layers").join("link"))?;
+    fs::create_dir_all(link_of(&digest("folder"), "_layers").join("link"))?;
+    pipe(&root.join("_manifests/tags/pipe/current/link"))?;
+    let large = link_of(&digest("large"), "_layers").join("link");
+    write(&large, &"x".repeat(10_000))?;
+    // Content that is a pipe, and content that is a file elsewhere.
+    for (text, kind) in [("a pipe", "_manifests/revisions"), ("elsewhere", "_layers")] {
+        let digest = digest(text);
+        write(&link_of(&digest, kind).join("link"), digest.as_str())?;
+        let path = data(folder.path(), &digest);
+        match kind {
+            "_layers" => {
+                fs::create_dir_all(path.parent().ok_or("a folder")?)?;
+                std::os::unix::fs::symlink(&outside, &path)?;
+            }
+            _ => pipe(&path)?,
+        }
+    }
+    let before = check_adoption(folder.path(), AdoptAs::Pushed)?;
+    let blobs = FsBlobStore::open(folder.path())?;
+    let metadata = SqliteStore::open(&folder.path().join("metadata.sqlite"))?;
+    let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
+    assert_eq!(before, adoption);
+    assert_eq!((adoption.adopted.tags, adoption.adopted.skipped), (2, 6));
+    let elsewhere = blobs.stat(&digest("elsewhere")).await?;
+    assert_eq!(elsewhere, None);
     Ok(())
 }
 
