@@ -177,7 +177,7 @@ fn sync_shelves(folder: &Path) -> io::Result<Vec<usize>> {
 /// the machine, and neither is a pipe or a device, which may never end.
 pub(super) fn stored_size(path: &Path) -> io::Result<Option<u64>> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(metadata.is_file().then(|| metadata.len())),
+        Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
