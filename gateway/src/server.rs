@@ -40,7 +40,7 @@ use self::{
     places::Places,
     tls::ServedTls,
     unread::Unread,
-    windows::Windows,
+    windows::UploadWindows,
 };
 pub use self::{
     mapped::Mappings,
@@ -197,7 +197,7 @@ struct Shared<H> {
     places: Arc<Places>,
     unread: Arc<Unread>,
     /// What clients may send ahead.
-    windows: Arc<Windows>,
+    windows: Arc<UploadWindows>,
     stage: watch::Receiver<Stage>,
     tasks: TaskTracker,
 }

@@ -1,4 +1,4 @@
-//! However many images name a layer, and however many layers an image names: whoever may pull one allowed image gets its layers.
+//! A client that may pull one image gets its layers, however many denied images name them and however many layers the image has.
 
 use std::{fs, path::Path};
 
@@ -51,7 +51,7 @@ fn an_allowed_image_is_pulled_whole_beside_three_hundred_denied_ones_of_the_same
     for number in 0..300 {
         push_denied(&alice, layer, number);
     }
-    // By whoever pulled nothing before as well.
+    // Also by a client that has pulled nothing before.
     bob.get(&path).expect(200);
     alice.pull_image("team/web", "allowed", &allowed);
     alice

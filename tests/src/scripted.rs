@@ -101,7 +101,7 @@ impl Scripted {
         format!("  {name}: {{ url: \"{}\"{more} }}\n", self.url())
     }
 
-    /// What it was asked so far.
+    /// The requests so far, in their order.
     ///
     /// # Panics
     /// When its script panicked.

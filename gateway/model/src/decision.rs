@@ -125,11 +125,11 @@ pub struct Requester {
     pub arrival: Option<Arc<Arrival>>,
     /// What an upstream confirmed, when it is one that vouches for the identity.
     pub confirmed: Option<Arc<Confirmed>>,
-    /// Why it is asked.
+    /// The reason for the operation.
     pub cause: Cause,
 }
 
-/// Why something is asked: what it may cost at upstreams depends on it.
+/// The reason for an operation, which decides how many requests to upstreams it may cause.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Cause {
     /// A client's request; what it asks upstreams for in vain counts for its address.

@@ -25,7 +25,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
 pub(crate) fn sentence(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     let (path, inner) = (error.path().to_string(), error.inner());
     match path.as_str() {
-        // A text that ends too early has no fields; what was read of it until then is not repeated.
+        // Where a text ends too early, the path is that of the last field read, which is not at fault.
         _ if inner.is_eof() => inner.to_string(),
         "." => inner.to_string(),
         path => format!("{path}: {inner}"),

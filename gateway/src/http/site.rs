@@ -295,7 +295,7 @@ mod tests {
                 of("evil.example", &[("sec-fetch-site", "same-origin")]),
                 421
             );
-            // Pages of our own, and of those who may.
+            // Pages of the gateway's own origins, and of an origin that the operator's headers allow.
             assert_eq!(
                 of("127.0.0.1:5000", &[("origin", "http://127.0.0.1:5000")]),
                 200

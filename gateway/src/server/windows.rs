@@ -23,32 +23,32 @@ const LEAST_BYTES: u32 = 65_535;
 
 /// The windows of the process.
 #[derive(Debug, Default)]
-pub(super) struct Windows {
+pub(super) struct UploadWindows {
     taken: AtomicU64,
 }
 
 /// One connection's window, given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Window {
-    windows: Arc<Windows>,
+pub(super) struct UploadWindow {
+    windows: Arc<UploadWindows>,
     bytes: u32,
 }
 
-impl Windows {
+impl UploadWindows {
     /// A window for another connection.
-    pub(super) fn take(self: &Arc<Self>) -> Window {
+    pub(super) fn take(self: &Arc<Self>) -> UploadWindow {
         let left = PROCESS_BYTES.saturating_sub(self.taken.load(Ordering::Relaxed));
         let share = u32::try_from(left / 8).unwrap_or(CONNECTION_BYTES);
         let bytes = share.clamp(LEAST_BYTES, CONNECTION_BYTES);
         self.taken.fetch_add(bytes.into(), Ordering::Relaxed);
-        Window {
+        UploadWindow {
             windows: Arc::clone(self),
             bytes,
         }
     }
 }
 
-impl Window {
+impl UploadWindow {
     /// Bytes that the connection may send ahead.
     pub(super) fn connection(&self) -> u32 {
         self.bytes
@@ -60,7 +60,7 @@ impl Window {
     }
 }
 
-impl Drop for Window {
+impl Drop for UploadWindow {
     fn drop(&mut self) {
         let bytes = self.bytes.into();
         self.windows.taken.fetch_sub(bytes, Ordering::Relaxed);
@@ -73,11 +73,11 @@ mod tests {
 
     #[test]
     fn many_connections_may_send_little_ahead_and_few_may_send_much() {
-        let windows = Arc::<Windows>::default();
+        let windows = Arc::<UploadWindows>::default();
         let first = windows.take();
         assert_eq!((first.connection(), first.stream()), (4 << 20, 1 << 20));
-        let many: Vec<Window> = (0..10_000).map(|_| windows.take()).collect();
-        let least = many.iter().map(Window::connection).min();
+        let many: Vec<UploadWindow> = (0..10_000).map(|_| windows.take()).collect();
+        let least = many.iter().map(UploadWindow::connection).min();
         assert_eq!(least, Some(LEAST_BYTES));
         let above: u64 = many
             .iter()

@@ -52,7 +52,7 @@ impl Negotiated {
 }
 
 impl Engine {
-    /// What the tag names to this client, when the upstream was asked recently enough.
+    /// The manifest that the tag names for this client's types, while the upstream's last answer to them is fresh.
     pub(super) async fn fresh_negotiated(
         &self,
         origin: &Origin,

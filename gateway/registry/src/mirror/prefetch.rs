@@ -38,9 +38,9 @@ impl Prefetches {
 }
 
 /// What a manifest names.
-struct Part {
+struct PrefetchedPart {
     digest: Digest,
-    /// What it is asked for as, where it may be a manifest; it is a blob when the upstream has no such manifest.
+    /// The types to request it as, where it may be a manifest; it is a blob when the upstream has no such manifest.
     manifest: Option<AcceptedTypes>,
 }
 
@@ -65,8 +65,8 @@ impl Engine {
         let unknown = manifest.children_of_unknown_type();
         let unknown = unknown.map(|(digest, child)| (digest.clone(), Some(&child.media_type)));
         let parts = blobs.chain(unknown).take(most);
-        let parts: Vec<Part> = parts
-            .map(|(digest, media_type)| Part {
+        let parts: Vec<PrefetchedPart> = parts
+            .map(|(digest, media_type)| PrefetchedPart {
                 digest,
                 manifest: media_type.map(AcceptedTypes::with),
             })
@@ -92,7 +92,7 @@ impl Engine {
     async fn prefetch_parts(
         self: Arc<Self>,
         origin: &Origin,
-        parts: &[Part],
+        parts: &[PrefetchedPart],
         requester: &Requester,
     ) -> Result<(), Failure> {
         let fills = parts.iter().map(|part| {
@@ -115,7 +115,7 @@ impl Engine {
     async fn prefetch_part(
         self: &Arc<Self>,
         origin: &Origin,
-        part: &Part,
+        part: &PrefetchedPart,
         requester: &Requester,
     ) -> Result<(), Failure> {
         let prefetches = &self.running.prefetches;

@@ -35,7 +35,7 @@ const MAX_WEIGHT: u64 = 48 << 20;
 const OVERHEAD_BYTES: u64 = 1 << 10;
 /// Lists of one mirror, or of hosted names, that are made, and pages of a mirror that are read at once.
 const AT_ONCE: usize = 8;
-/// References to a kept list that nobody reads: the cache's, that of a copy of it, and one as the last whole list, twice.
+/// References to a list that only the cache holds: its entry, the copy that an iteration makes, and both again as the last whole list.
 const IDLE_COUNT: usize = 4;
 /// Lists of more than a few MiB that are in memory at once.
 const LARGE_AT_ONCE: usize = 2;

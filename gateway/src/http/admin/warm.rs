@@ -144,7 +144,7 @@ struct Totals {
     fetched_bytes: u64,
 }
 
-/// A blob of an image, or what was named as one.
+/// Content that an image lists as a blob: a blob, or a manifest where the upstream stores it as one.
 struct Fetched {
     is_manifest: bool,
     bytes: u64,

@@ -188,7 +188,7 @@ async fn fetch_page(
     endpoint.fetch(&plain, &wanted).await
 }
 
-/// The next page by its place, when a page is as full as was asked for and has no `Link`.
+/// The query of the next page where the upstream sends no `Link` and this page has as many entries as were requested.
 fn guessed(entries: &Texts, list: &List<'_>) -> Option<NextPage> {
     let number = list.full.filter(|full| *full == entries.len())?;
     let last = entries.iter().next_back()?;

@@ -27,7 +27,7 @@ use crate::{
 /// Without a token, with a kept one that turns out stale, with a fresh one, with a password.
 const MAX_ROUNDS: usize = 4;
 
-/// What was tried for one call.
+/// The state of one call's login.
 struct Login {
     began: Instant,
     /// Whether other credentials were looked for.
@@ -66,7 +66,7 @@ impl Endpoint {
         self.send(ask, &proof).await
     }
 
-    /// What was fetched or sent for this very call and is refused all the same will not do better again.
+    /// A token that was fetched for this call, or a password that it sent, is not sent again after the registry has refused it.
     async fn answer_challenge(
         self: &Arc<Self>,
         ask: &Ask<'_>,
@@ -307,7 +307,7 @@ impl Endpoint {
         self.transport.dispatch(call, request).await
     }
 
-    /// The token that a registry gives to nobody, when a redirect led to one that asks for one. Nothing of the mirror's own goes there.
+    /// An anonymous token of the registry that a redirect led to. The mirror's credentials and headers do not go there.
     pub(super) async fn token_away(
         self: &Arc<Self>,
         call: &Call,
@@ -363,7 +363,7 @@ async fn basic(session: &Session, call: &Call) -> Result<Proof, UpstreamError> {
 /// The scope to ask for: pulling the repository, by the name its registry knows it under. A gateway below a path prefix calls it
 /// by its own longer name, which is taken over from the challenge; nothing else in a challenge's scope is.
 fn scope(prefix: &str, repository: Option<&RepositoryName>, challenge: &Challenge) -> String {
-    // Nothing but an identity is asked.
+    // Without a repository the token proves an identity and has no scope.
     let Some(repository) = repository else {
         return String::new();
     };

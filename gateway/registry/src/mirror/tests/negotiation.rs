@@ -44,7 +44,7 @@ async fn a_type_that_only_one_client_accepts_is_asked_for_and_served_to_that_cli
     let digest = negotiated(&world, OWN, &own());
     let refused = pull(&world, OCI_MANIFEST).await.unwrap_err();
     assert!(matches!(refused, Error::ManifestUnknown), "{refused:?}");
-    // The absence that others were told is not this client's.
+    // A 404 that was remembered for another list of types does not answer this client.
     let served = pull(&world, OWN).await.unwrap();
     assert_eq!(served.bytes, own());
     assert_eq!(served.record.media_type.as_str(), OWN);

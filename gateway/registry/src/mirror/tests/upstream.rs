@@ -110,7 +110,7 @@ pub(super) struct Script {
     /// What a HEAD says of a blob's length, whether or not the blob is there.
     pub(super) stats: HashMap<(RepositoryName, Digest), Option<u64>>,
     pub(super) manifests: HashMap<(RepositoryName, Reference), FetchedManifest>,
-    /// What references name to those who accept its type, which is one that has to be asked for.
+    /// Manifests that a reference names only for requests whose `Accept` lists their type.
     pub(super) negotiated: HashMap<(RepositoryName, Reference), FetchedManifest>,
     /// Pages of tags; each but the last names the one after it.
     pub(super) tags: Vec<Vec<&'static str>>,
