@@ -33,6 +33,15 @@ pub const MANIFEST_TYPES: [&str; 6] = [
 /// What a blob is when nobody said more.
 pub const OCTET_STREAM: &str = "application/octet-stream";
 
+/// What servers send that know nothing of manifests; `binary/octet-stream` is S3's.
+const GENERIC_TYPES: [&str; 5] = [
+    "application/json",
+    "text/plain",
+    "text/html",
+    OCTET_STREAM,
+    "binary/octet-stream",
+];
+
 /// The text is not `type/subtype`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("not a media type: expected type/subtype without parameters")]
@@ -53,6 +62,12 @@ impl MediaType {
     #[must_use]
     pub fn as_written(text: &str) -> Self {
         Self(text.into())
+    }
+
+    /// Whether it is one of the two types of indexes.
+    #[must_use]
+    pub fn is_index(&self) -> bool {
+        [OCI_INDEX, DOCKER_MANIFEST_LIST].contains(&self.as_str())
     }
 
     /// Whether it is one of [`MANIFEST_TYPES`].
@@ -79,10 +94,10 @@ impl MediaType {
         [DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED].contains(&self.as_str())
     }
 
-    /// Whether it says no more than that there are bytes: what servers send that know nothing of manifests.
+    /// Whether it says no more than that there are bytes.
     #[must_use]
     pub fn is_generic(&self) -> bool {
-        ["application/json", "text/plain", "text/html", OCTET_STREAM].contains(&self.as_str())
+        GENERIC_TYPES.contains(&self.as_str())
     }
 
     /// Whether a layer of this type may lie elsewhere: docker's foreign layers and OCI's non-distributable ones.
@@ -117,9 +132,17 @@ impl MediaType {
     }
 }
 
+fn usual_spelling(text: &str) -> &str {
+    let schema1 = [DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED];
+    let mut known = MANIFEST_TYPES.iter().chain(&schema1).chain(&GENERIC_TYPES);
+    let known = known.find(|known| known.eq_ignore_ascii_case(text));
+    known.copied().unwrap_or(text)
+}
+
 impl FromStr for MediaType {
     type Err = MediaTypeError;
 
+    /// A type that has a meaning here is spelled as its constant, because names of media types ignore case (RFC 9110 section 8.3.1).
     fn from_str(text: &str) -> Result<Self, MediaTypeError> {
         let restricted = |name: &str| {
             let mut bytes = name.bytes();
@@ -131,7 +154,7 @@ impl FromStr for MediaType {
         };
         match text.split_once('/') {
             Some((kind, subtype)) if restricted(kind) && restricted(subtype) => {
-                Ok(Self(text.into()))
+                Ok(Self(usual_spelling(text).into()))
             }
             _ => Err(MediaTypeError),
         }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gantry_model::{Digest, MediaType};
+use gantry_model::{Digest, MediaType, digest::DigestError};
 use http::{HeaderMap, HeaderName, StatusCode, header};
 
 use crate::{
@@ -32,6 +32,12 @@ pub(crate) fn failure(
         _ if is_foreign => Kind::Invalid,
         // A page for people, of a proxy or of a firewall in between: no registry says "not found" in HTML.
         StatusCode::NOT_FOUND | StatusCode::FORBIDDEN if is_html(headers) => Kind::Unavailable,
+        // A registry's 401 names what it wants (RFC 9110 section 15.5.2).
+        StatusCode::UNAUTHORIZED
+            if is_html(headers) && !headers.contains_key(header::WWW_AUTHENTICATE) =>
+        {
+            Kind::Unavailable
+        }
         StatusCode::NOT_FOUND => Kind::NotFound,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Refused,
         _ => Kind::Invalid,
@@ -110,19 +116,23 @@ pub(crate) fn media_type(headers: &HeaderMap) -> Option<MediaType> {
     text.split(';').next()?.trim().parse().ok()
 }
 
-/// `Docker-Content-Digest`; an empty one is none.
+/// `Docker-Content-Digest`; an empty one is none, and so is one of an algorithm that we do not compute.
 pub(crate) fn content_digest(
     call: &Call,
     headers: &HeaderMap,
 ) -> Result<Option<Digest>, UpstreamError> {
     const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-    match headers.get(DOCKER_CONTENT_DIGEST) {
-        None => Ok(None),
-        Some(value) if value.as_bytes().trim_ascii().is_empty() => Ok(None),
-        Some(_) => text(headers, &DOCKER_CONTENT_DIGEST)
-            .and_then(|text| text.parse().ok())
-            .map(Some)
-            .ok_or_else(|| call.fail(Kind::Invalid, "Docker-Content-Digest is not a digest")),
+    let Some(value) = headers.get(DOCKER_CONTENT_DIGEST) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or("not ASCII").trim();
+    match text.parse() {
+        Ok(digest) => Ok(Some(digest)),
+        Err(DigestError::UnsupportedAlgorithm) => Ok(None),
+        Err(DigestError::Malformed) if text.is_empty() => Ok(None),
+        Err(DigestError::Malformed) => {
+            Err(call.fail(Kind::Invalid, "Docker-Content-Digest is not a digest"))
+        }
     }
 }
 
@@ -299,7 +309,11 @@ mod tests {
             assert_eq!(kind(403), Kind::Unavailable);
             assert_eq!(kind(503), Kind::Unavailable);
             assert_eq!(kind(429), Kind::RateLimited);
-            assert_eq!(kind(401), Kind::Refused);
+            assert_eq!(kind(401), Kind::Unavailable);
+            let mut challenged = headers.clone();
+            challenged.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
+            let refused = failure(&call, StatusCode::UNAUTHORIZED, &challenged, false);
+            assert_eq!(refused.kind, Kind::Refused);
         }
     }
 
@@ -316,7 +330,7 @@ mod tests {
     #[test]
     fn an_empty_digest_is_none() {
         let call = Call::new(&Arc::from("hub"), "HEAD manifest");
-        for empty in ["", "  "] {
+        for empty in ["", "  ", "blake3:0123456789abcdef0123456789abcdef"] {
             let headers = headers(&[("docker-content-digest", empty)]);
             assert_eq!(content_digest(&call, &headers).unwrap(), None);
         }

@@ -13,7 +13,7 @@ use gantry_model::{
     AcceptedTypes, Digest, Reference, RepositoryName, manifest::MAX_MANIFEST_BYTES,
     media_type::OCI_INDEX,
 };
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use reqwest::Response;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -198,7 +198,7 @@ impl RegistryClient {
         &self,
         ask: &Ask<'_>,
         max_bytes: usize,
-    ) -> Result<(http::HeaderMap, bytes::Bytes), UpstreamError> {
+    ) -> Result<(HeaderMap, bytes::Bytes), UpstreamError> {
         self.first_of(ask, |endpoint| {
             Box::pin(async move {
                 let response = endpoint.fetch(ask, &[StatusCode::OK]).await?;
@@ -228,15 +228,6 @@ impl RegistryClient {
             bytes: opened.body.into_stream(permit),
         })
     }
-
-    async fn fetched_manifest(&self, ask: &Ask<'_>) -> Result<FetchedManifest, UpstreamError> {
-        let (headers, bytes) = self.document(ask, MAX_MANIFEST_BYTES).await?;
-        Ok(FetchedManifest {
-            media_type: answer::media_type(&headers),
-            digest: answer::content_digest(&ask.call, &headers)?,
-            bytes,
-        })
-    }
 }
 
 impl fmt::Debug for RegistryClient {
@@ -256,8 +247,8 @@ impl Upstream for RegistryClient {
         reference: &Reference,
         accepts: &AcceptedTypes,
     ) -> Result<ManifestHead, UpstreamError> {
-        let reference = reference.to_string();
-        let path = ["manifests", reference.as_str()];
+        let text = reference.to_string();
+        let path = ["manifests", text.as_str()];
         let ask = Ask {
             accept: Some(manifest_types(accepts)),
             ..self.ask("HEAD manifest", Method::HEAD, repository, path)
@@ -265,7 +256,7 @@ impl Upstream for RegistryClient {
         let _permit = self.permit(&ask.call).await?;
         let response = self.head(&ask).await?;
         Ok(ManifestHead {
-            digest: answer::content_digest(&ask.call, response.headers())?,
+            digest: stated_digest(&ask.call, response.headers(), reference)?,
             media_type: answer::media_type(response.headers()),
             size: answer::content_length(response.headers()),
         })
@@ -277,14 +268,19 @@ impl Upstream for RegistryClient {
         reference: &Reference,
         accepts: &AcceptedTypes,
     ) -> Result<FetchedManifest, UpstreamError> {
-        let reference = reference.to_string();
-        let path = ["manifests", reference.as_str()];
+        let text = reference.to_string();
+        let path = ["manifests", text.as_str()];
         let ask = Ask {
             accept: Some(manifest_types(accepts)),
             ..self.ask("GET manifest", Method::GET, repository, path)
         };
         let _permit = self.permit(&ask.call).await?;
-        self.fetched_manifest(&ask).await
+        let (headers, bytes) = self.document(&ask, MAX_MANIFEST_BYTES).await?;
+        Ok(FetchedManifest {
+            media_type: answer::media_type(&headers),
+            digest: stated_digest(&ask.call, &headers, reference)?,
+            bytes,
+        })
     }
 
     async fn stat_blob(
@@ -297,7 +293,8 @@ impl Upstream for RegistryClient {
         let _permit = self.permit(&ask.call).await?;
         let response = self.head(&ask).await?;
         let headers = response.headers();
-        if answer::is_html(headers) && answer::content_digest(&ask.call, headers)?.is_none() {
+        let is_said_to_be = || matches!(answer::content_digest(&ask.call, headers), Ok(Some(_)));
+        if answer::is_html(headers) && !is_said_to_be() {
             return Err(ask.call.fail(Kind::Unavailable, answer::HTML));
         }
         Ok(answer::content_length(headers))
@@ -370,6 +367,19 @@ impl Upstream for RegistryClient {
         let list = List::referrers(room);
         let _permit = self.permit(&ask.call).await?;
         self.list_page(&ask, &list, next).await
+    }
+}
+
+/// The digest that an answer states of a manifest. What was asked for by its digest is compared with that one, so that a header which
+/// cannot be read says nothing.
+fn stated_digest(
+    call: &Call,
+    headers: &HeaderMap,
+    reference: &Reference,
+) -> Result<Option<Digest>, UpstreamError> {
+    match (answer::content_digest(call, headers), reference) {
+        (Err(_unreadable), Reference::Digest(_)) => Ok(None),
+        (stated, _) => stated,
     }
 }
 

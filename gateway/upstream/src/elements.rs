@@ -11,6 +11,8 @@ const MAX_NAME_BYTES: usize = 128;
 pub(crate) enum NotElements {
     #[error("not a JSON object")]
     NoObject,
+    #[error("the document ends in its middle")]
+    Cut,
     #[error("the list in it is not an array")]
     NoArray,
     #[error("an element of the list is larger than allowed")]
@@ -142,7 +144,8 @@ impl Elements {
     pub(crate) fn finish(self) -> Result<bool, NotElements> {
         match self.state {
             State::End => Ok(self.is_found),
-            _ => Err(NotElements::NoObject),
+            State::Start => Err(NotElements::NoObject),
+            _ => Err(NotElements::Cut),
         }
     }
 
@@ -307,8 +310,6 @@ mod tests {
             "7",
             "null",
             "<html>",
-            r#"{"tags":["#,
-            r#"{"tags":["a"]"#,
             r#"{"tags":["a"]}x"#,
             r#"{"tags" ["a"]}"#,
             r#"{"tags":["a"}"#,
@@ -316,6 +317,9 @@ mod tests {
             r#"{"a":1]"#,
         ] {
             check(document, no_object.clone());
+        }
+        for cut in ["{", r#"{"tags"#, r#"{"tags":["#, r#"{"tags":["a"]"#] {
+            check(cut, Err(NotElements::Cut));
         }
         check(r#"{"tags":{}}"#, Err(NotElements::NoArray));
         check(r#"{"tags":"a"}"#, Err(NotElements::NoArray));

@@ -234,19 +234,38 @@ fn query_of(target: &str, answered: &Url) -> Result<String, BadLink> {
         .join(target.trim())
         .map_err(|_parse| BadLink::Malformed)?;
     let is_plain = target.username().is_empty() && target.password().is_none();
-    if !is_plain || Origin::of(&target) != Origin::of(answered) {
+    if !is_plain || !is_same_place(&target, answered) {
         return Err(BadLink::Origin);
     }
     let (path, asked) = (decoded(target.path()), decoded(answered.path()));
-    // A registry behind a path of its own may not know of that path.
-    let within = asked.find("/v2/").and_then(|at| asked.get(at..));
-    if path != asked && Some(&*path) != within {
+    // A registry behind a proxy may not know the path in front of its own, or may know another one.
+    if path != asked
+        && within(&path)
+            .zip(within(&asked))
+            .is_none_or(|(a, b)| a != b)
+    {
         return Err(BadLink::Path);
     }
     match target.query() {
         Some(query) if !query.is_empty() && query.len() <= MAX_QUERY_BYTES => Ok(query.to_owned()),
         _ => Err(BadLink::Malformed),
     }
+}
+
+/// Whether a link means the origin that answered. A registry behind a proxy that ends TLS says `http` of itself. The next page is asked
+/// of the origin that answered in either case: only the link's query is used.
+fn is_same_place(target: &Url, answered: &Url) -> bool {
+    let is_web = |url: &Url| ["http", "https"].contains(&url.scheme());
+    Origin::of(target) == Origin::of(answered)
+        || is_web(target)
+            && target.host() == answered.host()
+            && (target.port() == answered.port()
+                || target.port_or_known_default() == answered.port_or_known_default())
+}
+
+/// The part of a path that the registry protocol defines.
+fn within(path: &str) -> Option<&str> {
+    path.find("/v2/").and_then(|at| path.get(at..))
 }
 
 fn decoded(path: &str) -> String {
@@ -343,6 +362,10 @@ mod tests {
             &format!(r#"<x>; rel="prev", <{path}?last=b>; REL="Next""#),
             Ok(Some("last=b")),
         );
+        check(
+            &format!("<http://r.example{path}?p=2>; rel=next"),
+            Ok(Some("p=2")),
+        );
         check("<a>; rel=\"prev\"", Ok(None));
         check("<next>", Ok(None));
         check(r#"<a?b>; title="rel=next""#, Ok(None));
@@ -352,7 +375,8 @@ mod tests {
     fn a_link_to_another_origin_list_or_repository_is_an_error() {
         for other in [
             "https://evil.example/v2/library/alpine/tags/list?n=2",
-            "http://r.example/v2/library/alpine/tags/list?n=2",
+            "http://r.example:8080/v2/library/alpine/tags/list?n=2",
+            "ftp://r.example/v2/library/alpine/tags/list?n=2",
             "https://r.example:444/v2/library/alpine/tags/list?n=2",
             "//evil.example/v2/library/alpine/tags/list?n=2",
             "https://u:p@r.example/v2/library/alpine/tags/list?n=2",
@@ -402,13 +426,20 @@ mod tests {
         check_at(
             asked,
             "</other/v2/a/referrers/sha256:ab?p=2>; rel=next",
-            Err(BadLink::Path),
+            Ok(Some("p=2")),
         );
         check_at(
-            asked,
-            "</v2/b/referrers/sha256:ab?p=2>; rel=next",
-            Err(BadLink::Path),
+            "https://r.example/v2/a/referrers/sha256:ab",
+            "</cache/v2/a/referrers/sha256:ab?p=2>; rel=next",
+            Ok(Some("p=2")),
         );
+        for other in [
+            "</v2/b/referrers/sha256:ab?p=2>; rel=next",
+            "</cache/v2/b/referrers/sha256:ab?p=2>; rel=next",
+            "</cache/a/referrers/sha256:ab?p=2>; rel=next",
+        ] {
+            check_at(asked, other, Err(BadLink::Path));
+        }
     }
 
     #[test]

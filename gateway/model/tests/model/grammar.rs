@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use gantry_model::{
     Algorithm, ByteRange, ContentRange, Digest, MediaType, Reference, RepositoryName, Tag,
-    UploadId, digest::DigestError, glob::Glob,
+    UploadId, digest::DigestError, glob::Glob, media_type::OCI_MANIFEST,
 };
 use proptest::prelude::*;
 
@@ -88,6 +88,16 @@ fn a_reference_with_a_colon_is_a_digest_or_nothing() {
         Ok(Reference::Digest(_))
     ));
     assert!("v1:v2".parse::<Reference>().is_err());
+}
+
+#[test]
+fn a_type_with_a_meaning_is_known_whatever_its_case() {
+    let parsed: MediaType = "Application/vnd.OCI.image.Manifest.v1+JSON"
+        .parse()
+        .unwrap();
+    assert_eq!(parsed.as_str(), OCI_MANIFEST);
+    let own: MediaType = "application/vnd.Own+json".parse().unwrap();
+    assert_eq!(own.as_str(), "application/vnd.Own+json");
 }
 
 #[test]

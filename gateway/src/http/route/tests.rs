@@ -899,6 +899,10 @@ fn declared_media_types() {
             "Some(application/vnd.oci.image.index.v1+json)",
         ),
         ("application/json; charset=utf-8", "Some(application/json)"),
+        (
+            "Application/VND.oci.image.index.v1+JSON",
+            "Some(application/vnd.oci.image.index.v1+json)",
+        ),
     ] {
         let shown = show(&route("PUT", uri, &[("content-type", value)]));
         assert_eq!(shown, format!("push-manifest apps/a v1 [] {expected}"));

@@ -147,8 +147,12 @@ async fn read_page(
     let query = query.map_err(|error| ask.call.fail(Kind::Invalid, error))?;
     let length = answer::content_length(&headers);
     let body = endpoint.body(&ask.call, response, length);
-    let mut page = match read_elements(body, &ask.call, list).await {
-        Err(error) if may_be_absent && error.kind == Kind::NotFound => return Err(absent()),
+    // What is sent as an index is the list, whole or torn.
+    let is_index = answer::media_type(&headers).is_some_and(|it| it.is_index());
+    let mut page = match read_elements(body, &ask.call, list, is_index).await {
+        Err(error) if may_be_absent && !is_index && error.kind == Kind::NotFound => {
+            return Err(absent());
+        }
         Err(error) if error.kind == Kind::NotFound => {
             return Err(UpstreamError {
                 kind: Kind::Invalid,
@@ -200,9 +204,10 @@ async fn read_elements(
     mut body: Body,
     call: &Call,
     list: &List<'_>,
+    is_index: bool,
 ) -> Result<ListPage, UpstreamError> {
     let broken = |error: NotElements| match error {
-        NotElements::TooLarge => call.fail(Kind::Invalid, error),
+        NotElements::TooLarge | NotElements::Cut => call.fail(Kind::Invalid, error),
         NotElements::NoObject | NotElements::NoArray => call.fail(Kind::NotFound, error),
     };
     let mut elements = Elements::of(list.name, list.max_element_bytes);
@@ -220,9 +225,9 @@ async fn read_elements(
             return Err(busy.because(Cause::Saturated).retry_after(SATURATED_PAUSE));
         }
     }
-    // A tag list without tags is an empty one; an index without manifests is no index.
+    // A tag list without tags is an empty one; a document without manifests is an index only if it was sent as one.
     match elements.finish().map_err(broken)? {
-        false if !list.absent.is_empty() => Err(broken(NotElements::NoArray)),
+        false if !list.absent.is_empty() && !is_index => Err(broken(NotElements::NoArray)),
         _ => Ok(page),
     }
 }

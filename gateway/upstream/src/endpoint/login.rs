@@ -143,6 +143,9 @@ impl Endpoint {
             true => Err(refused(
                 "it wants a user and there are no credentials for it",
             )),
+            false if challenges.is_empty() && answer::is_html(headers) => {
+                Err(ask.call.fail(Kind::Unavailable, answer::HTML))
+            }
             false => Err(refused("without a challenge that can be answered")),
         }
     }

@@ -1,7 +1,7 @@
 //! What is asked, and how good answers are read.
 
 use futures_util::TryStreamExt as _;
-use gantry_model::{AcceptedTypes, media_type::OCI_INDEX};
+use gantry_model::{AcceptedTypes, Reference, media_type::OCI_INDEX};
 use gantry_upstream::{Kind, RegistryClient, Upstream as _};
 
 use super::server::{
@@ -82,6 +82,18 @@ async fn a_content_digest_that_is_none_is_invalid() {
         .await
         .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
+}
+
+#[tokio::test]
+async fn a_content_digest_that_cannot_be_read_says_nothing_of_what_was_asked_for_by_digest() {
+    let server =
+        Server::start(|_| reply(200, &[("docker-content-digest", "sha256:ABC")], MANIFEST)).await;
+    let (client, reference) = (client(&server.url), Reference::Digest(digest()));
+    let accepts = AcceptedTypes::default();
+    let fetched = client.manifest(&alpine(), &reference, &accepts).await;
+    assert_eq!(fetched.unwrap().digest, None);
+    let head = client.head_manifest(&alpine(), &reference, &accepts).await;
+    assert_eq!(head.unwrap().digest, None);
 }
 
 #[tokio::test]

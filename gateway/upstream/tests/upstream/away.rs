@@ -294,7 +294,7 @@ async fn a_token_endpoint_that_answers_with_a_page_is_an_outage() {
 #[tokio::test]
 async fn a_page_instead_of_content_is_an_outage_and_not_a_missing_manifest_or_blob() {
     let html = [("content-type", "text/html; charset=utf-8")];
-    for code in [403, 404, 500] {
+    for code in [401, 403, 404, 500] {
         let server = Server::start(move |_: &Seen| reply(code, &html, "<html>")).await;
         let client = client(&server.url);
         let errors = [

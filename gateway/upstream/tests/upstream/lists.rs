@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, sync::Arc};
 
 use bytes::Bytes;
-use gantry_model::media_type::OCI_INDEX;
+use gantry_model::media_type::{DOCKER_MANIFEST_LIST, OCI_INDEX};
 use gantry_upstream::{
     Kind, ListMemory, ListPage, ListRoom, NextPage, RegistryClient, Upstream as _, UpstreamError,
 };
@@ -318,6 +318,44 @@ async fn an_upstream_without_the_referrers_api_says_so_in_many_ways() {
         let error = referrers(&server.url, None).await.unwrap_err();
         assert_eq!(error.kind, Kind::NotFound, "{index}: {error}");
     }
+}
+
+/// The fallback tag's list in its place would lack what the torn one holds.
+#[tokio::test]
+async fn a_torn_list_does_not_pass_for_an_upstream_without_the_referrers_api() {
+    let whole = format!(r#"{{"schemaVersion":2,"manifests":[{DESCRIPTOR}]}}"#);
+    for cut in [0, 1, 20, 40, whole.len() - 1] {
+        for (media_type, is_index) in [
+            (OCI_INDEX, true),
+            ("Application/vnd.OCI.image.index.v1+JSON", true),
+            (DOCKER_MANIFEST_LIST, true),
+            ("application/json", false),
+        ] {
+            if cut == 0 && !is_index {
+                continue;
+            }
+            let body = whole.get(..cut).unwrap().to_owned();
+            let answer = move |_: &Seen| reply(200, &[("content-type", media_type)], body.clone());
+            let server = Server::start(answer).await;
+            let error = referrers(&server.url, None).await.unwrap_err();
+            assert_eq!(error.kind, Kind::Invalid, "{media_type}, {cut}: {error}");
+        }
+    }
+    for body in ["[]", r#"{"manifests":{}}"#, r#"{"manifests":[7]}"#, "x"] {
+        let answer = move |_: &Seen| reply(200, &[("content-type", OCI_INDEX)], body);
+        let server = Server::start(answer).await;
+        let error = referrers(&server.url, None).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Invalid, "{body}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_leaves_its_empty_list_out_is_an_empty_list() {
+    let body = r#"{"schemaVersion":2}"#;
+    let answer = move |_: &Seen| reply(200, &[("content-type", OCI_INDEX)], body);
+    let server = Server::start(answer).await;
+    let page = referrers(&server.url, None).await.unwrap();
+    assert!(page.entries.is_empty() && page.next.is_none());
 }
 
 #[tokio::test]
