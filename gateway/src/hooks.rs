@@ -17,8 +17,8 @@ use gantry_plugin_host::{
 };
 use gantry_registry::Admission;
 use gantry_storage::{
-    BlobStore, ContentOrigin, KeyValueStore, MetadataStore, Named, StorageError, TagRecord,
-    indexes_of, kv::KvPut, naming,
+    BlobStore, ContentOrigin, KeyValueStore, MetadataStore, Named, ReferrerRecord, StorageError,
+    TagRecord, indexes_of, kv::KvPut, naming,
 };
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -557,25 +557,29 @@ impl RegistryReads for StoredContent {
         let digest = digest
             .parse()
             .map_err(|_not_a_digest| ReadError::NotFound)?;
-        let records = self
-            .metadata
-            .referrers(&read.name, &read.origin, &digest)
-            .await
-            .map_err(|error| unavailable(&error))?;
-        let descriptors = records.into_iter().map(|record| {
-            let manifest = record.manifest;
-            let mut descriptor =
-                Descriptor::new(manifest.media_type, manifest.digest, manifest.size);
-            descriptor.artifact_type = manifest.artifact_type;
-            descriptor.annotations =
-                serde_json::from_str(&manifest.annotations).unwrap_or_default();
-            descriptor
-        });
-        Ok(descriptors
-            .filter(|found| {
-                artifact_type.is_none() || found.artifact_type.as_deref() == artifact_type
-            })
-            .collect())
+        let (mut found, mut bytes, mut after) = (Vec::new(), 0_usize, None::<String>);
+        loop {
+            let (name, origin, last) = (&read.name, &read.origin, after.as_deref());
+            let some =
+                self.metadata
+                    .referrers_after(name, origin, &digest, last, REFERRERS_AT_ONCE_BYTES);
+            let some = some.await.map_err(|error| unavailable(&error))?;
+            let Some(last) = some.last() else {
+                return Ok(found);
+            };
+            after = Some(last.manifest.digest.to_string());
+            let wanted = some.into_iter().filter(|referrer| {
+                let own = referrer.manifest.artifact_type.as_deref();
+                artifact_type.is_none() || own == artifact_type
+            });
+            for referrer in wanted {
+                bytes = bytes.saturating_add(referrer.annotations.len() + REFERRER_BYTES);
+                found.push(shown(referrer));
+            }
+            if bytes > MAX_REFERRERS_BYTES {
+                return Err(ReadError::TooLarge);
+            }
+        }
     }
 
     async fn parents(
@@ -647,6 +651,23 @@ impl RegistryReads for StoredContent {
             .ok_or(ReadError::NotFound)?;
         let left = usize::try_from(blob.size().saturating_sub(offset)).unwrap_or(usize::MAX);
         read_exactly(&*blob, offset, left.min(length as usize)).await
+    }
+}
+
+/// Bytes of annotations that are read from the store at once.
+const REFERRERS_AT_ONCE_BYTES: usize = 1 << 20;
+/// What a referrer takes beside its annotations, about.
+const REFERRER_BYTES: usize = 512;
+/// What the referrers of one answer may take: each call of a policy reads them anew.
+const MAX_REFERRERS_BYTES: usize = 8 << 20;
+
+/// A referrer's descriptor.
+fn shown(referrer: ReferrerRecord) -> Descriptor {
+    let manifest = referrer.manifest;
+    Descriptor {
+        artifact_type: manifest.artifact_type,
+        annotations: serde_json::from_str(&referrer.annotations).unwrap_or_default(),
+        ..Descriptor::new(manifest.media_type, manifest.digest, manifest.size)
     }
 }
 

@@ -83,6 +83,7 @@ pub(crate) fn admit_request(
     let document = bytes
         .zip(target)
         .map(|(bytes, target)| document(&target.media_type, bytes));
+    let document = document.transpose()?;
     Ok(admission::AdmissionRequest {
         request_id: request.requester.request_id.to_string(),
         client: client(&request.requester.client),
@@ -92,9 +93,9 @@ pub(crate) fn admit_request(
         change: change(request.change),
         tag: request.tag.as_ref().map(ToString::to_string),
         previous: request.previous.as_ref().map(tag_state),
-        target: target.map_or_else(no_content, descriptor),
+        target: target.map_or_else(no_content, |target| described(target, document.as_ref())),
         digests: target.map_or_else(Vec::new, |target| digests(&target.digest, bytes)),
-        document: document.transpose()?,
+        document,
         parents: request.parents.iter().map(ToString::to_string).collect(),
         attributes: Vec::new(),
     })
@@ -134,6 +135,18 @@ pub(crate) fn document(media_type: &MediaType, bytes: &[u8]) -> Result<types::Do
             mentions: opaque.mentions.iter().map(ToString::to_string).collect(),
         }),
     })
+}
+
+/// The descriptor of content, with the annotations of its document.
+fn described(target: &Descriptor, document: Option<&types::Document>) -> types::Descriptor {
+    let annotations = match document {
+        Some(types::Document::Manifest(facts)) => facts.annotations.clone(),
+        Some(types::Document::Opaque(_)) | None => Vec::new(),
+    };
+    types::Descriptor {
+        annotations,
+        ..descriptor(target)
+    }
 }
 
 /// How long a document is, about.

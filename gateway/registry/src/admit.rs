@@ -2,8 +2,6 @@
 //!
 //! Owns how a question is made, and the registry's own rule that a tag marked immutable stays. Makes nothing when no hook listens.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use gantry_model::{
     AdmissionRequest, Admitted, Change, Denial, DenialCode, Descriptor, Digest, MediaType,
@@ -83,7 +81,7 @@ impl Call {
                     Some(bytes) => bytes.clone(),
                     None => self.shared.manifest_bytes(record).await?,
                 };
-                (descriptor_of(record)?, Some(bytes))
+                (descriptor_of(record), Some(bytes))
             }
             Content::Blob {
                 digest,
@@ -135,19 +133,14 @@ pub(crate) fn refuse_immutable(tag: &Tag, state: &TagState) -> Result<(), Error>
     ))))
 }
 
-/// The descriptor of a stored manifest.
-pub(crate) fn descriptor_of(record: &ManifestRecord) -> Result<Descriptor, Error> {
-    let annotations: BTreeMap<String, String> =
-        serde_json::from_str(&record.annotations).map_err(|error| Error::Internal {
-            source: error.into(),
-        })?;
-    Ok(Descriptor {
+/// The descriptor of a stored manifest, without its annotations.
+pub(crate) fn descriptor_of(record: &ManifestRecord) -> Descriptor {
+    Descriptor {
         artifact_type: record.artifact_type.clone(),
-        annotations,
         ..Descriptor::new(
             record.media_type.clone(),
             record.digest.clone(),
             record.size,
         )
-    })
+    }
 }

@@ -13,7 +13,7 @@ use gantry_model::{
 };
 use gantry_storage::{
     Commit, CommitError, ContentOrigin, ManifestRecord, PushManifest, ReferenceRecord, Stored,
-    TagMove, digest_of,
+    TagMove, annotations_in, digest_of,
 };
 
 use crate::{
@@ -31,6 +31,8 @@ pub(crate) const MAX_ROUNDS: usize = 16;
 /// A manifest that is verified and parsed, and everything that becomes of it.
 struct Pushed {
     record: ManifestRecord,
+    /// See [`PushManifest::annotations`].
+    annotations: String,
     bytes: Bytes,
     references: Vec<ReferenceRecord>,
     required: Vec<Digest>,
@@ -58,9 +60,16 @@ impl Call {
         tags.extend(reference.tag().cloned());
         tags.sort();
         tags.dedup();
+        let stored = Stored {
+            digest: digest.clone(),
+            media_type: manifest.media_type.clone(),
+            size: bytes.len() as u64,
+        };
+        let document = Document::Manifest(Box::new(manifest));
         let pushed = Pushed {
-            references: ReferenceRecord::all_of(&manifest),
-            record: self.record(manifest, &digest, bytes.len() as u64),
+            references: ReferenceRecord::all_in(&document),
+            annotations: annotations_in(&document),
+            record: self.record(&document, stored),
             bytes,
             required,
             tags,
@@ -202,20 +211,10 @@ impl Call {
         Ok(())
     }
 
-    fn record(&self, manifest: Manifest, digest: &Digest, size: u64) -> ManifestRecord {
-        let stored = Stored {
-            digest: digest.clone(),
-            media_type: manifest.media_type.clone(),
-            size,
-        };
+    fn record(&self, document: &Document, stored: Stored) -> ManifestRecord {
         let pushed_by = self.requester.principal.id.clone();
         let now_ms = self.shared.ports.clock.now_ms();
-        ManifestRecord::of(
-            &Document::Manifest(Box::new(manifest)),
-            stored,
-            now_ms,
-            pushed_by,
-        )
+        ManifestRecord::of(document, stored, now_ms, pushed_by)
     }
 
     async fn admit_and_commit(
@@ -230,6 +229,7 @@ impl Call {
                 repository: repository.name.clone(),
                 origin: ContentOrigin::Pushed,
                 manifest: pushed.record.clone(),
+                annotations: pushed.annotations.clone(),
                 references: pushed.references.clone(),
                 tags,
                 required: pushed.required.clone(),

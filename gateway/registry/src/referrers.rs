@@ -15,10 +15,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use gantry_model::{
-    AcceptedTypes, Change, Digest, Document, MediaType, Page, Repository, RepositoryName, Source,
-    Tag, media_type::OCI_INDEX,
+    AcceptedTypes, Change, Descriptor, Digest, Document, MediaType, Page, Repository,
+    RepositoryName, Source, Tag, media_type::OCI_INDEX,
 };
-use gantry_storage::{ContentOrigin, ManifestRecord, MetadataStore};
+use gantry_storage::{ContentOrigin, MetadataStore, ReferrerRecord};
 use gantry_upstream::Texts;
 use serde_json::Value;
 
@@ -44,9 +44,14 @@ struct Listed {
 }
 
 impl Listed {
-    fn new(digest: String, record: &ManifestRecord) -> Result<Self, Error> {
-        let descriptor = serde_json::to_string(&descriptor_of(record)?);
-        let descriptor = descriptor.map_err(|error| Error::Internal {
+    fn new(digest: String, referrer: &ReferrerRecord) -> Result<Self, Error> {
+        let descriptor = || {
+            serde_json::to_string(&Descriptor {
+                annotations: serde_json::from_str(&referrer.annotations)?,
+                ..descriptor_of(&referrer.manifest)
+            })
+        };
+        let descriptor = descriptor().map_err(|error| Error::Internal {
             source: error.into(),
         })?;
         Ok(Self { digest, descriptor })
@@ -91,11 +96,11 @@ impl HostedListing {
             if !is_fallbacks {
                 some.extend(self.stored.pop_front());
             } else if let Some((listed, digest)) = self.fallback.pop_first()
-                && let Some(record) = metadata
-                    .manifest(name, &ContentOrigin::Pushed, &digest)
+                && let Some(referrer) = metadata
+                    .referrer(name, &ContentOrigin::Pushed, &digest)
                     .await?
             {
-                some.push(Listed::new(listed, &record)?);
+                some.push(Listed::new(listed, &referrer)?);
             }
         }
         Ok(some)
@@ -114,8 +119,7 @@ impl HostedListing {
             let digest = stored.manifest.digest.to_string();
             self.fallback.remove(&digest);
             self.after = Some(digest.clone());
-            self.stored
-                .push_back(Listed::new(digest, &stored.manifest)?);
+            self.stored.push_back(Listed::new(digest, &stored)?);
         }
         self.is_read = self.stored.is_empty();
         Ok(())

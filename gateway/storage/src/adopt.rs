@@ -19,7 +19,8 @@ use gantry_model::{Digest, Document, Form, RepositoryName, Tag, manifest::MAX_MA
 
 use crate::{
     Commit, CommitError, ContentOrigin, FsBlobStore, ManifestRecord, Named, PushManifest,
-    ReferenceRecord, SqliteStore, Stored, TagMove, blocking::lock, error::StorageError, fs::Layout,
+    ReferenceRecord, SqliteStore, Stored, TagMove, annotations_in, blocking::lock,
+    error::StorageError, fs::Layout,
 };
 
 /// Something of the folder that is not adopted.
@@ -369,7 +370,7 @@ impl Walk {
         for link in self.links(name, &manifests.join("revisions"))? {
             let tags = tags.remove(&link.digest).unwrap_or_default();
             match self.manifest(name, &link)? {
-                Ok((manifest, references)) => self.push(name, manifest, references, tags),
+                Ok(revision) => self.push(name, revision, tags),
                 Err(reason) => {
                     for tag in tags {
                         self.leave_out(Some(name), tag_key(name, tag.as_str()), reason.clone());
@@ -389,20 +390,14 @@ impl Walk {
         Ok(())
     }
 
-    fn push(
-        &mut self,
-        name: &RepositoryName,
-        manifest: ManifestRecord,
-        references: Vec<ReferenceRecord>,
-        tags: Vec<Tag>,
-    ) {
+    fn push(&mut self, name: &RepositoryName, revision: Revision, tags: Vec<Tag>) {
         let mut adopted = lock(&self.adopted);
         adopted.manifests += 1;
         adopted.tags += tags.len() as u64;
         // A mirror's tag was confirmed when Distribution stored its manifest; never 0, which would make it one that was pushed.
         let checked_at_ms = match &self.adopt_as {
             AdoptAs::Pushed => 0,
-            AdoptAs::Mirrored { .. } => manifest.pushed_at_ms.max(1),
+            AdoptAs::Mirrored { .. } => revision.manifest.pushed_at_ms.max(1),
         };
         let moves = tags.into_iter().map(|tag| TagMove {
             tag,
@@ -414,16 +409,21 @@ impl Walk {
             .push_back(Commit::PushManifest(Box::new(PushManifest {
                 repository: name.clone(),
                 origin: self.adopt_as.origin(),
-                manifest,
-                references,
+                manifest: revision.manifest,
+                annotations: revision.annotations,
+                references: revision.references,
                 tags: moves.collect(),
                 required: Vec::new(),
             })));
     }
 
-    /// A revision's record and what it names, or why its bytes are not here or are not what they should be. What cannot be read
+    /// A revision, or why its bytes are not here or are not what they should be. What cannot be read
     /// is adopted all the same: the other registry served it.
-    fn manifest(&self, name: &RepositoryName, link: &Link) -> Result<Revision, StorageError> {
+    fn manifest(
+        &self,
+        name: &RepositoryName,
+        link: &Link,
+    ) -> Result<Result<Revision, String>, StorageError> {
         if !self.blobs.name_now(&link.target, &link.digest)? {
             return Ok(Err(not_stored(link)));
         }
@@ -445,8 +445,11 @@ impl Walk {
             size: bytes.len() as u64,
         };
         let pushed_at_ms = modified_at_ms(&link.path)?;
-        let record = ManifestRecord::of(&document, stored, pushed_at_ms, PUSHED_BY.to_owned());
-        Ok(Ok((record, ReferenceRecord::all_in(&document))))
+        Ok(Ok(Revision {
+            manifest: ManifestRecord::of(&document, stored, pushed_at_ms, PUSHED_BY.to_owned()),
+            annotations: annotations_in(&document),
+            references: ReferenceRecord::all_in(&document),
+        }))
     }
 
     /// What the tags name now.
@@ -541,8 +544,12 @@ fn rank(commit: &Commit) -> u8 {
     }
 }
 
-/// A revision's record and what it names, or why it is left out.
-type Revision = Result<(ManifestRecord, Vec<ReferenceRecord>), String>;
+/// A manifest of a repository, with what it names.
+struct Revision {
+    manifest: ManifestRecord,
+    annotations: String,
+    references: Vec<ReferenceRecord>,
+}
 
 /// A file that makes content part of a repository.
 struct Link {

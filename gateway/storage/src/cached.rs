@@ -163,6 +163,15 @@ impl MetadataStore for CachedMetadata {
         self.store.referrers(repository, origin, subject).await
     }
 
+    async fn referrer(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<ReferrerRecord>, StorageError> {
+        self.store.referrer(repository, origin, digest).await
+    }
+
     async fn referrers_after(
         &self,
         repository: &RepositoryName,
@@ -264,7 +273,7 @@ impl Footprint for TagRecord {
 impl Footprint for ManifestRecord {
     fn bytes(&self) -> usize {
         let artifact_type = self.artifact_type.as_ref().map_or(0, String::len);
-        let texts = self.media_type.as_str().len() + self.annotations.len() + self.pushed_by.len();
+        let texts = self.media_type.as_str().len() + self.pushed_by.len();
         size_of::<Self>() + artifact_type + texts
     }
 }

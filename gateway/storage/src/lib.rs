@@ -37,7 +37,7 @@ pub use memory::{MemoryBlobStore, MemoryKv, MemoryMetadata};
 pub use metadata::{
     Commit, CommitError, ContentOrigin, ManifestRecord, MetadataStore, Named, PushManifest,
     ReferenceRecord, ReferrerRecord, RepositoryRecord, Stored, TagMove, TagRecord, UploadRecord,
-    UploadSessions, indexes_of, naming,
+    UploadSessions, annotations_in, indexes_of, naming,
 };
 pub use outbox::{
     Depth, EventFilter, EventOutbox, OutboxSettings, Settled, Settlement, Take, Taken,

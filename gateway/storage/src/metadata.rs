@@ -54,8 +54,6 @@ pub struct ManifestRecord {
     pub artifact_type: Option<String>,
     /// The manifest it refers to.
     pub subject: Option<Digest>,
-    /// Its annotations as a JSON object, for referrers lists.
-    pub annotations: String,
     /// When it was first stored here, in milliseconds since 1970.
     pub pushed_at_ms: u64,
     /// The principal that pushed it, or the mirror that filled it.
@@ -74,12 +72,11 @@ pub struct Stored {
 }
 
 impl ManifestRecord {
-    /// The record of a document that is stored. An opaque one has no artifact type, no subject and no annotations.
+    /// The record of a document that is stored. An opaque one has no artifact type and no subject.
     #[must_use]
     pub fn of(document: &Document, stored: Stored, pushed_at_ms: u64, pushed_by: String) -> Self {
         let manifest = document.manifest();
         let subject = manifest.and_then(|manifest| manifest.subject.as_ref());
-        let annotations = manifest.map(|manifest| &manifest.annotations);
         let Stored {
             digest,
             media_type,
@@ -91,14 +88,20 @@ impl ManifestRecord {
             size,
             artifact_type: manifest.and_then(|manifest| manifest.artifact_type.clone()),
             subject: subject.and_then(|subject| subject.digest.known()).cloned(),
-            annotations: annotations.map_or_else(
-                || "{}".to_owned(),
-                |annotations| serde_json::json!(annotations).to_string(),
-            ),
             pushed_at_ms,
             pushed_by,
         }
     }
+}
+
+/// A document's annotations as a JSON object; an opaque one has none.
+#[must_use]
+pub fn annotations_in(document: &Document) -> String {
+    let manifest = document.manifest();
+    manifest.map_or_else(
+        || "{}".to_owned(),
+        |manifest| serde_json::json!(manifest.annotations).to_string(),
+    )
 }
 
 /// Content that a manifest names: a config, layer or child manifest.
@@ -145,8 +148,7 @@ impl ReferenceRecord {
 
     /// What a manifest names, except its subject. The same said twice is kept once, as the stronger of the two. What has a digest of an
     /// unknown algorithm can never be here, so nothing is kept of it.
-    #[must_use]
-    pub fn all_of(manifest: &Manifest) -> Vec<Self> {
+    fn all_of(manifest: &Manifest) -> Vec<Self> {
         let blobs = manifest.config.iter().chain(&manifest.layers);
         let blobs = blobs.map(|blob| match blob.urls.is_empty() {
             true => (blob, Named::Blob),
@@ -233,6 +235,8 @@ impl TagRecord {
 pub struct ReferrerRecord {
     /// The referring manifest.
     pub manifest: ManifestRecord,
+    /// Its annotations as a JSON object. They may have megabytes, so that no cache holds them.
+    pub annotations: String,
 }
 
 /// An open upload session.
@@ -312,6 +316,8 @@ pub struct PushManifest {
     pub origin: ContentOrigin,
     /// The manifest.
     pub manifest: ManifestRecord,
+    /// Its annotations as a JSON object, for lists of referrers.
+    pub annotations: String,
     /// What it names.
     pub references: Vec<ReferenceRecord>,
     /// Tags to move.
@@ -533,6 +539,17 @@ pub trait MetadataStore: Debug + Send + Sync {
         origin: &ContentOrigin,
         subject: &Digest,
     ) -> Result<Vec<ReferrerRecord>, StorageError>;
+
+    /// One manifest as a list of referrers shows it.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn referrer(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<ReferrerRecord>, StorageError>;
 
     /// The next of [`MetadataStore::referrers`], by digest, after `after`: at least one where there are any, and no more once their
     /// annotations have `max_bytes`. None at the end.

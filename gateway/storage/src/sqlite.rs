@@ -207,6 +207,17 @@ impl MetadataStore for SqliteStore {
         self.readers.read("list referrers", read).await
     }
 
+    async fn referrer(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<ReferrerRecord>, StorageError> {
+        let (repository, origin, digest) = (repository.clone(), origin.clone(), digest.clone());
+        let read = move |connection: &_| read::referrer(connection, &repository, &origin, &digest);
+        self.readers.read("read a referrer", read).await
+    }
+
     async fn referrers_after(
         &self,
         repository: &RepositoryName,

@@ -13,7 +13,7 @@ use gantry_model::{
 };
 use gantry_storage::{
     Blob, Commit, CommitError, ContentOrigin, ManifestRecord, PushManifest, ReferenceRecord,
-    StorageError, Stored, TagMove, digest_of, indexes_of,
+    StorageError, Stored, TagMove, annotations_in, digest_of, indexes_of,
 };
 use gantry_upstream::FetchedManifest;
 
@@ -364,6 +364,7 @@ impl Engine {
             repository: origin.name().clone(),
             origin: origin.content().clone(),
             manifest: verified.record(self.now_ms(), format!("mirror:{}", origin.mirror())),
+            annotations: annotations_in(&verified.document),
             references: ReferenceRecord::all_in(&verified.document),
             tags: tag.into_iter().collect(),
             // An upstream's index is complete there, not here: children and blobs come when they are asked for.

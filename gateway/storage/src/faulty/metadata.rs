@@ -93,6 +93,16 @@ impl MetadataStore for FaultyMetadata {
         self.faults.around(Call::Referrers, read).await
     }
 
+    async fn referrer(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<ReferrerRecord>, StorageError> {
+        let read = self.metadata.referrer(repository, origin, digest);
+        self.faults.around(Call::Referrers, read).await
+    }
+
     async fn referrers_after(
         &self,
         repository: &RepositoryName,

@@ -60,8 +60,18 @@ impl Default for Repository {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) record: ManifestRecord,
+    annotations: String,
     pub(super) references: Vec<ReferenceRecord>,
     origins: BTreeSet<ContentOrigin>,
+}
+
+impl Stored {
+    fn referrer(&self) -> ReferrerRecord {
+        ReferrerRecord {
+            manifest: self.record.clone(),
+            annotations: self.annotations.clone(),
+        }
+    }
 }
 
 /// A blob of a repository. Not empty.
@@ -170,12 +180,22 @@ impl MetadataStore for MemoryMetadata {
             let manifests = repository.manifests.values();
             manifests
                 .filter(|stored| stored.origins.contains(origin))
-                .map(|stored| &stored.record)
-                .filter(|record| record.subject.as_ref() == Some(subject))
-                .map(|record| ReferrerRecord {
-                    manifest: record.clone(),
-                })
+                .filter(|stored| stored.record.subject.as_ref() == Some(subject))
+                .map(Stored::referrer)
                 .collect()
+        }))
+    }
+
+    async fn referrer(
+        &self,
+        repository: &RepositoryName,
+        origin: &ContentOrigin,
+        digest: &Digest,
+    ) -> Result<Option<ReferrerRecord>, StorageError> {
+        Ok(self.read(repository, |repository| {
+            let stored = repository.manifests.get(digest)?;
+            let has = stored.origins.contains(origin);
+            has.then(|| stored.referrer())
         }))
     }
 
@@ -195,7 +215,7 @@ impl MetadataStore for MemoryMetadata {
         let rest = all.filter(|it| after.is_none_or(|after| it.manifest.digest.as_str() > after));
         let some = rest.take_while(|it| {
             let has_room = bytes < max_bytes;
-            bytes += it.manifest.annotations.len() + 512;
+            bytes += it.annotations.len() + 512;
             has_room
         });
         Ok(some.collect())
@@ -337,14 +357,17 @@ impl Facts {
             let digest = digest.clone();
             return Err(CommitError::MissingReference { digest });
         }
-        let repository = self.repositories.entry(push.repository).or_default();
+        let repository = self
+            .repositories
+            .entry(push.repository.clone())
+            .or_default();
         for to in &push.tags {
             let record = to.applied(&push.manifest, repository.tags.get(&to.tag));
             self.began_ms.get_or_insert(record.state.pushed_at_ms);
             repository.tags.insert(to.tag.clone(), record);
         }
         repository.claimed |= push.origin == ContentOrigin::Pushed;
-        repository.store(push.origin, push.manifest, push.references);
+        repository.store(push);
         Ok(())
     }
 }
@@ -414,12 +437,8 @@ impl Repository {
     }
 
     /// Keeps what is there; otherwise keeps once whatever the manifest says twice.
-    fn store(
-        &mut self,
-        origin: ContentOrigin,
-        record: ManifestRecord,
-        mut references: Vec<ReferenceRecord>,
-    ) {
+    fn store(&mut self, push: PushManifest) {
+        let (record, mut references) = (push.manifest, push.references);
         let stored = self
             .manifests
             .entry(record.digest.clone())
@@ -428,11 +447,12 @@ impl Repository {
                 references.dedup();
                 Stored {
                     record,
+                    annotations: push.annotations,
                     references,
                     origins: BTreeSet::new(),
                 }
             });
-        stored.origins.insert(origin);
+        stored.origins.insert(push.origin);
     }
 
     fn delete_manifest(&mut self, digest: &Digest, tags: &[Tag]) -> Result<(), CommitError> {

@@ -127,7 +127,7 @@ fn insert_manifest(connection: &Connection, id: i64, push: &PushManifest) -> Cha
         int(manifest.size)?,
         manifest.artifact_type.as_deref(),
         manifest.subject.as_ref().map(Digest::as_str),
-        &manifest.annotations,
+        &push.annotations,
         int(manifest.pushed_at_ms)?,
         &manifest.pushed_by,
     );

@@ -45,7 +45,7 @@ pub(super) fn manifest(
     origin: &ContentOrigin,
     digest: &Digest,
 ) -> rusqlite::Result<Option<ManifestRecord>> {
-    let sql = "SELECT digest, media_type, size, artifact_type, subject, annotations, pushed_at_ms, pushed_by \
+    let sql = "SELECT digest, media_type, size, artifact_type, subject, pushed_at_ms, pushed_by \
         FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 \
         AND EXISTS (SELECT 1 FROM manifest_origins o WHERE o.repository = manifests.repository \
             AND o.digest = manifests.digest AND o.origin = (SELECT id FROM origins WHERE url = ?3))";
@@ -102,16 +102,27 @@ pub(super) fn referrers(
     origin: &ContentOrigin,
     subject: &Digest,
 ) -> rusqlite::Result<Vec<ReferrerRecord>> {
-    let sql = "SELECT digest, media_type, size, artifact_type, subject, annotations, pushed_at_ms, pushed_by \
+    let sql = "SELECT digest, media_type, size, artifact_type, subject, pushed_at_ms, pushed_by, annotations \
         FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND subject = ?2 \
         AND EXISTS (SELECT 1 FROM manifest_origins o WHERE o.repository = manifests.repository \
             AND o.digest = manifests.digest AND o.origin = (SELECT id FROM origins WHERE url = ?3)) \
         ORDER BY digest";
     let keys = [repository.as_str(), subject.as_str(), origin.as_str()];
-    all(connection, sql, keys, |row| {
-        let manifest = row::manifest(row)?;
-        Ok(ReferrerRecord { manifest })
-    })
+    all(connection, sql, keys, row::referrer)
+}
+
+pub(super) fn referrer(
+    connection: &Connection,
+    repository: &RepositoryName,
+    origin: &ContentOrigin,
+    digest: &Digest,
+) -> rusqlite::Result<Option<ReferrerRecord>> {
+    let sql = "SELECT digest, media_type, size, artifact_type, subject, pushed_at_ms, pushed_by, annotations \
+        FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND digest = ?2 \
+        AND EXISTS (SELECT 1 FROM manifest_origins o WHERE o.repository = manifests.repository \
+            AND o.digest = manifests.digest AND o.origin = (SELECT id FROM origins WHERE url = ?3))";
+    let keys = [repository.as_str(), digest.as_str(), origin.as_str()];
+    one(connection, sql, keys, row::referrer)
 }
 
 pub(super) fn referrers_after(
@@ -121,7 +132,7 @@ pub(super) fn referrers_after(
     after: &str,
     max_bytes: usize,
 ) -> rusqlite::Result<Vec<ReferrerRecord>> {
-    let sql = "SELECT digest, media_type, size, artifact_type, subject, annotations, pushed_at_ms, pushed_by \
+    let sql = "SELECT digest, media_type, size, artifact_type, subject, pushed_at_ms, pushed_by, annotations \
         FROM manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?1) AND subject = ?2 AND digest > ?3 \
         AND EXISTS (SELECT 1 FROM manifest_origins o WHERE o.repository = manifests.repository \
             AND o.digest = manifests.digest AND o.origin = (SELECT id FROM origins WHERE url = ?4)) \
@@ -137,11 +148,11 @@ pub(super) fn referrers_after(
     while bytes < max_bytes
         && let Some(row) = rows.next()?
     {
-        let manifest = row::manifest(row)?;
+        let referrer = row::referrer(row)?;
         bytes = bytes
-            .saturating_add(manifest.annotations.len())
+            .saturating_add(referrer.annotations.len())
             .saturating_add(ROW_BYTES);
-        found.push(ReferrerRecord { manifest });
+        found.push(referrer);
     }
     Ok(found)
 }

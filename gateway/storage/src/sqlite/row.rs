@@ -6,7 +6,9 @@ use gantry_model::{MediaType, Page, TagState};
 use rusqlite::{Error, Row, types::Type};
 
 use super::failure::Failed;
-use crate::metadata::{ManifestRecord, Named, ReferenceRecord, TagRecord, UploadRecord};
+use crate::metadata::{
+    ManifestRecord, Named, ReferenceRecord, ReferrerRecord, TagRecord, UploadRecord,
+};
 
 /// A text column as one of the model's words.
 pub(super) fn parsed<T>(row: &Row<'_>, index: usize) -> rusqlite::Result<T>
@@ -59,9 +61,15 @@ pub(super) fn manifest(row: &Row<'_>) -> rusqlite::Result<ManifestRecord> {
         size: unsigned(row, 2)?,
         artifact_type: row.get(3)?,
         subject: subject.map(|text| parse(4, &text)).transpose()?,
-        annotations: row.get(5)?,
-        pushed_at_ms: unsigned(row, 6)?,
-        pushed_by: row.get(7)?,
+        pushed_at_ms: unsigned(row, 5)?,
+        pushed_by: row.get(6)?,
+    })
+}
+
+pub(super) fn referrer(row: &Row<'_>) -> rusqlite::Result<ReferrerRecord> {
+    Ok(ReferrerRecord {
+        manifest: manifest(row)?,
+        annotations: row.get(7)?,
     })
 }
 

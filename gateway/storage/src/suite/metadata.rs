@@ -210,7 +210,6 @@ pub fn manifest(text: &str, pushed_at_ms: u64) -> Result<ManifestRecord, Failure
         size: text.len() as u64,
         artifact_type: None,
         subject: None,
-        annotations: "{}".to_owned(),
         pushed_at_ms,
         pushed_by: format!("pusher at {pushed_at_ms}"),
     })
@@ -225,6 +224,7 @@ pub fn push(repository: &RepositoryName, text: &str, at_ms: u64) -> Result<PushM
         repository: repository.clone(),
         origin: ContentOrigin::Pushed,
         manifest: manifest(text, at_ms)?,
+        annotations: "{}".to_owned(),
         references: Vec::new(),
         tags: Vec::new(),
         required: Vec::new(),

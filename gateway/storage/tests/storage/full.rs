@@ -134,7 +134,7 @@ async fn metadata_on_a_full_disk_refuses_and_recovers() -> Checked {
     let mut stored = 0;
     let full = loop {
         let mut push = push(&name, &format!("m{stored}"), 1_000)?;
-        push.manifest.annotations = format!("{{\"a\":\"{}\"}}", "x".repeat(20_000));
+        push.annotations = format!("{{\"a\":\"{}\"}}", "x".repeat(20_000));
         match store.commit(Commit::PushManifest(Box::new(push))).await {
             Ok(()) => stored += 1,
             Err(CommitError::Storage(error)) => break error,

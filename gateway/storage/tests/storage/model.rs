@@ -72,6 +72,7 @@ fn a_push() -> impl Strategy<Value = Commit> {
                 repository,
                 origin,
                 manifest,
+                annotations: format!(r#"{{"at":"{at_ms}"}}"#),
                 references: references.collect(),
                 tags,
                 required,
@@ -163,6 +164,10 @@ async fn facts(store: &dyn MetadataStore) -> Vec<String> {
                 facts.push(format!(
                     "{:?}",
                     store.referrers(&name, &origin, &digest).await
+                ));
+                facts.push(format!(
+                    "{:?}",
+                    store.referrer(&name, &origin, &digest).await
                 ));
                 let delivered = store.delivered(&origin, &digest).await;
                 facts.push(format!("{:?}", delivered.map(|size| size.is_some())));

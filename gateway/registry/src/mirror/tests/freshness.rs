@@ -256,6 +256,7 @@ async fn move_tag(world: &World, tag: &str, from: &Digest, to: &Digest) {
         repository: name,
         origin,
         manifest,
+        annotations: "{}".to_owned(),
         references: Vec::new(),
         tags: vec![TagMove {
             tag: tag.parse().unwrap(),

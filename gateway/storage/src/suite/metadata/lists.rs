@@ -71,7 +71,7 @@ pub async fn referrers_are_read_a_few_at_a_time(stores: Stores) -> Checked {
     for number in 0..5 {
         let mut push = push(&name, &format!("referrer {number}"), 1_000)?;
         push.manifest.subject = Some(digest("m"));
-        push.manifest.annotations = format!(r#"{{"a":"{}"}}"#, "x".repeat(10_000));
+        push.annotations = format!(r#"{{"a":"{}"}}"#, "x".repeat(10_000));
         expected.push(push.manifest.digest.clone());
         stores.push(push).await?;
     }

@@ -13,7 +13,7 @@ pub async fn a_push_makes_the_repository_and_everything_of_the_manifest(stores: 
     let mut push = push_tag(&name, "m", 1_000, &tag, None)?;
     push.manifest.artifact_type = Some("application/x.example".to_owned());
     push.manifest.subject = Some(digest("subject"));
-    push.manifest.annotations = r#"{"a":"\u0000 and 'quotes'"}"#.to_owned();
+    push.annotations = r#"{"a":"\u0000 and 'quotes'"}"#.to_owned();
     push.references = vec![reference("layer", "application/x.layer")?];
     stores.push(push.clone()).await?;
 
