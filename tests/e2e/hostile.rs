@@ -405,7 +405,7 @@ fn a_barrage_on_a_looping_plugin_leaves_others_their_turn_and_at_most_half_of_th
             .expect(404);
         wire.get("/v2/team/fine/web/manifests/latest").expect(200);
         assert!(
-            began.elapsed() < Duration::from_secs(5),
+            began.elapsed() < Duration::from_secs(15),
             "{:?}",
             began.elapsed()
         );
