@@ -44,7 +44,7 @@ use self::{
 };
 pub use self::{
     mapped::Mappings,
-    places::{Share, Shares, connections_that_fit},
+    places::{Share, Shares, connections_that_fit, fills_that_fit},
     served::RequestBody,
 };
 use crate::{

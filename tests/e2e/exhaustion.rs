@@ -284,6 +284,69 @@ fn unread(window: u32) {
     drop(held);
 }
 
+/// A connection from one of 200 addresses. The kernel picks no port for an address that a socket is bound to before it has a peer, so
+/// some are taken.
+async fn connect_from(gateway: &Gateway, number: u8) -> std::io::Result<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from(([127, 0, 1, number % 200 + 1], 0)))?;
+    let connected = socket.connect(SocketAddr::from(([127, 0, 0, 1], gateway.port)));
+    let stream = connected.await?.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Uploads that get their first bytes and wait for the rest: each is a push in one request, of a blob of its own.
+fn slow_uploads(gateway: &Gateway, count: usize) -> Vec<TcpStream> {
+    use base64::Engine as _;
+    let credential =
+        base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", USER.0, USER.1));
+    let mut held = Vec::new();
+    for number in 0..count {
+        let blob = Content::random(16);
+        let head = format!(
+            "POST /v2/apps/slow/blobs/uploads/?digest={} HTTP/1.1\r\nHost: a\r\nAuthorization: Basic {credential}\r\nContent-Type: application/octet-stream\r\nContent-Length: 10000000\r\n\r\n",
+            blob.digest
+        );
+        let address = u8::try_from(number % 200).unwrap();
+        let Ok(mut stream) = runtime().block_on(connect_from(gateway, address)) else {
+            continue;
+        };
+        // What is refused may be closed before.
+        let mut bytes = head.into_bytes();
+        bytes.resize(bytes.len() + 4096, 0);
+        let _refused = stream.write_all(&bytes);
+        held.push(stream);
+        let files = gateway.open_files();
+        assert!(files < OPEN_FILES, "{files} open files");
+    }
+    held
+}
+
+#[test]
+fn slow_uploads_from_many_addresses_leave_descriptors_for_pulls_and_pushes() {
+    let (gateway, blobs) = attacked(1);
+    let staging = gateway
+        .folder()
+        .join("data/docker/registry/_gantry/uploads");
+    let staged = || std::fs::read_dir(&staging).unwrap().count();
+    let held = honest_beside(&gateway, &blobs[0], || slow_uploads(&gateway, 600));
+    wait_until("many uploads", Duration::from_secs(60), || staged() > 400);
+    let uploads = gateway.open_files_in(&staging);
+    // A 32nd of 1,024, and those that are written at this moment.
+    assert!(uploads <= 32 + 16, "{uploads} staging files are open");
+    let wire = Wire::basic(gateway.port, USER);
+    let pushed = Content::random(2 << 20);
+    let _pushed = wire.push_blob("apps/public/some", &pushed).expect(201);
+    let log = gateway.log();
+    assert!(!log.contains("cannot accept connections"), "{log}");
+    assert!(!log.contains("Too many open files"), "{log}");
+    assert!(gateway.anonymous_memory() < MEMORY_BYTES);
+    drop(held);
+    wait_until("the uploads' end", Duration::from_secs(60), || {
+        staged() == 0
+    });
+}
+
 /// Pulls whose head was answered.
 fn answered(gateway: &Gateway) -> f64 {
     gateway.metric("gantry_request_seconds_count{operation=\"pull-blob\"}")

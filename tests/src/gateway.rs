@@ -347,6 +347,20 @@ impl Gateway {
             .count()
     }
 
+    /// How many files of a folder it has open.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn open_files_in(&self, folder: &Path) -> usize {
+        let folder = fs::canonicalize(folder).expect("the folder is there");
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("the gateway runs")
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .filter(|path| path.starts_with(&folder))
+            .count()
+    }
+
     fn memory(&self, name: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the gateway runs");

@@ -242,6 +242,7 @@ fn mirrors(
 }
 
 pub(super) fn registry_settings(config: &Config) -> Settings {
+    let other = Settings::default();
     Settings {
         max_manifest_bytes: usize::try_from(config.limits.max_manifest_bytes).unwrap_or(usize::MAX),
         max_annotation_bytes: usize::try_from(config.limits.max_annotation_bytes)
@@ -252,7 +253,8 @@ pub(super) fn registry_settings(config: &Config) -> Settings {
         max_prefetched_blobs: config.limits.upstream.prefetched_blobs,
         max_misses: config.limits.upstream.not_found_per_address,
         max_misses_of_repository: config.limits.upstream.not_found_per_repository,
-        ..Settings::default()
+        max_fills: crate::server::fills_that_fit(other.max_fills),
+        ..other
     }
 }
 

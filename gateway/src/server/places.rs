@@ -338,9 +338,18 @@ pub fn connections_that_fit(wanted: usize) -> usize {
     fit.clamp(1, wanted)
 }
 
-/// Open files that are no connection's: three eighths, at least 96 and at most 4,096.
+/// Open files that are no connection's: of databases and for the admin listener 64; of blobs that are read an eighth, of uploads a 32nd
+/// (the storage opens no more), of fills and their connections to upstreams two 16ths ([`fills_that_fit`]), and a 32nd for other
+/// connections to upstreams and services. At most 4,096.
 fn reserve(files: u64) -> u64 {
-    (files / 8 * 3).clamp(96, 4096).min(files)
+    (64 + files / 16 * 5).min(4096).min(files)
+}
+
+/// How many blobs the process may fetch at once of `wanted`: each has a staging file and a connection.
+#[must_use]
+pub fn fills_that_fit(wanted: usize) -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files / 16).map_or(wanted, |fit| fit.clamp(4, wanted.max(4)))
 }
 
 #[cfg(test)]

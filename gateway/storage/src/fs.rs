@@ -8,7 +8,7 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use async_trait::async_trait;
@@ -17,7 +17,8 @@ use gantry_model::{Algorithm, Digest, UploadId};
 pub(crate) use self::layout::Layout;
 use self::{
     claims::Claims,
-    files::{Files, max_open},
+    files::Files,
+    open::{OpenFiles, max_open_blobs, max_open_uploads},
     publish::{Publisher, stored_size},
     read::Reads,
     staging::Staging,
@@ -35,6 +36,7 @@ mod claims;
 mod files;
 mod layout;
 mod list;
+mod open;
 mod publish;
 mod read;
 mod staging;
@@ -52,6 +54,9 @@ struct Shared {
     publisher: Publisher,
     claims: Claims,
     files: Arc<Files>,
+    uploads: Arc<OpenFiles<Staging>>,
+    /// Bytes that writers hold and have not handed over.
+    buffered: Arc<AtomicU64>,
     reads: Reads,
     writes: Blocking,
 }
@@ -65,7 +70,9 @@ impl FsBlobStore {
         let shared = Shared {
             publisher: Publisher::open(Layout::open(root)?)?,
             claims: Claims::default(),
-            files: Files::new(max_open()),
+            files: Files::new(max_open_blobs()),
+            uploads: Arc::new(OpenFiles::new(max_open_uploads())),
+            buffered: Arc::default(),
             reads: Reads::new(READ_THREADS),
             writes: Blocking::new(WRITE_THREADS),
         };
@@ -93,7 +100,9 @@ impl Shared {
             let end = size.min(offset + REHASH_BYTES);
             let staging = Arc::clone(staging);
             let hash = move || {
-                hash_range(&staging.file, offset, end, &mut hasher)
+                staging
+                    .file()
+                    .and_then(|file| hash_range(&file, offset, end, &mut hasher))
                     .map_err(|error| StorageError::file("read an upload", &staging.path, error))?;
                 Ok(hasher)
             };
@@ -147,8 +156,9 @@ impl BlobStore for FsBlobStore {
         const ATTEMPT: &str = "start an upload";
         let claim = self.shared.claims.claim(upload).await?;
         let path = self.shared.layout().upload(upload);
+        let open = Arc::clone(&self.shared.uploads);
         let create = move || {
-            Staging::create(path.clone()).map_err(|error| match error.kind() {
+            Staging::create(path.clone(), &open).map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => StorageError::new(Kind::Internal, ATTEMPT, error),
                 _ => StorageError::file(ATTEMPT, &path, error),
             })
@@ -156,12 +166,7 @@ impl BlobStore for FsBlobStore {
         let staging = self.shared.writes.run(ATTEMPT, create).await?;
         let shared = Arc::clone(&self.shared);
         let hasher = Hasher::new(algorithm);
-        Ok(Box::new(FsWriter::new(
-            shared,
-            Arc::new(staging),
-            claim,
-            hasher,
-        )))
+        Ok(Box::new(FsWriter::new(shared, staging, claim, hasher)))
     }
 
     async fn resume(
@@ -172,13 +177,14 @@ impl BlobStore for FsBlobStore {
         const ATTEMPT: &str = "continue an upload";
         let claim = self.shared.claims.claim(upload).await?;
         let path = self.shared.layout().upload(upload);
+        let uploads = Arc::clone(&self.shared.uploads);
         let open = move || {
-            Staging::open(path.clone()).map_err(|error| StorageError::file(ATTEMPT, &path, error))
+            Staging::open(path.clone(), &uploads)
+                .map_err(|error| StorageError::file(ATTEMPT, &path, error))
         };
         let Some(staging) = self.shared.writes.run(ATTEMPT, open).await? else {
             return Ok(None);
         };
-        let staging = Arc::new(staging);
         let hasher = self.shared.rehash(&staging, algorithm).await?;
         let shared = Arc::clone(&self.shared);
         Ok(Some(Box::new(FsWriter::new(

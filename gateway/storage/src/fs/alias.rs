@@ -63,11 +63,16 @@ impl FsBlobStore {
 
     fn publish_as(&self, path: &Path, digest: &Digest, size: u64) -> Result<bool, StorageError> {
         let in_name = |error| StorageError::file(NAME, path, error);
-        let Some(staging) = Staging::open(path.to_owned()).map_err(in_name)? else {
+        let Some(staging) =
+            Staging::open(path.to_owned(), &self.shared.uploads).map_err(in_name)?
+        else {
             return Ok(false);
         };
         let mut hasher = Hasher::new(digest.algorithm());
-        hash_range(&staging.file, 0, size, &mut hasher).map_err(in_name)?;
+        staging
+            .file()
+            .and_then(|file| hash_range(&file, 0, size, &mut hasher))
+            .map_err(in_name)?;
         if hasher.finish() != *digest {
             return Ok(false);
         }

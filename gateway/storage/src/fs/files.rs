@@ -5,7 +5,7 @@
 //! keeps its descriptor.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -17,9 +17,9 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::process::{Resource, getrlimit};
 
 use super::{
+    open::{OpenFiles, Reopens},
     publish::stored_size,
     read::{READ, Reads, is_warm},
 };
@@ -30,9 +30,7 @@ use crate::{Blob, blocking::lock, error::StorageError};
 pub(super) struct Files {
     /// Held for single operations.
     live: Mutex<Live>,
-    /// Blobs with an open file, the longest open first. Held while others are closed, never together with `live`.
-    open: Mutex<VecDeque<Weak<FsBlob>>>,
-    max_open: usize,
+    open: OpenFiles<FsBlob>,
 }
 
 #[derive(Debug, Default)]
@@ -46,8 +44,7 @@ impl Files {
     pub(super) fn new(max_open: usize) -> Arc<Self> {
         Arc::new(Self {
             live: Mutex::default(),
-            open: Mutex::default(),
-            max_open,
+            open: OpenFiles::new(max_open),
         })
     }
 
@@ -119,33 +116,6 @@ impl Files {
             path: path.to_owned(),
         }
     }
-
-    /// Counts one more open file, and closes the one that was not used for longest when they are too many.
-    fn opened(&self, blob: &Weak<FsBlob>) {
-        let mut closed = None;
-        let mut open = lock(&self.open);
-        open.push_back(Weak::clone(blob));
-        let mut turns = open.len();
-        while open.len() > self.max_open {
-            let Some(oldest) = open.pop_front() else {
-                break;
-            };
-            let Some(read) = oldest.upgrade() else {
-                continue;
-            };
-            turns = turns.saturating_sub(1);
-            if turns > 0 && (read.used.swap(false, Ordering::Relaxed) || oldest.ptr_eq(blob)) {
-                open.push_back(oldest);
-                continue;
-            }
-            closed = Some(read);
-            break;
-        }
-        drop(open);
-        if let Some(read) = closed {
-            read.close();
-        }
-    }
 }
 
 /// A file that is being deleted.
@@ -198,7 +168,7 @@ impl FsBlob {
         let file = Arc::new(File::open(&self.path)?);
         held.file = Some(Arc::clone(&file));
         drop(held);
-        self.files.opened(&self.itself);
+        self.files.open.opened(&self.itself);
         Ok(file)
     }
 
@@ -217,12 +187,19 @@ impl FsBlob {
         held.file = Some(Arc::clone(&file));
         Ok(file)
     }
+}
 
-    fn close(&self) {
+impl Reopens for FsBlob {
+    fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    fn close(&self) -> bool {
         let mut held = lock(&self.held);
         if !held.last {
             held.file = None;
         }
+        true
     }
 }
 
@@ -264,14 +241,6 @@ impl Blob for FsBlob {
         let file = self.file_to_read()?;
         self.reads.warm(file, offset, length).await
     }
-}
-
-/// Blobs that may be open at once: an eighth of what the process may open, for connections and uploads need descriptors too.
-pub(super) fn max_open() -> usize {
-    const MOST: u64 = 1024;
-    const LEAST: u64 = 16;
-    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from((allowed / 8).clamp(LEAST, MOST)).unwrap_or(16)
 }
 
 #[cfg(test)]

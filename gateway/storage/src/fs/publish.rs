@@ -102,7 +102,7 @@ impl Publisher {
         // Outside the lock, because it may take long; not needed when the content turns out to be there.
         let mut synced = false;
         if stored_size(&target)? != Some(size) {
-            staging.file.sync_all()?;
+            staging.file()?.sync_all()?;
             synced = true;
         }
         let mut shelf = lock(self.shelf(digest));
@@ -112,7 +112,7 @@ impl Publisher {
             File::open(&target)?.sync_all()?;
         } else {
             if !synced {
-                staging.file.sync_all()?;
+                staging.file()?.sync_all()?;
             }
             self.place(staging, digest, stored.is_some())?;
         }
@@ -200,13 +200,13 @@ fn link_new(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::fd::OwnedFd, path::PathBuf};
+    use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
     use bytes::Bytes;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::hash::digest_of;
+    use crate::{fs::open::OpenFiles, hash::digest_of};
 
     fn publisher() -> (TempDir, Publisher) {
         let folder = tempfile::tempdir().unwrap();
@@ -226,7 +226,8 @@ mod tests {
         fs::write(&path, "content").unwrap();
         // The kernel refuses to fsync a pipe.
         let (_reader, pipe) = io::pipe().unwrap();
-        let staging = Staging::of(OwnedFd::from(pipe).into(), path.clone());
+        let open = Arc::new(OpenFiles::new(1));
+        let staging = Staging::of(OwnedFd::from(pipe).into(), path.clone(), 0, &open);
         let digest = digest_of(Algorithm::Sha256, b"content");
         let error = publisher.publish(&staging, &digest, 7).unwrap_err();
         assert_eq!(error.to_string(), "cannot publish a blob");
@@ -257,7 +258,8 @@ mod tests {
         let digest = digest_of(Algorithm::Sha256, b"content");
         let target = publisher.layout.blob(&digest);
         for _round in 0..2 {
-            let staging = Staging::create(upload(&publisher)).unwrap();
+            let open = Arc::new(OpenFiles::new(1));
+            let staging = Staging::create(upload(&publisher), &open).unwrap();
             staging
                 .append(0, &[Bytes::from_static(b"content")])
                 .unwrap();

@@ -3,7 +3,13 @@
 //! One batch is written while the next one fills. Every await can be cancelled: what was handed over ends by itself and the claim
 //! on the file is held until then.
 
-use std::{mem, sync::Arc};
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -49,12 +55,12 @@ impl FsWriter {
         hasher: Hasher,
     ) -> Self {
         Self {
-            store,
             handed: staging.flushed(),
             staging,
             claim,
             hasher,
-            batch: Batch::default(),
+            batch: Batch::of(&store.buffered),
+            store,
             in_flight: None,
             broken: None,
         }
@@ -149,7 +155,7 @@ impl BlobWriter for FsWriter {
         self.check()?;
         self.hasher.update(&bytes);
         self.batch.push(bytes);
-        if self.batch.length >= BATCH_BYTES {
+        if self.batch.is_due() {
             self.hand_over().await?;
         }
         Ok(())
@@ -163,10 +169,7 @@ impl BlobWriter for FsWriter {
     }
 
     fn tail(&self) -> Arc<dyn Blob> {
-        Arc::new(Tail {
-            staging: Arc::clone(&self.staging),
-            reads: self.store.reads.clone(),
-        })
+        Arc::new(Tail::of(&self.staging, &self.store.reads))
     }
 
     fn digest(&self) -> Digest {
@@ -189,7 +192,12 @@ impl BlobWriter for FsWriter {
         let size = self.written();
         let digest = expected.clone();
         self.finish("publish a blob", move |store, staging| {
-            store.publisher.publish(staging, &digest, size)
+            store.publisher.publish(staging, &digest, size)?;
+            let path = store.layout().blob(&digest);
+            if let Ok(Some(blob)) = store.files.find(&path, &store.reads) {
+                staging.published(blob);
+            }
+            Ok(())
         })
         .await?;
         Ok(size)
@@ -222,15 +230,34 @@ impl Drop for FsWriter {
 }
 
 /// Frames to be written at once. Small ones are copied together, so that they do not keep their senders' large buffers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Batch {
     frames: Vec<Bytes>,
     small: BytesMut,
     length: u64,
+    /// The bytes of all batches.
+    buffered: Arc<AtomicU64>,
 }
 
 impl Batch {
+    fn of(buffered: &Arc<AtomicU64>) -> Self {
+        Self {
+            frames: Vec::new(),
+            small: BytesMut::new(),
+            length: 0,
+            buffered: Arc::clone(buffered),
+        }
+    }
+
+    /// Whether it is worth writing: earlier where many slow uploads hold much together.
+    fn is_due(&self) -> bool {
+        let many = self.buffered.load(Ordering::Relaxed) > MAX_BUFFERED_BYTES;
+        self.length >= if many { LEAST_BATCH_BYTES } else { BATCH_BYTES }
+    }
+
     fn push(&mut self, bytes: Bytes) {
+        self.buffered
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.length += bytes.len() as u64;
         if bytes.len() < SMALL_BYTES {
             self.small.extend_from_slice(&bytes);
@@ -248,11 +275,15 @@ impl Batch {
 
     fn take(&mut self) -> Vec<Bytes> {
         self.close_small();
+        self.buffered.fetch_sub(self.length, Ordering::Relaxed);
         self.length = 0;
         mem::take(&mut self.frames)
     }
 }
 
 const BATCH_BYTES: u64 = 1 << 20;
+/// What all batches hold together before smaller ones are written.
+const MAX_BUFFERED_BYTES: u64 = 32 << 20;
+const LEAST_BATCH_BYTES: u64 = 64 << 10;
 /// Below this a copy costs less than another slice to write.
 const SMALL_BYTES: usize = 16 << 10;
