@@ -237,11 +237,81 @@ fn what_would_be_left_out_is_said_before_anything_is_changed() {
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("left out  apps/web:torn: "), "{said}");
     assert!(said.contains("is missing, empty or torn"), "{said}");
-    let end = "1 repository, 1 manifest, 1 tag and 2 blobs would be adopted; 1 link would be left out\nthe first start makes them hosted repositories\n";
+    let end = "1 repository, 1 manifest, 1 tag and 2 blobs would be adopted; 1 link would be left out\ncontent was not hashed, except manifests and what a repository knows by the digest of another algorithm\nthe first start makes them hosted repositories\n";
     assert!(said.ends_with(end), "{said}");
     assert!(!origin.data().join("docker/registry/_gantry").exists());
     let (code, said) = check(std::path::Path::new("/usr/bin"));
     assert_eq!(code, Some(1), "{said}");
+}
+
+/// Makes a file or folder unreadable to all but root.
+fn hide(path: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
+}
+
+#[test]
+fn what_the_gateways_user_may_not_read_is_left_out_and_named_and_large_content_is_not_hashed() {
+    let origin = Origin::start();
+    let (plain, other) = (Image::random(100), Image::random(200));
+    for repository in ["apps/whole", "apps/tag", "apps/hidden", "apps/layer"] {
+        let image = if repository == "apps/layer" {
+            &other
+        } else {
+            &plain
+        };
+        origin.push(repository, "v1", image);
+    }
+    let data = origin.data();
+    for folder in data.ancestors().take(2) {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let registry = data.join("docker/registry/v2");
+    let repositories = registry.join("repositories/apps");
+    let blob = |digest: &str| {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        let shelf: String = hex.chars().take(2).collect();
+        let shelf = format!("blobs/sha256/{shelf}/{hex}/data");
+        registry.join(shelf)
+    };
+    hide(&repositories.join("tag/_manifests/tags/v1/current/link"));
+    hide(&repositories.join("hidden"));
+    hide(&blob(&other.layers[0].digest));
+    // A terabyte with one more name, by another algorithm.
+    let large = Content::random(10);
+    let path = blob(&large.digest);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(1 << 40).unwrap();
+    let second = sha512(b"another");
+    let hex = second.strip_prefix("sha512:").unwrap();
+    let link = repositories.join("whole/_layers/sha512").join(hex);
+    fs::create_dir_all(&link).unwrap();
+    fs::write(link.join("link"), &large.digest).unwrap();
+
+    let mut command = Command::new("setpriv");
+    if fs::read_dir(repositories.join("hidden")).is_ok() {
+        // Root may read everything.
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    }
+    let command = command
+        .arg(program())
+        .args(["import", "--adopt", "--check"]);
+    let said = run(command.arg(origin.data())).ok();
+    for expected in [
+        "left out  apps/hidden/: ".to_owned(),
+        "left out  apps/tag:v1: ".to_owned(),
+        format!("left out  apps/layer/_layers/{}: ", other.layers[0].digest),
+        format!("unhashed  apps/whole/_layers/{second}: 1099511627776 bytes"),
+        "3 repositories, 3 manifests, 2 tags and 6 blobs would be adopted; 3 links would be left out".to_owned(),
+    ] {
+        assert!(said.contains(&expected), "{expected}: {said}");
+    }
+    assert!(
+        said.contains("the gateway's user may not read it"),
+        "{said}"
+    );
 }
 
 #[test]

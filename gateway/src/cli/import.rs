@@ -83,6 +83,11 @@ fn said(adoption: &Adoption) -> String {
     for it in &adoption.left_out {
         text.push_str(&format!("left out  {}: {}\n", it.what, it.reason));
     }
+    for (what, size) in &adoption.unhashed {
+        text.push_str(&format!(
+            "unhashed  {what}: {size} bytes; the first start reads them, and leaves it out if they have another digest\n"
+        ));
+    }
     for (what, why) in &adoption.opaque {
         text.push_str(&format!(
             "opaque    {what}: adopted as it is; policies cannot read it: {why}\n"
@@ -102,5 +107,8 @@ fn said(adoption: &Adoption) -> String {
         count(adopted.blobs, "blob"),
         count(adopted.skipped, "link"),
     ));
+    text.push_str(
+        "content was not hashed, except manifests and what a repository knows by the digest of another algorithm\n",
+    );
     text
 }

@@ -1,21 +1,24 @@
 //! Adopts the folder of a Distribution registry: what its repositories link to becomes what ours hold.
 //!
 //! Happens once, in one transaction, when a folder has repositories and the database knows none. Links that are empty, broken, or lead
-//! to nothing are listed and left out, as Distribution treats them as absent. Nothing of Distribution's is changed.
+//! to nothing are listed and left out, as Distribution treats them as absent; so is what this process may not read, and folders that
+//! are links in a circle. A repository with a folder that cannot be read is left out whole. Nothing of Distribution's is changed.
 //!
 //! What was left out is recorded for the folder, and looked at again at each start: it is adopted when it has become whole, and nothing else
 //! is, so that what was deleted or moved here since stays so. Of a folder that was adopted before there was a record, tags are adopted
 //! that never existed here, with the manifests they lead to: the tag journal remembers the others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::UNIX_EPOCH,
 };
 
 use gantry_model::{Digest, Document, Form, RepositoryName, Tag, manifest::MAX_MANIFEST_BYTES};
+use rustix::io::Errno;
 
 use crate::{
     Commit, CommitError, ContentOrigin, FsBlobStore, ManifestRecord, Named, PushManifest,
@@ -28,7 +31,7 @@ use crate::{
 pub struct LeftOut {
     /// The repository; `None` when the folder's name is none.
     pub repository: Option<RepositoryName>,
-    /// `NAME:TAG`, `NAME@DIGEST` of a manifest, `NAME/_layers/DIGEST` of a blob, or a path.
+    /// `NAME:TAG`, `NAME@DIGEST` of a manifest, `NAME/_layers/DIGEST` of a blob, `NAME/` of a folder with all that is below it, or a path.
     pub what: String,
     /// Why.
     pub reason: String,
@@ -41,6 +44,8 @@ pub struct Adoption {
     pub adopted: Adopted,
     /// What was not.
     pub left_out: Vec<LeftOut>,
+    /// What a check did not hash for its length, as `NAME/_layers/DIGEST`, and how many bytes it has: the adoption will.
+    pub unhashed: Vec<(String, u64)>,
     /// What was adopted without being understood, as `NAME@DIGEST`, and why it is not: policies take it for opaque.
     pub opaque: Vec<(String, String)>,
 }
@@ -107,7 +112,7 @@ pub async fn would_adopt(
     blobs: &FsBlobStore,
     metadata: &SqliteStore,
 ) -> Result<bool, StorageError> {
-    Ok(!metadata.has_repositories().await? && !entries(&blobs.repositories())?.is_empty())
+    Ok(!metadata.has_repositories().await? && !root_entries(&blobs.repositories())?.is_empty())
 }
 
 /// Says what [`adopt`] would make of a registry's folder that was never adopted, and changes nothing. Blocks.
@@ -147,7 +152,7 @@ pub async fn adopt(
     adopt_as: AdoptAs,
 ) -> Result<Option<Adoption>, StorageError> {
     let mut walk = Walk::of(Content::Store(blobs.clone()), adopt_as);
-    if entries(&walk.root)?.is_empty() {
+    if root_entries(&walk.root)?.is_empty() {
         return Ok(None);
     }
     let folder = walk.root.canonicalize();
@@ -191,11 +196,32 @@ pub(crate) fn blob_key(repository: &RepositoryName, digest: &Digest) -> String {
     format!("{repository}/_layers/{digest}")
 }
 
+/// The key of a folder and all that is below it.
+pub(crate) fn folder_key(repository: &RepositoryName) -> String {
+    format!("{repository}/")
+}
+
+/// Whether a repository lies in a folder that was left out.
+pub(crate) fn is_below_left_out(
+    left_out: &BTreeSet<(Option<RepositoryName>, String)>,
+    repository: &RepositoryName,
+) -> bool {
+    let mut folders = Path::new(repository.as_str()).ancestors();
+    folders.any(|folder| {
+        let name: Option<RepositoryName> = folder.to_str().and_then(|it| it.parse().ok());
+        name.is_some_and(|name| {
+            let key = folder_key(&name);
+            left_out.contains(&(Some(name), key))
+        })
+    })
+}
+
 /// What a walk tells beside its commits.
 #[derive(Clone, Debug, Default)]
 struct Shared {
     adopted: Arc<Mutex<Adopted>>,
     left_out: Arc<Mutex<Vec<LeftOut>>>,
+    unhashed: Arc<Mutex<Vec<(String, u64)>>>,
     opaque: Arc<Mutex<Vec<(String, String)>>>,
 }
 
@@ -204,6 +230,7 @@ impl Shared {
         Adoption {
             adopted: *lock(&self.adopted),
             left_out: std::mem::take(&mut *lock(&self.left_out)),
+            unhashed: std::mem::take(&mut *lock(&self.unhashed)),
             opaque: std::mem::take(&mut *lock(&self.opaque)),
         }
     }
@@ -231,6 +258,18 @@ impl Content {
         }
     }
 
+    /// The length of content that would have to be hashed for its other digest, where that takes too long for a look.
+    fn too_large_to_hash(&self, link: &Link) -> Result<Option<u64>, StorageError> {
+        let Self::Look(layout) = self else {
+            return Ok(None);
+        };
+        if link.digest == link.target || layout.size_now(&link.digest)?.is_some() {
+            return Ok(None);
+        }
+        let size = layout.size_now(&link.target)?;
+        Ok(size.filter(|size| *size >= MANY_BYTES))
+    }
+
     /// The length of content that `digest` names, or will name when it is adopted.
     fn size_now(&self, link: &Link) -> Result<Option<u64>, StorageError> {
         match self {
@@ -252,14 +291,15 @@ struct Walk {
     blobs: Content,
     root: PathBuf,
     adopt_as: AdoptAs,
-    /// Folders to look into.
-    folders: Vec<PathBuf>,
+    /// Folders to look into, and whether those below them are looked into as well.
+    folders: Vec<(PathBuf, bool)>,
+    /// How many symbolic links lead to a folder, by its device and inode.
+    linked: HashMap<(u64, u64), u32>,
     found: VecDeque<Commit>,
-    /// Whether folders below those are looked into as well.
-    deeply: bool,
     /// Told here to the caller, who gave the walk away.
     adopted: Arc<Mutex<Adopted>>,
     left_out: Arc<Mutex<Vec<LeftOut>>>,
+    unhashed: Arc<Mutex<Vec<(String, u64)>>>,
     opaque: Arc<Mutex<Vec<(String, String)>>>,
 }
 
@@ -271,9 +311,11 @@ impl Iterator for Walk {
             if let Some(commit) = self.found.pop_front() {
                 return Some(Ok(commit));
             }
-            let folder = self.folders.pop()?;
-            if let Err(error) = self.look_into(&folder) {
-                return Some(Err(error));
+            let (folder, deeply) = self.folders.pop()?;
+            match self.look_into(&folder, deeply) {
+                Ok(()) => {}
+                Err(Unread::LeftOut(reason)) => self.leave_out_folder(&folder, reason),
+                Err(Unread::Failed(error)) => return Some(Err(error)),
             }
         }
     }
@@ -285,13 +327,14 @@ impl Walk {
         let shared = Shared::default();
         Self {
             blobs,
-            folders: vec![root.clone()],
+            folders: vec![(root.clone(), true)],
             root,
             adopt_as,
+            linked: HashMap::new(),
             found: VecDeque::new(),
-            deeply: true,
             adopted: shared.adopted,
             left_out: shared.left_out,
+            unhashed: shared.unhashed,
             opaque: shared.opaque,
         }
     }
@@ -300,29 +343,62 @@ impl Walk {
         Shared {
             adopted: Arc::clone(&self.adopted),
             left_out: Arc::clone(&self.left_out),
+            unhashed: Arc::clone(&self.unhashed),
             opaque: Arc::clone(&self.opaque),
         }
     }
 
     /// Looks only into the repositories of which something was left out.
     fn only(&mut self, left_out: &BTreeSet<(Option<RepositoryName>, String)>) {
+        self.folders.clear();
         let names: BTreeSet<_> = left_out.iter().flat_map(|(name, _)| name).collect();
-        let folders = names
-            .into_iter()
-            .filter_map(|name| self.adopt_as.folder(name));
-        let folders = folders.map(|folder| self.root.join(folder));
-        self.folders = folders.collect();
-        self.deeply = false;
+        for name in names {
+            let deeply = left_out.contains(&(Some(name.clone()), folder_key(name)));
+            if let Some(folder) = self.adopt_as.folder(name) {
+                self.descend(self.root.join(folder), deeply);
+            }
+        }
+    }
+
+    /// Will look into a folder, unless it is a link that would not end.
+    fn descend(&mut self, folder: PathBuf, deeply: bool) {
+        match self.circle(&folder) {
+            Some(reason) => self.leave_out_folder(&folder, reason),
+            None => self.folders.push((folder, deeply)),
+        }
+    }
+
+    /// Why a folder that is a symbolic link is not looked into.
+    fn circle(&mut self, folder: &Path) -> Option<String> {
+        let is_link = fs::symlink_metadata(folder).is_ok_and(|it| it.is_symlink());
+        if !is_link {
+            return None;
+        }
+        let place = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
+        // A link that leads nowhere is told by looking into it.
+        let led_to = place(folder)?;
+        let root = self.root.canonicalize().ok();
+        let above = root.iter().flat_map(|root| root.ancestors());
+        let mut above = folder.ancestors().skip(1).chain(above);
+        if let Some(above) = above.find(|above| place(above) == Some(led_to)) {
+            return Some(format!(
+                "it is a link that leads back to {}",
+                above.display()
+            ));
+        }
+        let links = self.linked.entry(led_to).or_default();
+        *links += 1;
+        (*links > MAX_LINKS).then(|| format!("more than {MAX_LINKS} links lead to its folder"))
     }
 
     /// A repository, or a part of the names of some, or both.
-    fn look_into(&mut self, folder: &Path) -> Result<(), StorageError> {
+    fn look_into(&mut self, folder: &Path, deeply: bool) -> Result<(), Unread> {
         let mut is_repository = false;
         for entry in entries(folder)? {
             match entry.as_str() {
                 "_layers" | "_manifests" => is_repository = true,
-                name if name.starts_with('_') || !self.deeply => {}
-                name => self.folders.push(folder.join(name)),
+                name if name.starts_with('_') || !deeply => {}
+                name => self.descend(folder.join(name), true),
             }
         }
         if !is_repository {
@@ -339,54 +415,83 @@ impl Walk {
         }
     }
 
-    #[expect(
-        clippy::excessive_nesting,
-        reason = "each level is one case, and a function for one would hide the order"
-    )]
-    fn repository(&mut self, name: &RepositoryName, folder: &Path) -> Result<(), StorageError> {
-        lock(&self.adopted).repositories += 1;
-        for link in self.links(name, &folder.join("_layers"))? {
-            let size = match self.blobs.name_now(&link.target, &link.digest)? {
-                true => self.blobs.size_now(&link)?,
-                false => None,
-            };
-            let Some(size) = size else {
-                let what = blob_key(name, &link.digest);
-                self.leave_out(Some(name), what, not_stored(&link));
-                continue;
-            };
-            lock(&self.adopted).blobs += 1;
-            self.found.push_back(Commit::LinkBlob {
-                repository: name.clone(),
-                origin: self.adopt_as.origin(),
-                digest: link.digest,
-                size,
-                upload: None,
-                principal: None,
-            });
-        }
+    fn repository(&mut self, name: &RepositoryName, folder: &Path) -> Result<(), Unread> {
+        // All of its folders first: one that cannot be read leaves the repository out as a whole.
         let manifests = folder.join("_manifests");
-        let mut tags = self.tags(name, &manifests.join("tags"))?;
-        for link in self.links(name, &manifests.join("revisions"))? {
-            let tags = tags.remove(&link.digest).unwrap_or_default();
-            match self.manifest(name, &link)? {
-                Ok(revision) => self.push(name, revision, tags),
-                Err(reason) => {
-                    for tag in tags {
-                        self.leave_out(Some(name), tag_key(name, tag.as_str()), reason.clone());
-                    }
-                    self.leave_out(Some(name), manifest_key(name, &link.digest), reason);
-                }
-            }
+        let layers = self.links(name, &folder.join("_layers"))?;
+        let tags = self.tags(name, &manifests.join("tags"))?;
+        let revisions = self.links(name, &manifests.join("revisions"))?;
+        lock(&self.adopted).repositories += 1;
+        for link in layers {
+            self.layer(name, link)?;
         }
-        for (digest, tags) in tags {
-            for tag in tags {
-                let reason = format!("it names {digest}, which is no manifest of the repository");
-                self.leave_out(Some(name), tag_key(name, tag.as_str()), reason);
-            }
-        }
+        self.manifests(name, revisions, tags)?;
         // Whoever takes only a part of these has seen a parent when its children come.
         self.found.make_contiguous().sort_by_key(rank);
+        Ok(())
+    }
+
+    fn layer(&mut self, name: &RepositoryName, link: Link) -> Result<(), StorageError> {
+        let size = match unread_content(self.layer_size(name, &link))? {
+            Ok(Some(size)) => size,
+            Ok(None) => {
+                self.leave_out(Some(name), blob_key(name, &link.digest), not_stored(&link));
+                return Ok(());
+            }
+            Err(reason) => {
+                self.leave_out(Some(name), blob_key(name, &link.digest), reason);
+                return Ok(());
+            }
+        };
+        lock(&self.adopted).blobs += 1;
+        self.found.push_back(Commit::LinkBlob {
+            repository: name.clone(),
+            origin: self.adopt_as.origin(),
+            digest: link.digest,
+            size,
+            upload: None,
+            principal: None,
+        });
+        Ok(())
+    }
+
+    fn layer_size(&self, name: &RepositoryName, link: &Link) -> Result<Option<u64>, StorageError> {
+        if let Some(size) = self.blobs.too_large_to_hash(link)? {
+            lock(&self.unhashed).push((blob_key(name, &link.digest), size));
+            return Ok(Some(size));
+        }
+        match self.blobs.name_now(&link.target, &link.digest)? {
+            true => self.blobs.size_now(link),
+            false => Ok(None),
+        }
+    }
+
+    fn manifests(
+        &mut self,
+        name: &RepositoryName,
+        revisions: Vec<Link>,
+        mut tags: BTreeMap<Digest, Vec<Tag>>,
+    ) -> Result<(), StorageError> {
+        for link in revisions {
+            let tags = tags.remove(&link.digest).unwrap_or_default();
+            let reason = match unread_content(self.manifest(name, &link))? {
+                Ok(Ok(revision)) => {
+                    self.push(name, revision, tags);
+                    continue;
+                }
+                Ok(Err(reason)) | Err(reason) => reason,
+            };
+            for tag in tags {
+                self.leave_out(Some(name), tag_key(name, tag.as_str()), reason.clone());
+            }
+            self.leave_out(Some(name), manifest_key(name, &link.digest), reason);
+        }
+        for (digest, tags) in tags {
+            let reason = format!("it names {digest}, which is no manifest of the repository");
+            for tag in tags {
+                self.leave_out(Some(name), tag_key(name, tag.as_str()), reason.clone());
+            }
+        }
         Ok(())
     }
 
@@ -457,54 +562,69 @@ impl Walk {
         &self,
         repository: &RepositoryName,
         folder: &Path,
-    ) -> Result<BTreeMap<Digest, Vec<Tag>>, StorageError> {
+    ) -> Result<BTreeMap<Digest, Vec<Tag>>, Unread> {
         let mut tags: BTreeMap<Digest, Vec<Tag>> = BTreeMap::new();
         for name in entries(folder)? {
             let path = folder.join(&name).join("current").join("link");
             let what = tag_key(repository, &name);
             match (name.parse(), target(&path)?) {
-                (Ok(tag), Some(digest)) => tags.entry(digest).or_default().push(tag),
+                (Ok(tag), Ok(digest)) => tags.entry(digest).or_default().push(tag),
                 (Err(_), _) => {
                     let reason = "its name is none of a tag".to_owned();
                     self.leave_out(Some(repository), what, reason);
                 }
-                (Ok(_), None) => self.leave_out(Some(repository), what, no_link(&path)),
+                (Ok(_), Err(reason)) => self.leave_out(Some(repository), what, reason),
             }
         }
         Ok(tags)
     }
 
     /// The links of a folder `<algorithm>/<hex>/link`.
-    #[expect(
-        clippy::excessive_nesting,
-        reason = "each level is one case, and a function for one would hide the order"
-    )]
-    fn links(&self, name: &RepositoryName, folder: &Path) -> Result<Vec<Link>, StorageError> {
+    fn links(&self, name: &RepositoryName, folder: &Path) -> Result<Vec<Link>, Unread> {
         let mut links = Vec::new();
         for algorithm in entries(folder)? {
             for hex in entries(&folder.join(&algorithm))? {
                 let path = folder.join(&algorithm).join(&hex).join("link");
-                match (format!("{algorithm}:{hex}").parse(), target(&path)?) {
-                    (Ok(digest), Some(target)) => links.push(Link {
-                        path,
-                        digest,
-                        target,
-                    }),
-                    (Ok(digest), None) => {
-                        let what = match folder.ends_with("_layers") {
-                            true => blob_key(name, &digest),
-                            false => manifest_key(name, &digest),
-                        };
-                        self.leave_out(Some(name), what, no_link(&path));
-                    }
-                    (Err(_), _) => {
-                        let reason = "its name is none of a digest".to_owned();
-                        self.leave_out(Some(name), self.relative(&path), reason);
-                    }
-                }
+                let digest = format!("{algorithm}:{hex}").parse().ok();
+                links.extend(self.link(name, folder, digest, path)?);
             }
         }
         Ok(links)
+    }
+
+    /// One of them; `None` when it is left out.
+    fn link(
+        &self,
+        name: &RepositoryName,
+        folder: &Path,
+        digest: Option<Digest>,
+        path: PathBuf,
+    ) -> Result<Option<Link>, StorageError> {
+        let Some(digest) = digest else {
+            let reason = "its name is none of a digest".to_owned();
+            self.leave_out(Some(name), self.relative(&path), reason);
+            return Ok(None);
+        };
+        match target(&path)? {
+            Ok(target) => Ok(Some(Link {
+                path,
+                digest,
+                target,
+            })),
+            Err(reason) => {
+                self.leave_out(Some(name), key(name, folder, &digest), reason);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Leaves out a folder with all that is below it.
+    fn leave_out_folder(&self, folder: &Path, reason: String) {
+        let relative = self.relative(folder);
+        match self.adopt_as.name(&relative) {
+            Some(name) => self.leave_out(Some(&name), folder_key(&name), reason),
+            None => self.leave_out(None, relative, reason),
+        }
     }
 
     fn leave_out(&self, repository: Option<&RepositoryName>, what: String, reason: String) {
@@ -527,8 +647,51 @@ fn not_stored(link: &Link) -> String {
     format!("{} is not stored", link.target)
 }
 
-fn no_link(path: &Path) -> String {
-    format!("{} is missing, empty or torn", path.display())
+/// The key of a link in a folder of blobs or of manifests.
+fn key(name: &RepositoryName, folder: &Path, digest: &Digest) -> String {
+    match folder.ends_with("_layers") {
+        true => blob_key(name, digest),
+        false => manifest_key(name, digest),
+    }
+}
+
+/// Why something could not be read.
+enum Unread {
+    /// Of it alone: it is left out.
+    LeftOut(String),
+    /// Of the machine, perhaps: nothing is adopted.
+    Failed(StorageError),
+}
+
+impl From<StorageError> for Unread {
+    fn from(error: StorageError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Unread {
+    fn of(path: &Path, error: io::Error) -> Self {
+        let why = match Errno::from_io_error(&error) {
+            Some(Errno::ACCESS | Errno::PERM) => "the gateway's user may not read it",
+            Some(Errno::LOOP) => "its links lead in a circle",
+            Some(Errno::NAMETOOLONG) => "its path is too long",
+            _ => return Self::Failed(StorageError::file(ATTEMPT, path, error)),
+        };
+        Self::LeftOut(format!("{}: {why}", path.display()))
+    }
+}
+
+/// What was found of content, or why it is left out.
+fn unread_content<T>(found: Result<T, StorageError>) -> Result<Result<T, String>, StorageError> {
+    let error = match found {
+        Ok(found) => return Ok(Ok(found)),
+        Err(error) => error,
+    };
+    let (path, error) = error.into_file_error()?;
+    match Unread::of(&path, error) {
+        Unread::LeftOut(reason) => Ok(Err(reason)),
+        Unread::Failed(error) => Err(error),
+    }
 }
 
 /// Blobs before tagged manifests, those before indexes, those before the rest.
@@ -561,35 +724,50 @@ struct Link {
 }
 
 /// The names in a folder, sorted; none when there is no such folder.
-fn entries(folder: &Path) -> Result<Vec<String>, StorageError> {
-    let in_list = |error| StorageError::file(ATTEMPT, folder, error);
+fn entries(folder: &Path) -> Result<Vec<String>, Unread> {
+    list(folder).map_err(|error| Unread::of(folder, error))
+}
+
+/// As [`entries`], of the folder of all repositories, which is not left out.
+fn root_entries(root: &Path) -> Result<Vec<String>, StorageError> {
+    list(root).map_err(|error| StorageError::file(ATTEMPT, root, error))
+}
+
+fn list(folder: &Path) -> io::Result<Vec<String>> {
     let listed = match fs::read_dir(folder) {
         Ok(listed) => listed,
         Err(error) if is_absent(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(in_list(error)),
+        Err(error) => return Err(error),
     };
     let mut names = Vec::new();
     for entry in listed {
         // A name that is no text is none of Distribution's.
-        names.extend(entry.map_err(in_list)?.file_name().into_string().ok());
+        names.extend(entry?.file_name().into_string().ok());
     }
     names.sort();
     Ok(names)
 }
 
-/// What a link file names; `None` when it is missing, empty or torn, or too large, and when it is no file: a pipe would be waited for.
-fn target(path: &Path) -> Result<Option<Digest>, StorageError> {
+/// What a link file names, or why it names nothing: it is missing, empty or torn, or too large, or no file (a pipe would be waited for),
+/// or it cannot be read.
+fn target(path: &Path) -> Result<Result<Digest, String>, StorageError> {
+    let no_link = || Err(format!("{} is missing, empty or torn", path.display()));
     let is_link = fs::metadata(path).map(|it| it.is_file() && it.len() <= MAX_LINK_BYTES);
     let text = match is_link {
         Ok(true) => fs::read_to_string(path),
-        Ok(false) => return Ok(None),
+        Ok(false) => return Ok(no_link()),
         Err(error) => Err(error),
     };
-    match text {
-        Ok(text) => Ok(text.parse().ok()),
-        Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::InvalidData => Ok(None),
-        Err(error) => Err(StorageError::file(ATTEMPT, path, error)),
+    match text.map_err(|error| (is_no_text(&error), Unread::of(path, error))) {
+        Ok(text) => Ok(text.parse().or_else(|_| no_link())),
+        Err((true, _)) => Ok(no_link()),
+        Err((false, Unread::LeftOut(reason))) => Ok(Err(reason)),
+        Err((false, Unread::Failed(error))) => Err(error),
     }
+}
+
+fn is_no_text(error: &io::Error) -> bool {
+    is_absent(error) || error.kind() == io::ErrorKind::InvalidData
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -607,6 +785,10 @@ fn modified_at_ms(path: &Path) -> Result<u64, StorageError> {
     Ok(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// More than a look hashes; a start says that it will.
+pub(crate) const MANY_BYTES: u64 = 1 << 30;
+/// Names that symbolic links may give one folder. Without a bound, links beside each other make more paths than there is time to walk.
+const MAX_LINKS: u32 = 64;
 /// A link file holds a digest; the longest one has 135 bytes.
 const MAX_LINK_BYTES: u64 = 256;
 const ATTEMPT: &str = "adopt a registry's folder";

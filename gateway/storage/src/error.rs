@@ -74,6 +74,23 @@ impl StorageError {
         }
     }
 
+    /// The I/O error of [`StorageError::file`], with its file.
+    pub(crate) fn into_file_error(self) -> Result<(PathBuf, std::io::Error), Self> {
+        let Self {
+            kind,
+            attempt,
+            source,
+        } = self;
+        match source.map(<dyn std::error::Error + Send + Sync>::downcast::<FileError>) {
+            Some(Ok(file)) => Ok((file.path, file.source)),
+            other => Err(Self {
+                kind,
+                attempt,
+                source: other.and_then(Result::err),
+            }),
+        }
+    }
+
     /// What the caller can do about it.
     #[must_use]
     pub fn kind(&self) -> Kind {

@@ -13,6 +13,7 @@ use gantry_model::{Digest, UploadId};
 
 use super::{FsBlobStore, Layout, hash_range, publish::stored_size, staging::Staging};
 use crate::{
+    adopt::MANY_BYTES,
     error::{Kind, StorageError},
     hash::{Hasher, digest_of},
 };
@@ -49,6 +50,7 @@ impl FsBlobStore {
         let Some(size) = self.size_now(stored)? else {
             return Ok(false);
         };
+        note_hashing(stored, digest, size);
         let second = self.shared.layout().upload(upload_of(digest)?);
         link_anew(&self.shared.layout().blob(stored), &second)
             .map_err(|error| StorageError::file(NAME, &second, error))?;
@@ -83,10 +85,17 @@ impl FsBlobStore {
 }
 
 impl Layout {
-    /// See [`FsBlobStore::size_now`].
+    /// See [`FsBlobStore::size_now`]. Content that may not be read is an error.
     pub(crate) fn size_now(&self, digest: &Digest) -> Result<Option<u64>, StorageError> {
         let path = self.blob(digest);
-        stored_size(&path).map_err(|error| StorageError::file(READ, &path, error))
+        let size = stored_size(&path).and_then(|size| match size {
+            Some(size) => {
+                rustix::fs::access(&path, rustix::fs::Access::READ_OK)?;
+                Ok(Some(size))
+            }
+            None => Ok(None),
+        });
+        size.map_err(|error| StorageError::file(READ, &path, error))
     }
 
     /// Whether content that is stored under one digest would be readable under another: see [`FsBlobStore::name_now`]. Changes nothing.
@@ -122,6 +131,17 @@ impl Layout {
         let path = self.blob(digest);
         let bytes = fs::read(&path).map_err(|error| StorageError::file(READ, &path, error))?;
         Ok((digest_of(digest.algorithm(), &bytes) == *digest).then_some(bytes))
+    }
+}
+
+/// A start that reads much says so before.
+fn note_hashing(stored: &Digest, digest: &Digest, size: u64) {
+    if size >= MANY_BYTES {
+        tracing::warn!(
+            blob.digest = %stored,
+            size,
+            "reading a large blob once to adopt it: a repository knows it as {digest}"
+        );
     }
 }
 

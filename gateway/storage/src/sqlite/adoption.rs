@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use super::read::{self, all, one};
 use crate::{
-    adopt::{Adopted, Before, LeftOut, blob_key, manifest_key, tag_key},
+    adopt::{Adopted, Before, LeftOut, blob_key, is_below_left_out, manifest_key, tag_key},
     metadata::{Commit, PushManifest},
 };
 
@@ -49,7 +49,10 @@ pub(super) fn record(
     for it in left_out {
         let key = (it.repository.clone(), it.what.clone());
         let was = match before {
-            Before::Recorded(before) => before.contains(&key),
+            Before::Recorded(before) => {
+                let mut repositories = it.repository.iter();
+                before.contains(&key) || repositories.any(|it| is_below_left_out(before, it))
+            }
             Before::Nothing | Before::Foreign | Before::Unrecorded => true,
         };
         if was {
@@ -136,7 +139,10 @@ impl<'a> Choice<'a> {
                 Commit::LinkBlob {
                     repository, digest, ..
                 },
-            ) => left_out.contains(&(Some(repository.clone()), blob_key(repository, digest))),
+            ) => {
+                left_out.contains(&(Some(repository.clone()), blob_key(repository, digest)))
+                    || is_below_left_out(left_out, repository)
+            }
             (before, _) => *before == Before::Nothing,
         }
     }
@@ -165,6 +171,7 @@ impl<'a> Choice<'a> {
             Before::Recorded(left_out) => {
                 let key = manifest_key(&repository, digest);
                 left_out.contains(&(Some(repository.clone()), key))
+                    || is_below_left_out(left_out, &repository)
             }
             _ => self.reached.contains(&(repository.clone(), digest.clone())),
         };
@@ -196,6 +203,7 @@ impl<'a> Choice<'a> {
         match self.before {
             Before::Recorded(left_out) => {
                 left_out.contains(&(Some(repository.clone()), what.to_owned()))
+                    || is_below_left_out(left_out, repository)
             }
             _ => true,
         }

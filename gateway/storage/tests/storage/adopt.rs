@@ -42,41 +42,85 @@ fn store_image(root: &Path, repository: &str) -> Checked {
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_read_to_its_end_is_not_adopted_by_halves() -> Checked {
+async fn a_folder_is_adopted_once_and_what_leads_in_a_circle_is_left_out() -> Checked {
+    use std::os::unix::fs::symlink;
     let folder = tempfile::tempdir()?;
     for repository in ["a/b", "a", "z"] {
         store_image(folder.path(), repository)?;
     }
-    // A link that leads to itself is no torn file: something is wrong that nobody foresaw.
-    let tags = "docker/registry/v2/repositories/a/_manifests/tags";
-    let strange = folder.path().join(tags).join("strange/current/link");
+    let repositories = folder.path().join("docker/registry/v2/repositories");
+    let strange = repositories.join("a/_manifests/tags/strange/current/link");
     fs::create_dir_all(strange.parent().ok_or("a folder")?)?;
-    std::os::unix::fs::symlink(&strange, &strange)?;
+    symlink(&strange, &strange)?;
+    for (name, target) in [
+        ("a/up", ".."),
+        ("a/other", "../a"),
+        ("itself", "itself"),
+        ("machine", "/"),
+        ("alias", "z"),
+    ] {
+        symlink(target, repositories.join(name))?;
+    }
+    let before = check_adoption(folder.path(), AdoptAs::Pushed)?;
     let blobs = FsBlobStore::open(folder.path())?;
     let metadata = SqliteStore::open(&folder.path().join("metadata.sqlite"))?;
-    let error = adopt(&blobs, &metadata, AdoptAs::Pushed).await.unwrap_err();
-    assert_eq!(error.to_string(), "cannot adopt a registry's folder");
-    assert_eq!(metadata.repositories(&Page::default()).await?, []);
-
-    fs::remove_file(&strange)?;
-    let expected = Adopted {
-        repositories: 3,
-        manifests: 3,
-        tags: 3,
-        blobs: 3,
-        skipped: 1,
-    };
     let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
         .await?
         .ok_or("nothing adopted")?;
-    assert_eq!(adoption.adopted, expected);
-    let left_out = &adoption.left_out;
-    assert_eq!(left_out.len(), 1);
-    assert_eq!(left_out[0].what, "a:strange");
+    assert_eq!(before, adoption);
+    let expected = Adopted {
+        repositories: 4,
+        manifests: 4,
+        tags: 4,
+        blobs: 4,
+        skipped: 5,
+    };
+    assert_eq!(adoption.adopted, expected, "{:?}", adoption.left_out);
+    let mut what: Vec<&str> = adoption.left_out.iter().map(|it| &*it.what).collect();
+    what.sort_unstable();
+    assert_eq!(
+        what,
+        ["a/other/", "a/up/", "a:strange", "itself/", "machine/"]
+    );
     let names = metadata.repositories(&Page::default()).await?;
-    assert_eq!(names, ["a".parse()?, "a/b".parse()?, "z".parse()?]);
+    let expected = ["a", "a/b", "alias", "z"].map(|name| name.parse().unwrap());
+    assert_eq!(names, expected);
     assert!(metadata.tag(&"z".parse()?, &"v1".parse()?).await?.is_some());
     assert_eq!(adopt(&blobs, &metadata, AdoptAs::Pushed).await?, None);
+
+    // A folder that was left out is adopted when it is one, with what is below it; what was made elsewhere since is not.
+    fs::remove_file(repositories.join("itself"))?;
+    for repository in ["itself/deep/er", "itself", "later"] {
+        store_image(folder.path(), repository)?;
+    }
+    let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
+    let adopted = &adoption.adopted;
+    assert_eq!((adopted.repositories, adopted.tags), (2, 2));
+    assert_eq!((adopted.manifests, adopted.blobs), (2, 2));
+    let deeper = "itself/deep/er".parse()?;
+    assert!(metadata.tag(&deeper, &"v1".parse()?).await?.is_some());
+    assert_eq!(adopt(&blobs, &metadata, AdoptAs::Pushed).await?, None);
+    Ok(())
+}
+
+#[test]
+fn links_beside_each_other_do_not_make_more_paths_than_there_is_time_for() -> Checked {
+    let folder = tempfile::tempdir()?;
+    store_image(folder.path(), "f40")?;
+    let repositories = folder.path().join("docker/registry/v2/repositories");
+    for number in 0..40 {
+        let from = repositories.join(format!("f{number}"));
+        fs::create_dir_all(&from)?;
+        for side in ["l", "r"] {
+            let next = repositories.join(format!("f{}", number + 1));
+            std::os::unix::fs::symlink(next, from.join(side))?;
+        }
+    }
+    let adoption = check_adoption(folder.path(), AdoptAs::Pushed)?;
+    assert!((1..100).contains(&adoption.adopted.repositories));
+    assert!(adoption.left_out[0].reason.contains("links lead to"));
     Ok(())
 }
 
