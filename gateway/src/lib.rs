@@ -15,6 +15,7 @@ pub mod callers;
 pub mod clock;
 pub mod config;
 pub mod events;
+mod files;
 pub mod hooks;
 pub mod http;
 mod modes;

@@ -639,3 +639,21 @@ fn a_hundred_reloads_during_fifty_pulls_and_fifty_pushes_fail_nobody_and_leave_n
         "{before} bytes before, {after} after"
     );
 }
+
+#[test]
+fn a_reload_does_not_wait_for_a_pipe_in_place_of_a_file() {
+    let gateway = Gateway::start(&config(""));
+    let users = gateway.folder().join("htpasswd");
+    let away = gateway.folder().join("away");
+    fs::rename(&users, &away).unwrap();
+    run(Command::new("mkfifo").arg(&users)).ok();
+    // Also when the watch of files finds it first.
+    for _attempt in 0..2 {
+        let said = gantry(&gateway, &["reload"], USER.1).fails();
+        assert!(said.contains("it is a pipe"), "{said}");
+    }
+    fs::remove_file(&users).unwrap();
+    fs::rename(&away, &users).unwrap();
+    gantry(&gateway, &["reload"], USER.1).ok();
+    let _known = Wire::basic(gateway.port, USER).get("/v2/").expect(200);
+}

@@ -16,6 +16,7 @@ use crate::{
     auth::ids::IdPattern,
     builtin,
     config::{self, Config, PluginFrom},
+    files,
     policy::binding::{Binding, Health, default_changes},
 };
 
@@ -213,8 +214,10 @@ async fn component(from: &PluginFrom) -> anyhow::Result<Bytes> {
             Ok(Bytes::from_static(component))
         }
         PluginFrom::File(path) => {
-            let bytes = tokio::fs::read(path)
-                .await
+            let file = path.clone();
+            let read = tokio::task::spawn_blocking(move || files::read(&file));
+            let bytes = read
+                .await?
                 .with_context(|| format!("cannot read the plugin {}", path.display()))?;
             Ok(bytes.into())
         }

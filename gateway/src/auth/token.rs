@@ -38,6 +38,7 @@ use super::{
 use crate::{
     callers::UpstreamCaller,
     clock::SystemClock,
+    files,
     http::{credential::MAX_CREDENTIAL_BYTES, error::Error},
 };
 
@@ -515,7 +516,7 @@ fn read_key(path: &Path) -> anyhow::Result<Key> {
     if mode & 0o077 != 0 {
         tracing::warn!("the token key {shown} is readable by others; chmod 600 it");
     }
-    let pem = fs::read(path).with_context(|| format!("cannot read the token key {shown}"))?;
+    let pem = files::read(path).with_context(|| format!("cannot read the token key {shown}"))?;
     let not_a_key = || format!("{shown} is not a P-256 private key in PKCS#8 PEM");
     let encoding = EncodingKey::from_ec_pem(&pem).with_context(not_a_key)?;
     let text = String::from_utf8(pem).with_context(not_a_key)?;

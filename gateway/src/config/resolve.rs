@@ -11,7 +11,6 @@ mod plugins;
 mod upstream;
 
 use std::{
-    fs::File,
     io::Read,
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -34,7 +33,10 @@ use super::{
     text::DurationText,
     tree::{self, Node},
 };
-use crate::events::{EventSettings, Pulls};
+use crate::{
+    events::{EventSettings, Pulls},
+    files,
+};
 
 /// What a file that a plugin's configuration names, and that is not there, means.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -490,11 +492,7 @@ impl Context<'_> {
 
 /// Reads a text of at most `limit` bytes. The error is for people and holds nothing of the content.
 pub(crate) fn read_text(path: &Path, limit: usize) -> Result<String, String> {
-    let file = File::open(path).map_err(|error| reason(&error))?;
-    let metadata = file.metadata().map_err(|error| reason(&error))?;
-    if metadata.is_dir() {
-        return Err("it is a folder".to_owned());
-    }
+    let file = files::open(path).map_err(|error| reason(&error))?;
     let mut bytes = Vec::new();
     file.take(limit as u64 + 1)
         .read_to_end(&mut bytes)
@@ -510,6 +508,7 @@ fn reason(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotFound => "it does not exist".to_owned(),
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::Other => error.to_string(),
         kind => kind.to_string(),
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs,
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -12,6 +12,8 @@ use std::{
 };
 
 use aws_lc_rs::digest::{Context, SHA256};
+
+use crate::files;
 
 /// What each file held.
 pub(super) type Prints = BTreeMap<PathBuf, Print>;
@@ -63,7 +65,7 @@ fn print_one(path: &Path, known: Option<&Print>) -> Print {
 }
 
 fn digest(path: &Path) -> io::Result<Arc<[u8]>> {
-    let mut file = File::open(path)?;
+    let mut file = files::open(path)?;
     let mut context = Context::new(&SHA256);
     let mut piece = vec![0_u8; 64 << 10];
     loop {
@@ -125,7 +127,7 @@ mod tests {
         fs::write(&path, "one").unwrap();
         let one = print(&files, &none);
         assert_ne!(none, one);
-        File::options()
+        fs::File::options()
             .append(true)
             .open(&path)
             .unwrap()

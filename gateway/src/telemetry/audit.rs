@@ -68,11 +68,12 @@ impl AuditSink {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    File::options()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(path)
+    let nonblock = crate::files::NONBLOCK;
+    let mut options = File::options();
+    options.create(true).append(true).mode(0o640);
+    // A pipe without a reader is an error now, and no wait for one.
+    drop(options.clone().custom_flags(nonblock).open(path)?);
+    options.open(path)
 }
 
 impl AuditFile {

@@ -180,3 +180,45 @@ fn htpasswd_keeps_a_link_a_link() {
             .starts_with("alice:")
     );
 }
+
+#[test]
+fn a_pipe_in_place_of_any_file_is_a_mistake_and_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = Command::new("mkfifo")
+        .arg(folder.path().join("pipe"))
+        .status();
+    assert!(made.unwrap().success());
+    let config = "listen: { address: 127.0.0.1:5000, tls: { certificate: pipe, key: pipe, client_ca: pipe } }
+mirrors:
+  hub: { url: https://hub.example.com, credentials: { username: me, password: { file: pipe } }, tls: { ca: pipe, certificate: pipe, key: pipe } }
+plugins:
+  - { name: people, from: \"builtin:htpasswd\", config: { users: { file: pipe } } }
+  - { name: own, from: ./pipe }
+";
+    fs::write(folder.path().join("gantry.yaml"), config).unwrap();
+    let output = gantry(folder.path(), &["check", "gantry.yaml"], "");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    let message = "cannot read the file: it is a pipe, a socket or a device, and no plain file";
+    let keys = [
+        "listen.tls.certificate",
+        "listen.tls.key",
+        "listen.tls.client_ca",
+        "mirrors.hub.credentials.password.file",
+        "mirrors.hub.tls.ca",
+        "mirrors.hub.tls.certificate",
+        "mirrors.hub.tls.key",
+        "plugins[0].config.users.file",
+        "plugins[1].from",
+    ];
+    for key in keys {
+        assert!(said.contains(&format!("  {key}\n")), "{key}: {said}");
+    }
+    assert_eq!(said.matches(message).count(), keys.len(), "{said}");
+    let output = gantry(folder.path(), &["check", "pipe"], "");
+    assert!(text(&output.stderr).contains("it is a pipe"));
+    // What the caller gives the program itself has a writer.
+    let input = "plugins: [{ name: access, from: \"builtin:access\" }]";
+    let output = gantry(folder.path(), &["check", "/dev/stdin"], input);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}

@@ -133,8 +133,7 @@ impl Context<'_> {
                 let path = self.path(&written.to_string_lossy());
                 self.files.push(path.clone());
                 // The bytes are read when the plugin is loaded; here it is enough that they can be.
-                let reason = match std::fs::File::open(&path).and_then(|file| file.metadata()) {
-                    Ok(metadata) if metadata.is_dir() => "it is a folder".to_owned(),
+                let reason = match crate::files::open(&path) {
                     Ok(_file) => return Some(PluginFrom::File(path)),
                     Err(error) => super::reason(&error),
                 };
