@@ -289,7 +289,7 @@ fn admit<H: Handler>(
     };
     let connection = Connection {
         edge,
-        tls: listener.tls.as_ref().map(ServedTls::current),
+        tls: listener.tls.as_ref().map(ServedTls::accept),
         mirror: listener.mirror.clone(),
         shared: Arc::clone(shared),
         address,

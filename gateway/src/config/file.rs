@@ -130,7 +130,8 @@ pub(crate) struct TlsFile {
     /// The private key.
     #[schemars(required)]
     pub(crate) key: Option<String>,
-    /// Certificates that sign clients' certificates; a client that shows one is known to plugins by its subject. Default: none.
+    /// Certificates that sign clients' certificates; every client must show one, and is known to plugins by its subject. A connection ends with its
+    /// client's certificate, and when a reload finds other authorities here, after the request that runs; sessions are not resumed. Default: none.
     pub(crate) client_ca: Option<String>,
     /// The oldest version of TLS. Default: "1.2".
     pub(crate) minimum: Option<TlsMinimum>,

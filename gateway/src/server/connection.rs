@@ -3,9 +3,10 @@
 //! Owns which limit applies when. The protocol is found out here and not by hyper-util's automatic connection, which waits for ever for
 //! the rest of half an HTTP/2 preface.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
+use gantry_registry::Clock as _;
 use hyper::{
     Request,
     body::Incoming,
@@ -30,9 +31,10 @@ use super::{
     reached,
     served::{self, Requests, Streams},
     set_user_timeout, subject,
+    tls::ConnectionTls,
     unread::ConnectionUnread,
 };
-use crate::{app::EdgeSettings, http::pace::Rate};
+use crate::{app::EdgeSettings, clock::SystemClock, http::pace::Rate};
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -63,7 +65,7 @@ pub(super) struct Connection<H> {
     pub(super) shared: Arc<Shared<H>>,
     /// The limits it was accepted under.
     pub(super) edge: Arc<EdgeSettings>,
-    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    pub(super) tls: Option<ConnectionTls>,
     pub(super) address: IpAddr,
     /// The mirror whose listener it came in by.
     pub(super) mirror: Option<Arc<str>>,
@@ -112,24 +114,24 @@ impl<H: Handler> Connection<H> {
         let stage = self.shared.stage.clone();
         // Boxed, like the protocols below: an idle connection costs its present phase, not the largest.
         let begun = Box::pin(async {
-            let (mut transport, peer) = self.handshake(transport).await?;
+            let (mut transport, peer, end_ms) = self.handshake(transport).await?;
             if self.tls.is_some() && !peer.tls {
                 let guard = HeadGuard::refusing(NOT_TLS);
-                return Some((transport, peer, Version::Http1, guard));
+                return Some((transport, peer, end_ms, Version::Http1, guard));
             }
             let (version, first) = detect(&mut transport).await?;
             let guard = match version {
                 Version::Http1 => HeadGuard::new(first),
                 Version::Http2 => HeadGuard::aside(first),
             };
-            Some((transport, peer, version, guard))
+            Some((transport, peer, end_ms, version, guard))
         });
         let begun = tokio::select! {
             begun = timeout_at(limit, begun) => begun,
             // Nothing was asked yet: nothing to finish.
             () = reached(stage, Stage::Drain) => return,
         };
-        let Ok(Some((transport, peer, version, guard))) = begun else {
+        let Ok(Some((transport, peer, end_ms, version, guard))) = begun else {
             tracing::debug!(client.address = %self.address, "a connection ended before its first request");
             return;
         };
@@ -144,9 +146,10 @@ impl<H: Handler> Connection<H> {
             unread: ConnectionUnread::new(&self.shared.unread),
             flow: (version == Version::Http2).then(|| Flow::new(self.rate())),
         };
+        let last = Box::pin(self.last_request(end_ms));
         let result = match version {
-            Version::Http1 => Box::pin(self.http1(wire, peer, requests)).await,
-            Version::Http2 => Box::pin(self.http2(wire, peer, requests)).await,
+            Version::Http1 => Box::pin(self.http1(wire, peer, requests, last)).await,
+            Version::Http2 => Box::pin(self.http2(wire, peer, requests, last)).await,
         };
         if let Err(error) = result {
             let error: &dyn std::error::Error = &error;
@@ -154,8 +157,29 @@ impl<H: Handler> Connection<H> {
         }
     }
 
-    /// The peer, after the handshake where the listener speaks TLS and the client does; the caller refuses one that does not.
-    async fn handshake(&self, transport: Transport) -> Option<(Transport, Peer)> {
+    /// Completes when no request may begin any more: at a drain, when the client's certificate ends, and when other authorities vouch for
+    /// clients than did for this one.
+    async fn last_request(&self, end_ms: Option<u64>) {
+        let replaced = async {
+            match &self.tls {
+                Some(tls) => tls.replaced().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = reached(self.shared.stage.clone(), Stage::Drain) => {}
+            () = replaced => {
+                tracing::debug!(client.address = %self.address, "a connection ends: its client was let in by other authorities");
+            }
+            () = passed(end_ms) => {
+                tracing::debug!(client.address = %self.address, "a connection ends with its client's certificate");
+            }
+        }
+    }
+
+    /// The peer, after the handshake where the listener speaks TLS and the client does; the caller refuses one that does not. And when the
+    /// client's certificate ends.
+    async fn handshake(&self, transport: Transport) -> Option<(Transport, Peer, Option<u64>)> {
         let mut peer = Peer {
             address: self.address,
             tls: false,
@@ -164,24 +188,23 @@ impl<H: Handler> Connection<H> {
         };
         let (tls, stream) = match (&self.tls, transport) {
             (Some(tls), Transport::Tcp(stream)) => (tls, stream),
-            (_, transport) => return Some((transport, peer)),
+            (_, transport) => return Some((transport, peer, None)),
         };
         let mut first = [0_u8];
         match stream.peek(&mut first).await {
             Ok(0) | Err(_) => return None,
             Ok(_) if first.iter().all(|byte| TLS_RECORDS.contains(byte)) => {}
-            Ok(_) => return Some((Transport::Tcp(stream), peer)),
+            Ok(_) => return Some((Transport::Tcp(stream), peer, None)),
         }
-        match TlsAcceptor::from(Arc::clone(tls)).accept(stream).await {
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
+        match acceptor.accept(stream).await {
             Ok(stream) => {
                 peer.tls = true;
-                let certificate = stream
-                    .get_ref()
-                    .1
-                    .peer_certificates()
-                    .and_then(<[_]>::first);
+                let chain = stream.get_ref().1.peer_certificates();
+                let certificate = chain.and_then(<[_]>::first);
                 peer.tls_subject = certificate.and_then(|certificate| subject::read(certificate));
-                Some((Transport::Tls(Box::new(stream)), peer))
+                let end_ms = chain.map(end_of);
+                Some((Transport::Tls(Box::new(stream)), peer, end_ms))
             }
             Err(error) => {
                 tracing::debug!(client.address = %self.address, %error, "TLS handshake failed");
@@ -195,6 +218,7 @@ impl<H: Handler> Connection<H> {
         mut wire: Wire,
         peer: Peer,
         mut requests: Requests,
+        mut last: Pin<Box<impl Future<Output = ()>>>,
     ) -> Result<(), hyper::Error> {
         requests.mappings = wire.send_files();
         let edge = &self.edge;
@@ -216,13 +240,12 @@ impl<H: Handler> Connection<H> {
             .max_buf_size(MAX_BUFFER_BYTES)
             .half_close(false)
             .serve_connection(TokioIo::new(wire), service);
-        let mut drain = std::pin::pin!(reached(self.shared.stage.clone(), Stage::Drain));
         let mut draining = false;
         loop {
             tokio::select! {
                 result = &mut connection => return result,
                 () = watch.expired() => return Ok(()),
-                () = &mut drain, if !draining => {
+                () = &mut last, if !draining => {
                     draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
@@ -235,6 +258,7 @@ impl<H: Handler> Connection<H> {
         mut wire: Wire,
         peer: Peer,
         requests: Requests,
+        mut last: Pin<Box<impl Future<Output = ()>>>,
     ) -> Result<(), hyper::Error> {
         let handler = Arc::clone(&self.shared.handler);
         let watch = Arc::clone(&self.activity);
@@ -264,7 +288,6 @@ impl<H: Handler> Connection<H> {
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(TokioIo::new(wire), service);
-        let mut drain = std::pin::pin!(reached(self.shared.stage.clone(), Stage::Drain));
         let mut stalled = std::pin::pin!(flow.stalled());
         let mut draining = false;
         loop {
@@ -279,12 +302,36 @@ impl<H: Handler> Connection<H> {
                     let last = tokio::time::timeout(self.edge.header_timeout, connection).await;
                     return last.unwrap_or(Ok(()));
                 }
-                () = &mut drain, if !draining => {
+                () = &mut last, if !draining => {
                     draining = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
             }
         }
+    }
+}
+
+/// When the first certificate of a verified chain ends that has not yet. One whose end cannot be read ends now.
+fn end_of(chain: &[rustls::pki_types::CertificateDer<'_>]) -> u64 {
+    let now = SystemClock.now_ms();
+    let ends = chain
+        .iter()
+        .map(|certificate| subject::end_ms(certificate).unwrap_or(now));
+    // A client may send certificates that are not needed and are over.
+    ends.filter(|end| *end >= now).min().unwrap_or(now)
+}
+
+/// Completes when the wall clock has passed a time, however it is set meanwhile; never for `None`.
+async fn passed(end_ms: Option<u64>) {
+    const LOOK_EVERY: Duration = Duration::from_mins(1);
+    let Some(end_ms) = end_ms else {
+        return std::future::pending().await;
+    };
+    while let Some(left) = (end_ms + 1)
+        .checked_sub(SystemClock.now_ms())
+        .filter(|left| *left > 0)
+    {
+        tokio::time::sleep(Duration::from_millis(left).min(LOOK_EVERY)).await;
     }
 }
 

@@ -1,18 +1,11 @@
-//! The subject of a verified client certificate, as text.
+//! The subject and the end of a verified client certificate.
 //!
-//! Reads just enough DER (X.690) to reach the name in an X.509 certificate that rustls already verified. Anything unexpected gives no
+//! Reads just enough DER (X.690) to reach them in an X.509 certificate that rustls already verified. Anything unexpected gives no
 //! subject rather than half of one.
 
 /// `CN=alice,O=team` in the certificate's own order; `None` when the name is empty or in a form this does not read.
 pub(super) fn read(certificate: &[u8]) -> Option<String> {
-    let (certificate, _) = element(certificate, SEQUENCE)?;
-    let (signed, _) = element(certificate, SEQUENCE)?;
-    // version (optional), serial number, signature algorithm, issuer, validity, subject
-    let rest = element(signed, VERSION).map_or(signed, |(_, rest)| rest);
-    let (_, rest) = element(rest, INTEGER)?;
-    let (_, rest) = element(rest, SEQUENCE)?;
-    let (_, rest) = element(rest, SEQUENCE)?;
-    let (_, rest) = element(rest, SEQUENCE)?;
+    let (_, rest) = element(validity(certificate)?, SEQUENCE)?;
     let (mut name, _) = element(rest, SEQUENCE)?;
     let mut parts = Vec::new();
     while !name.is_empty() {
@@ -28,6 +21,40 @@ pub(super) fn read(certificate: &[u8]) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(","))
 }
 
+/// The certificate's last second, in milliseconds since 1970.
+pub(super) fn end_ms(certificate: &[u8]) -> Option<u64> {
+    let (validity, _) = element(validity(certificate)?, SEQUENCE)?;
+    let after_begin = element(validity, UTC_TIME).or_else(|| element(validity, GENERALIZED_TIME));
+    let (_, end) = after_begin?;
+    // RFC 5280 section 4.1.2.5: a year of two digits is one from 1950 to 2049.
+    let text = match (element(end, UTC_TIME), element(end, GENERALIZED_TIME)) {
+        (Some((time, _)), _) => {
+            let time = std::str::from_utf8(time).ok()?;
+            let century = if time < "50" { "20" } else { "19" };
+            format!("{century}{time}")
+        }
+        (None, Some((time, _))) => std::str::from_utf8(time).ok()?.to_owned(),
+        (None, None) => return None,
+    };
+    let end = jiff::civil::DateTime::strptime("%Y%m%d%H%M%SZ", text).ok()?;
+    let end = end.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+    u64::try_from(end.timestamp().as_millisecond()).ok()
+}
+
+/// What is left of a certificate from its validity on.
+fn validity(certificate: &[u8]) -> Option<&[u8]> {
+    let (certificate, _) = element(certificate, SEQUENCE)?;
+    let (signed, _) = element(certificate, SEQUENCE)?;
+    // version (optional), serial number, signature algorithm, issuer, validity, subject
+    let rest = element(signed, VERSION).map_or(signed, |(_, rest)| rest);
+    let (_, rest) = element(rest, INTEGER)?;
+    let (_, rest) = element(rest, SEQUENCE)?;
+    let (_, rest) = element(rest, SEQUENCE)?;
+    Some(rest)
+}
+
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
 const INTEGER: u8 = 0x02;
 const OBJECT_IDENTIFIER: u8 = 0x06;
 const UTF8_STRING: u8 = 0x0c;
@@ -119,6 +146,23 @@ mod tests {
     fn a_value_cannot_look_like_two() {
         let parts = [(DnType::CommonName, "alice,O=admins")];
         assert_eq!(subject(&parts).as_deref(), Some("CN=alice\\,O\\=admins"));
+    }
+
+    #[test]
+    fn the_end_is_read_in_both_forms() {
+        for (year, expected) in [
+            (2031, 1_925_003_106_000),
+            (2049, 2_493_083_106_000),
+            (2050, 2_524_619_106_000),
+        ] {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.not_after =
+                rcgen::date_time_ymd(year, 1, 1) + std::time::Duration::from_secs(11_106);
+            let key = KeyPair::generate().unwrap();
+            let certificate = params.self_signed(&key).unwrap();
+            assert_eq!(end_ms(certificate.der()), Some(expected), "{year}");
+        }
+        assert_eq!(end_ms(&[]), None);
     }
 
     #[test]

@@ -192,6 +192,7 @@ pub(crate) struct Server {
     pub(crate) handler: Arc<TestHandler>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) stage: watch::Sender<Stage>,
+    pub(crate) tls: Option<ServedTls>,
     pub(crate) task: JoinHandle<()>,
 }
 
@@ -202,7 +203,7 @@ impl Server {
 
     pub(crate) fn start_with(edge: &EdgeSettings, tls: Option<LoadedTls>) -> Self {
         let tls = tls.map(ServedTls::new);
-        let listener = Listener::tcp(([127, 0, 0, 1], 0).into(), tls).unwrap();
+        let listener = Listener::tcp(([127, 0, 0, 1], 0).into(), tls.clone()).unwrap();
         let address = listener.address().unwrap();
         let handler = Arc::new(TestHandler {
             rate: Rate {
@@ -229,6 +230,7 @@ impl Server {
             handler,
             telemetry,
             stage,
+            tls,
             task,
         }
     }

@@ -1,8 +1,12 @@
 //! TLS from files: both protocols, the lowest version, and client certificates.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use gantry::server::tls::{TlsError, TlsFiles};
+use gantry::{
+    clock::SystemClock,
+    server::tls::{TlsError, TlsFiles},
+};
+use gantry_registry::Clock as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore,
@@ -17,6 +21,7 @@ use crate::harness::{Client, Server, patient};
 /// An authority, a server's certificate from it, and a client's.
 pub(crate) struct Files {
     directory: tempfile::TempDir,
+    authority: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Files {
@@ -25,19 +30,35 @@ impl Files {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let files = Self { directory };
-        files.write("ca.pem", &authority.pem());
+        let files = Self {
+            directory,
+            authority,
+        };
+        files.write("ca.pem", &files.authority.pem());
         for (name, common_name) in [("server", "gw"), ("client", "alice")] {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-            params
-                .distinguished_name
-                .push(DnType::CommonName, common_name);
-            let certificate = params.signed_by(&key, &authority).unwrap();
-            files.write(&format!("{name}.pem"), &certificate.pem());
-            files.write(&format!("{name}.key"), &key.serialize_pem());
+            files.sign(name, common_name, |_params| {});
         }
         files
+    }
+
+    fn sign(&self, name: &str, common_name: &str, change: impl FnOnce(&mut CertificateParams)) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, common_name);
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        self.write(&format!("{name}.pem"), &certificate.pem());
+        self.write(&format!("{name}.key"), &key.serialize_pem());
+    }
+
+    /// A server that demands certificates of the authority in `client_ca`.
+    fn mutual(&self, client_ca: &str) -> TlsFiles {
+        TlsFiles {
+            client_ca: Some(self.path(client_ca)),
+            ..self.server()
+        }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -85,13 +106,12 @@ impl Files {
 
 async fn connect(
     server: &Server,
-    config: ClientConfig,
+    config: impl Into<Arc<ClientConfig>>,
 ) -> std::io::Result<Client<TlsStream<TcpStream>>> {
+    let config = config.into();
     let stream = TcpStream::connect(server.address).await?;
     let name = ServerName::try_from("localhost").unwrap();
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await?;
+    let stream = TlsConnector::from(config).connect(name, stream).await?;
     Ok(Client::new(stream))
 }
 
@@ -158,6 +178,98 @@ async fn a_client_certificate_is_demanded_and_its_subject_known() {
             .await;
         assert!(unknown.read_response().await.is_none());
     }
+}
+
+/// Whether the second of two connections resumes the session of the first.
+async fn resumes(server: &Server, config: ClientConfig) -> bool {
+    let config = Arc::new(config);
+    let mut kinds = Vec::new();
+    for _connection in 0..2 {
+        let mut client = connect(server, Arc::clone(&config)).await.unwrap();
+        // A ticket of TLS 1.3 comes after the handshake.
+        assert_eq!(client.get("/hello").await.text(), "hello");
+        kinds.push(client.stream.get_ref().1.handshake_kind());
+    }
+    kinds[1] == Some(rustls::HandshakeKind::Resumed)
+}
+
+#[tokio::test]
+async fn a_session_is_not_resumed_where_clients_show_certificates() {
+    let files = Files::make();
+    let open = Server::start_with(&patient(), Some(files.server().load().unwrap()));
+    let mutual = files.mutual("ca.pem").load().unwrap();
+    let mutual = Server::start_with(&patient(), Some(mutual));
+    for version in [&TLS12, &TLS13] {
+        assert!(resumes(&open, files.client(&[version], true)).await);
+        assert!(!resumes(&mutual, files.client(&[version], true)).await);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_its_clients_certificate() {
+    let files = Files::make();
+    let mutual = files.mutual("ca.pem").load().unwrap();
+    let server = Server::start_with(&patient(), Some(mutual));
+    files.sign("client", "alice", |params| {
+        params.not_after = rcgen::date_time_ymd(2000, 1, 1);
+    });
+    let long_over = connect(&server, files.client(&[&TLS12], true)).await;
+    assert!(long_over.is_err());
+    // Certificates count seconds, so this one has between three and four.
+    let now = Duration::from_millis(SystemClock.now_ms());
+    let since_2000 = now - Duration::from_secs(946_684_800);
+    files.sign("client", "alice", |params| {
+        params.not_after = rcgen::date_time_ymd(2000, 1, 1) + since_2000 + Duration::from_secs(4);
+    });
+    let mut idle = connect(&server, files.client(&[&TLS13], true))
+        .await
+        .unwrap();
+    let mut busy = connect(&server, files.client(&[&TLS12], true))
+        .await
+        .unwrap();
+    assert_eq!(idle.get("/hello").await.status, 200);
+    busy.send("GET /gate HTTP/1.1\r\nhost: gw\r\n\r\n").await;
+    assert!(idle.rest().await.is_empty());
+    // The request began in time; the next one does not begin.
+    server.handler.gate.add_permits(1);
+    assert_eq!(busy.response().await.text(), "through");
+    assert!(busy.rest().await.is_empty());
+}
+
+#[tokio::test]
+async fn other_authorities_end_the_connections_of_the_former_ones() {
+    let (files, other) = (Files::make(), Files::make());
+    files.write("other.pem", &other.authority.pem());
+    let server = Server::start_with(&patient(), Some(files.server().load().unwrap()));
+    let served = server.tls.clone().unwrap();
+    let mut unknown = connect(&server, files.client(&[&TLS13], false))
+        .await
+        .unwrap();
+    assert_eq!(unknown.get("/hello").await.status, 200);
+    // Added: who showed nothing has to.
+    served.replace(files.mutual("ca.pem").load().unwrap());
+    assert!(unknown.rest().await.is_empty());
+    let mut idle = connect(&server, files.client(&[&TLS13], true))
+        .await
+        .unwrap();
+    let mut busy = connect(&server, files.client(&[&TLS12], true))
+        .await
+        .unwrap();
+    assert_eq!(idle.get("/hello").await.status, 200);
+    busy.send("GET /gate HTTP/1.1\r\nhost: gw\r\n\r\n").await;
+    server.handler.begun.acquire().await.unwrap().forget();
+    // Another certificate of the server changes nothing for clients.
+    files.sign("server", "gw", |_params| {});
+    served.replace(files.mutual("ca.pem").load().unwrap());
+    assert_eq!(idle.get("/hello").await.status, 200);
+    // Replaced: what runs may end.
+    served.replace(files.mutual("other.pem").load().unwrap());
+    assert!(idle.rest().await.is_empty());
+    server.handler.gate.add_permits(1);
+    assert_eq!(busy.response().await.text(), "through");
+    assert!(busy.rest().await.is_empty());
+    let again = connect(&server, files.client(&[&TLS12], true)).await;
+    assert!(again.is_err());
 }
 
 #[tokio::test]
