@@ -5,7 +5,6 @@
 //! Invariant: the address that is dialed is one that was judged, because a name is resolved once per connection, by our resolver.
 
 use std::{
-    error::Error as StdError,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
@@ -18,17 +17,18 @@ use gantry_plugin_host::{
     Outbound,
     ports::{OutboundError, OutboundRequest, OutboundResponse, Reach},
 };
-use gantry_upstream::Reach as Distance;
+use gantry_upstream::{
+    EndlessHead, HttpClient, HttpError, HttpSettings, Reach as Distance, Tls, causes, tls_config,
+};
 use http::{HeaderMap, HeaderValue, header};
 use reqwest::{
-    Client, Response,
+    Response,
     dns::{Addrs, Name, Resolve, Resolving},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A pooled connection leads to an address that was judged when it was opened; a short life lets a changed name count soon.
 const POOL_IDLE: Duration = Duration::from_secs(30);
-const MAX_HEADER_BYTES: u32 = 64 << 10;
 const REACHES: [Reach; 4] = [
     Reach::Public,
     Reach::Private,
@@ -62,7 +62,7 @@ impl Names for SystemNames {
 /// Each is made when the first request needs it: reading the machine's root certificates is work that no start waits for.
 #[derive(Debug)]
 pub struct Requests {
-    clients: [(Judge, OnceLock<Client>); 4],
+    clients: [(Judge, OnceLock<HttpClient>); 4],
 }
 
 impl Requests {
@@ -76,7 +76,7 @@ impl Requests {
         Self { clients }
     }
 
-    fn client(&self, reach: Reach) -> Result<&Client, OutboundError> {
+    fn client(&self, reach: Reach) -> Result<&HttpClient, OutboundError> {
         let missing = || OutboundError::Other("no HTTP client".to_owned());
         let mut clients = self.clients.iter();
         let (judge, made) = clients
@@ -93,25 +93,24 @@ impl Requests {
     }
 }
 
-fn client(judge: Judge) -> reqwest::Result<Client> {
-    let identity = HeaderValue::from_static("identity");
-    Client::builder()
-        .user_agent(concat!("gantry/", env!("CARGO_PKG_VERSION")))
+fn client(judge: Judge) -> anyhow::Result<HttpClient> {
+    let agent = concat!("gantry/", env!("CARGO_PKG_VERSION"));
+    let headers = [
+        (header::USER_AGENT, agent),
+        (header::ACCEPT, "*/*"),
         // What is capped is what was sent: nothing is unpacked.
-        .default_headers(HeaderMap::from_iter([(header::ACCEPT_ENCODING, identity)]))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(POOL_IDLE)
-        .dns_resolver(judge)
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .referer(false)
-        .no_proxy()
-        .no_gzip()
-        .no_brotli()
-        .no_zstd()
-        .no_deflate()
-        .build()
+        (header::ACCEPT_ENCODING, "identity"),
+    ];
+    let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+    Ok(HttpClient::new(HttpSettings {
+        headers: HeaderMap::from_iter(headers),
+        names: Arc::new(judge),
+        connect_timeout: CONNECT_TIMEOUT,
+        idle_timeout: POOL_IDLE,
+        repeats: false,
+        tls: tls_config(&Tls::default(), false)?,
+        proxies: None,
+    }))
 }
 
 #[async_trait]
@@ -127,7 +126,7 @@ impl Outbound for Requests {
 }
 
 async fn exchange(
-    client: &Client,
+    client: &HttpClient,
     request: OutboundRequest,
 ) -> Result<OutboundResponse, OutboundError> {
     let max_bytes = request.max_response_bytes;
@@ -135,13 +134,13 @@ async fn exchange(
     if !holds_name(&request.url) && request.reach != Reach::Literal {
         return Err(OutboundError::Refused);
     }
-    let mut response = client
+    let requests = gantry_upstream::requests().map_err(|error| failure(&error))?;
+    let outgoing = requests
         .request(request.method, request.url)
         .headers(request.headers)
-        .body(request.body)
-        .send()
-        .await
-        .map_err(|error| failure(&error))?;
+        .body(request.body);
+    let sent = client.send(outgoing).await;
+    let mut response = sent.map_err(|error| failure(&error))?;
     let body = read_capped(&mut response, max_bytes).await?;
     Ok(OutboundResponse {
         status: response.status().as_u16(),
@@ -162,7 +161,15 @@ async fn read_capped(response: &mut Response, max_bytes: usize) -> Result<Bytes,
         return Err(OutboundError::TooLarge);
     }
     let mut body = BytesMut::new();
-    while let Some(part) = response.chunk().await.map_err(|error| failure(&error))? {
+    let broken = |error: reqwest::Error| {
+        let error = error.without_url();
+        tracing::debug!(
+            causes = causes(&error),
+            "the answer to a plugin's request broke off"
+        );
+        OutboundError::Other(BROKEN.to_owned())
+    };
+    while let Some(part) = response.chunk().await.map_err(broken)? {
         if body.len() + part.len() > max_bytes {
             return Err(OutboundError::TooLarge);
         }
@@ -171,40 +178,30 @@ async fn read_capped(response: &mut Response, max_bytes: usize) -> Result<Bytes,
     Ok(body.freeze())
 }
 
-/// What a failure is called. The whole chain goes to the debug log, without the URL, whose query may hold a token.
-fn failure(error: &reqwest::Error) -> OutboundError {
-    let mut causes = Vec::new();
-    let mut cause: Option<&(dyn StdError + 'static)> = error.source();
-    while let Some(inner) = cause {
-        if let Some(judged) = inner.downcast_ref::<Judged>() {
-            return match judged {
-                Judged::OutOfReach => OutboundError::Refused,
-                Judged::Unknown => OutboundError::Dns,
-            };
-        }
-        if inner.is::<rustls::Error>() {
-            return OutboundError::Tls;
-        }
-        causes.push(inner.to_string());
-        cause = beneath(inner);
+/// What a failure is called. The whole chain goes to the debug log; the URL, whose query may hold a token, is not in it.
+fn failure(error: &HttpError) -> OutboundError {
+    match error.find() {
+        Some(Judged::OutOfReach) => return OutboundError::Refused,
+        Some(Judged::Unknown) => return OutboundError::Dns,
+        None => {}
     }
-    tracing::debug!(causes = causes.join(": "), "a plugin's request failed");
+    tracing::debug!(causes = causes(error), "a plugin's request failed");
+    if error.find::<rustls::Error>().is_some() {
+        return OutboundError::Tls;
+    }
+    if error.is_endless() {
+        return OutboundError::Other(EndlessHead.to_string());
+    }
     if error.is_timeout() {
         return OutboundError::Timeout;
     }
     if error.is_connect() {
         return OutboundError::Connect;
     }
-    OutboundError::Other("the exchange broke off".to_owned())
+    OutboundError::Other(BROKEN.to_owned())
 }
 
-/// The next cause. What an I/O error wraps is not its source, but beneath it.
-fn beneath<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
-    match error.downcast_ref::<std::io::Error>() {
-        Some(outer) => outer.get_ref().map(|wrapped| wrapped as _),
-        None => error.source(),
-    }
-}
+const BROKEN: &str = "the exchange broke off";
 
 /// Resolves names for one reach.
 #[derive(Clone, Debug)]

@@ -361,3 +361,54 @@ fn unread_http2_streams_hold_little_memory_and_few_descriptors() {
 fn http2_streams_without_a_window_hold_little_memory_and_few_descriptors() {
     unread(0);
 }
+
+/// A server that answers every request with interim answers (RFC 9110 section 15.2) for as long as they are taken; its port.
+fn answers_without_end() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(1000);
+        for mut stream in listener.incoming().flatten() {
+            let interim = interim.clone();
+            std::thread::spawn(move || {
+                let mut head = [0; 4096];
+                if std::io::Read::read(&mut stream, &mut head).is_ok() {
+                    while stream.write_all(interim.as_bytes()).is_ok() {}
+                }
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn upstreams_that_answer_without_end_give_a_bad_answer_and_delay_nobody() {
+    let mirrors = format!(
+        "  up: {{ url: \"http://127.0.0.1:{}\" }}\n",
+        answers_without_end()
+    );
+    let gateway = Gateway::start(&usual_config(&mirrors, ""));
+    let blob = Content::random(1 << 20);
+    let wire = Wire::basic(gateway.port, USER);
+    let _pushed = wire.push_blob("apps/public/some", &blob).expect(201);
+    honest_beside(&gateway, &blob, || {
+        let pulls = (0..8).map(|number| {
+            let port = gateway.port;
+            std::thread::spawn(move || {
+                let path = format!("/v2/up/image{number}/manifests/latest");
+                Wire::basic(port, USER).get(&path)
+            })
+        });
+        let pulls: Vec<_> = pulls.collect();
+        for pull in pulls {
+            let answer = pull.join().unwrap().expect(502);
+            let said = String::from_utf8_lossy(&answer.body);
+            assert!(said.contains("bad answer"), "{said}");
+        }
+    });
+    assert!(
+        gateway.log().contains("interim answers"),
+        "{}",
+        gateway.log()
+    );
+}

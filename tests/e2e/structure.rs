@@ -91,7 +91,7 @@ fn heavy_crates_are_named_only_where_they_belong() {
     let owners: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("wasmtime", ["gantry-plugin-host"].as_slice()),
         ("wasmtime-wasi", &["gantry-plugin-host"]),
-        ("hyper", &["gantry", "tests"]),
+        ("hyper", &["gantry", "gantry-upstream", "tests"]),
         ("tokio-rustls", &["gantry", "tests"]),
         ("reqwest", &["gantry", "gantry-upstream", "tests"]),
         ("rusqlite", &["gantry-storage", "tests"]),

@@ -313,3 +313,40 @@ async fn a_certificate_nobody_signed_is_not_trusted() {
         .await;
     assert_eq!(refused.err(), Some(OutboundError::Tls));
 }
+
+/// Answers with interim answers for as long as they are taken.
+async fn flood(mut stream: TcpStream) {
+    let mut head = [0; 4096];
+    let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(1000);
+    if stream.read(&mut head).await.is_ok() {
+        while stream.write_all(interim.as_bytes()).await.is_ok() {}
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_are_an_error_and_two_are_none() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(flood(stream));
+        }
+    });
+    let names = Scripted::new(&[&["127.0.0.1"]]);
+    let url = format!("http://hooks.example:{port}/");
+    let failed = requests(&names).send(get(&url, Reach::Loopback)).await;
+    let error = failed.unwrap_err();
+    assert!(
+        matches!(&error, OutboundError::Other(why) if why.contains("interim answers")),
+        "{error:?}"
+    );
+    let hints = concat!(
+        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+    );
+    let (port, _heads) = server(hints).await;
+    let url = format!("http://hooks.example:{port}/");
+    let answer = requests(&names).send(get(&url, Reach::Loopback)).await;
+    assert_eq!(answer.unwrap().body, "hello");
+}

@@ -26,7 +26,7 @@ use crate::{
     session::{CallerBudgets, Proof, Session},
     settings::{BuildError, ClientSettings},
     token::Token,
-    transport::{Transport, drain},
+    transport::{Transport, UpstreamRequest, drain},
 };
 
 /// What is asked of a registry, whichever base URL it has.
@@ -233,11 +233,11 @@ impl Endpoint {
         for _ in 0..=redirect::MAX_REDIRECTS {
             let mut request = self.begin(ask, &url, is_foreign)?;
             if !is_foreign {
-                request = self.attach(request, proof);
+                request = request.with(|request| self.attach(request, proof));
             } else if let Some((origin, token)) = &away
                 && Origin::of(&url).as_ref() == Some(origin)
             {
-                request = token.attach(request);
+                request = request.with(|request| token.attach(request));
             }
             let mut response = self.transport.dispatch(&ask.call, request).await?;
             if is_foreign
@@ -247,7 +247,7 @@ impl Endpoint {
             {
                 drain(response).await;
                 let request = self.begin(ask, &url, is_foreign)?;
-                let request = found.1.attach(request);
+                let request = request.with(|request| found.1.attach(request));
                 away = Some(found);
                 response = self.transport.dispatch(&ask.call, request).await?;
             }
@@ -278,18 +278,18 @@ impl Endpoint {
         ask: &Ask<'_>,
         url: &Url,
         is_foreign: bool,
-    ) -> Result<RequestBuilder, UpstreamError> {
+    ) -> Result<UpstreamRequest<'_>, UpstreamError> {
         let is_ours = self.session(ask).is_ours;
         let method = ask.method.clone();
         let mut request = self.transport.request(&ask.call, method, url, is_ours)?;
         if let Some(accept) = ask.accept.as_deref() {
-            request = request.header(header::ACCEPT, accept);
+            request = request.with(|request| request.header(header::ACCEPT, accept));
         }
         if let Some(range) = ask.range() {
-            request = request.header(header::RANGE, range);
+            request = request.with(|request| request.header(header::RANGE, range));
         }
         if is_ours && !is_foreign && !self.headers.is_empty() {
-            request = request.headers(self.headers.clone());
+            request = request.with(|request| request.headers(self.headers.clone()));
         }
         Ok(request)
     }

@@ -1,9 +1,10 @@
 //! An upstream failed: what the caller can do about it, what a client may be shown of it, and which setting to look at.
 
-use std::{error::Error, fmt::Display, io, sync::Arc, time::Duration};
+use std::{error::Error, fmt::Display, sync::Arc, time::Duration};
 
 use crate::{
     address::{Blocked, Unresolved},
+    outgoing::{EndlessHead, HttpError},
     rate::Class,
 };
 
@@ -291,17 +292,16 @@ impl Call {
         }
     }
 
-    /// The HTTP client failed. Its own text names the URL, which may carry a CDN's signature, so that is taken off.
-    pub(crate) fn transport(&self, error: reqwest::Error) -> UpstreamError {
-        let error = error.without_url();
+    /// The HTTP client failed.
+    pub(crate) fn transport(&self, error: HttpError) -> UpstreamError {
         let (answer, cause) = match root(&error) {
             Some(Cause::Blocked) => {
                 return self.fail(Kind::Refused, Blocked).because(Cause::Blocked);
             }
+            Some(Cause::Answer) => return self.fail_with(Kind::Invalid, EndlessHead, error),
             Some(Cause::Dns) => ("the name has no address", Cause::Dns),
             Some(cause) => ("no TLS", cause),
             None if error.is_connect() => ("cannot connect", Cause::Connect),
-            None if error.is_timeout() => ("timed out", Cause::FirstByte),
             None => ("the connection broke", Cause::Broken),
         };
         self.fail_with(Kind::Unavailable, answer, error)
@@ -310,28 +310,21 @@ impl Call {
 }
 
 /// What lies at the bottom, where that is ours or the TLS stack's.
-fn root(error: &reqwest::Error) -> Option<Cause> {
-    let mut below = error.source();
-    while let Some(source) = below {
-        if source.is::<Blocked>() {
-            return Some(Cause::Blocked);
-        } else if source.is::<Unresolved>() {
-            return Some(Cause::Dns);
-        } else if source.is::<rustls::Error>() {
-            return Some(Cause::Tls);
-        }
-        // An I/O error's `source` skips what it was made of.
-        let made_of = source.downcast_ref().and_then(io::Error::get_ref);
-        below = match made_of {
-            Some(inner) => Some(inner),
-            None => source.source(),
-        };
-    }
-    None
+fn root(error: &HttpError) -> Option<Cause> {
+    let known = [
+        (error.is_endless(), Cause::Answer),
+        (error.find::<Blocked>().is_some(), Cause::Blocked),
+        (error.find::<Unresolved>().is_some(), Cause::Dns),
+        (error.find::<rustls::Error>().is_some(), Cause::Tls),
+    ];
+    let found = known.into_iter().find(|(is_there, _)| *is_there);
+    found.map(|(_, cause)| cause)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     fn error(kind: Kind, cause: Cause) -> UpstreamError {

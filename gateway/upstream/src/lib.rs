@@ -2,7 +2,7 @@
 //!
 //! Map: this file is the port; `error` what can go wrong and what a caller can do about it; `settings` what a client is told.
 //! `client` speaks the distribution API over one or several base URLs, `endpoint` sends a request to one of them, `answer` and `body`
-//! read what comes back, `list` and `elements` a list page by page, `transport` holds the connections, `breaker` spares an upstream that fails and `rate` one that limits.
+//! read what comes back, `list` and `elements` a list page by page, `transport` holds the connections, `outgoing` makes them, `breaker` spares an upstream that fails and `rate` one that limits.
 //! `challenge`, `token`, `realm`, `credential`, `account` and `helper` are authentication; `redirect` and `address` say where an
 //! upstream may send us. `session` is as whom it is asked, `rights` asks it as somebody else. Knows nothing of storage, freshness or policy.
 //! Invariant: a credential leaves only for the origin it is bound to, or a realm that origin is allowed to name.
@@ -21,6 +21,7 @@ mod elements;
 mod endpoint;
 mod helper;
 mod list;
+mod outgoing;
 mod rate;
 mod realm;
 mod redirect;
@@ -42,6 +43,7 @@ use futures_util::stream::BoxStream;
 use gantry_model::{AcceptedTypes, Digest, MediaType, Reference, RepositoryName};
 pub use helper::Helper;
 pub use list::{ListMemory, ListPage, ListRoom, NextPage, Texts};
+pub use outgoing::{EndlessHead, HttpClient, HttpError, HttpSettings, requests, tls_config};
 pub use rate::Quota;
 pub use settings::{BuildError, ClientSettings, Proxy, Tls};
 

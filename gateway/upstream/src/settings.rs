@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 use url::Url;
 use zeroize::Zeroizing;
 
-use crate::credential::CredentialSource;
+use crate::{credential::CredentialSource, error::BoxError};
 
 /// One upstream, as configured.
 #[derive(Clone, Eq, PartialEq)]
@@ -118,11 +118,11 @@ pub enum BuildError {
     Proxy,
     /// `tls.identity` is no certificate with its key.
     #[error("the client certificate and its key are not PEM, or not each other's")]
-    Identity(#[source] reqwest::Error),
+    Identity(#[source] BoxError),
     /// `tls.roots` has no certificate, or a broken one.
     #[error("the root certificates are not PEM certificates")]
-    RootCertificates(#[source] Option<reqwest::Error>),
+    RootCertificates(#[source] Option<BoxError>),
     /// The TLS stack refuses: a certificate is no certificate, the platform has no roots, or the user agent is no header value.
     #[error("cannot set up the HTTP client")]
-    Client(#[source] reqwest::Error),
+    Client(#[source] BoxError),
 }

@@ -3,10 +3,11 @@
 //! Owns the HTTP clients: one that shows the client certificate, for the base URL's origin alone, and one that does not, for
 //! everything else. Owns the rule that a request does not begin towards an address out of bounds.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::{Client, ClientBuilder, NoProxy, RequestBuilder, Response};
+use hyper_util::client::proxy::matcher::Matcher;
+use reqwest::{RequestBuilder, Response};
 use tokio::time::timeout;
 use url::Url;
 
@@ -14,11 +15,12 @@ use crate::{
     address::Bounds,
     credential::Origin,
     error::{Call, Cause, Kind, UpstreamError},
+    outgoing::{HttpClient, HttpSettings, requests, tls_config},
     settings::{BuildError, ClientSettings, Proxy},
 };
 
-/// The largest list of response headers over HTTP/2; over HTTP/1 hyper stops at 100 headers and about 400 KiB.
-const MAX_HEADER_BYTES: u32 = 64 << 10;
+/// How long a connection that nobody uses is kept.
+const POOL_IDLE: Duration = Duration::from_secs(90);
 /// An unwanted body up to this size is read away, so that the connection can be used again.
 const MAX_DRAINED_BYTES: usize = 16 << 10;
 /// How long reading one away may take.
@@ -29,9 +31,9 @@ pub(crate) struct Transport {
     origin: Origin,
     bounds: Bounds,
     /// Shows the client certificate.
-    home: Client,
+    home: HttpClient,
     /// Shows nothing.
-    away: Client,
+    away: HttpClient,
     head_timeout: Duration,
 }
 
@@ -44,17 +46,9 @@ impl Transport {
     ) -> Result<Self, BuildError> {
         let proxies = proxy_hosts(settings.proxy.as_ref())?;
         let bounds = Bounds::around(origin.host()).through(proxies);
-        let away = builder(settings, bounds.clone())?
-            .build()
-            .map_err(BuildError::Client)?;
+        let away = client(settings, &bounds, false)?;
         let home = match &settings.tls.identity {
-            Some(pem) if is_home => {
-                let identity = reqwest::Identity::from_pem(pem).map_err(BuildError::Identity)?;
-                builder(settings, bounds.clone())?
-                    .identity(identity)
-                    .build()
-                    .map_err(BuildError::Identity)?
-            }
+            Some(_) if is_home => client(settings, &bounds, true)?,
             _ => away.clone(),
         };
         Ok(Self {
@@ -84,24 +78,28 @@ impl Transport {
         method: Method,
         url: &Url,
         is_ours: bool,
-    ) -> Result<RequestBuilder, UpstreamError> {
+    ) -> Result<UpstreamRequest<'_>, UpstreamError> {
         let blocked = |error| {
             call.fail_with(Kind::Refused, error, error)
                 .because(Cause::Blocked)
         };
         self.bounds.check(url).map_err(blocked)?;
         let is_home = is_ours && Origin::of(url).as_ref() == Some(&self.origin);
-        let client = if is_home { &self.home } else { &self.away };
-        Ok(client.request(method, url.clone()))
+        let requests = requests().map_err(|error| call.transport(error))?;
+        Ok(UpstreamRequest {
+            client: if is_home { &self.home } else { &self.away },
+            request: requests.request(method, url.clone()),
+        })
     }
 
     /// The head of the response, in time.
     pub(crate) async fn dispatch(
         &self,
         call: &Call,
-        request: RequestBuilder,
+        outgoing: UpstreamRequest<'_>,
     ) -> Result<Response, UpstreamError> {
-        match timeout(self.head_timeout, request.send()).await {
+        let sent = outgoing.client.send(outgoing.request);
+        match timeout(self.head_timeout, sent).await {
             Ok(sent) => sent.map_err(|error| call.transport(error)),
             Err(silence) => Err(call
                 .fail_with(Kind::Unavailable, "no answer in time", silence)
@@ -110,54 +108,57 @@ impl Transport {
     }
 }
 
-fn builder(settings: &ClientSettings, bounds: Bounds) -> Result<ClientBuilder, BuildError> {
-    let identity = HeaderValue::from_static("identity");
-    let mut builder = Client::builder()
-        .user_agent(&settings.user_agent)
-        .default_headers(HeaderMap::from_iter([(header::ACCEPT_ENCODING, identity)]))
-        .connect_timeout(settings.connect_timeout)
-        .dns_resolver(bounds)
-        .redirect(reqwest::redirect::Policy::none())
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .referer(false)
-        .no_proxy()
-        .no_gzip()
-        .no_brotli()
-        .no_zstd()
-        .no_deflate();
-    if settings.tls.only_1_3 {
-        builder = builder.tls_version_min(reqwest::tls::Version::TLS_1_3);
-    }
-    for proxy in proxies(settings.proxy.as_ref())? {
-        builder = builder.proxy(proxy);
-    }
-    let Some(pem) = &settings.tls.roots else {
-        return Ok(builder);
-    };
-    let broken = |error| BuildError::RootCertificates(Some(error));
-    let roots = reqwest::Certificate::from_pem_bundle(pem).map_err(broken)?;
-    if roots.is_empty() {
-        return Err(BuildError::RootCertificates(None));
-    }
-    Ok(builder.tls_certs_merge(roots))
+/// A request, and the connections that it may go by.
+pub(crate) struct UpstreamRequest<'a> {
+    client: &'a HttpClient,
+    request: RequestBuilder,
 }
 
-fn proxies(settings: Option<&Proxy>) -> Result<Vec<reqwest::Proxy>, BuildError> {
-    let Some(settings) = settings else {
-        return Ok(Vec::new());
-    };
-    let bypass = || NoProxy::from_string(&settings.bypass);
-    let unusable = |_source| BuildError::Proxy;
-    let mut proxies = Vec::new();
+impl UpstreamRequest<'_> {
+    /// The same with something added.
+    pub(crate) fn with(self, add: impl FnOnce(RequestBuilder) -> RequestBuilder) -> Self {
+        Self {
+            request: add(self.request),
+            ..self
+        }
+    }
+}
+
+fn client(
+    settings: &ClientSettings,
+    bounds: &Bounds,
+    is_home: bool,
+) -> Result<HttpClient, BuildError> {
+    let agent = HeaderValue::try_from(&settings.user_agent);
+    let agent = agent.map_err(|error| BuildError::Client(error.into()))?;
+    let headers = [
+        (header::USER_AGENT, agent),
+        (header::ACCEPT, HeaderValue::from_static("*/*")),
+        (
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        ),
+    ];
+    Ok(HttpClient::new(HttpSettings {
+        headers: HeaderMap::from_iter(headers),
+        names: Arc::new(bounds.clone()),
+        connect_timeout: settings.connect_timeout,
+        idle_timeout: POOL_IDLE,
+        repeats: true,
+        tls: tls_config(&settings.tls, is_home)?,
+        proxies: settings.proxy.as_ref().map(proxies),
+    }))
+}
+
+fn proxies(settings: &Proxy) -> Matcher {
+    let mut proxies = Matcher::builder().no(settings.bypass.as_str());
     if let Some(url) = &settings.https {
-        let proxy = reqwest::Proxy::https(url.clone()).map_err(unusable)?;
-        proxies.push(proxy.no_proxy(bypass()));
+        proxies = proxies.https(url.as_str());
     }
     if let Some(url) = &settings.http {
-        let proxy = reqwest::Proxy::http(url.clone()).map_err(unusable)?;
-        proxies.push(proxy.no_proxy(bypass()));
+        proxies = proxies.http(url.as_str());
     }
-    Ok(proxies)
+    proxies.build()
 }
 
 fn proxy_hosts(settings: Option<&Proxy>) -> Result<Vec<url::Host<String>>, BuildError> {

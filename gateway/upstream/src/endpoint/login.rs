@@ -298,12 +298,14 @@ impl Endpoint {
         let request = if let Some(form) = form {
             let form: Vec<(&str, &str)> = asked.chain(form).collect();
             let request = self.transport.request(call, Method::POST, &url, is_ours)?;
-            request.form(&form)
+            request.with(|request| request.form(&form))
         } else {
             url.query_pairs_mut().extend_pairs(asked);
             let request = self.transport.request(call, Method::GET, &url, is_ours)?;
             match credential {
-                Some(credential) => credential.attach_to_realm(request, &key.realm),
+                Some(credential) => {
+                    request.with(|request| credential.attach_to_realm(request, &key.realm))
+                }
                 None => request,
             }
         };

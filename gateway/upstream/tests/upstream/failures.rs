@@ -10,7 +10,10 @@ use std::{
 
 use gantry_model::AcceptedTypes;
 use gantry_upstream::{ClientSettings, Kind, RegistryClient, Upstream as _};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use url::Url;
 
 use super::server::{
@@ -224,4 +227,33 @@ async fn an_answer_of_any_other_kind_keeps_the_breaker_closed() {
         assert_eq!(error.kind, Kind::NotFound);
     }
     assert_eq!(server.count(MANIFEST_PATH), 8);
+}
+
+/// Answers with interim answers for as long as they are taken.
+async fn flood(mut stream: TcpStream) {
+    let mut head = [0; 4096];
+    let interim = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000);
+    if stream.read(&mut head).await.is_ok() {
+        while stream.write_all(interim.as_bytes()).await.is_ok() {}
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_are_a_bad_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(flood(stream));
+        }
+    });
+    let error = client(&url.parse().unwrap())
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.kind, error.fault().as_str()),
+        (Kind::Invalid, "bad answer")
+    );
+    assert!(error.attempt.contains("interim answers"), "{error}");
 }

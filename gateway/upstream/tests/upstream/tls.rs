@@ -6,13 +6,19 @@ use gantry_model::AcceptedTypes;
 use gantry_upstream::{
     CallerRights as _, Cause, ClientSettings, Kind, RegistryClient, Tls, Upstream as _,
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
         RootCertStore, ServerConfig, pki_types::PrivatePkcs8KeyDer, server::WebPkiClientVerifier,
         version::TLS12,
     },
+    server::TlsStream,
 };
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::server::{
@@ -22,12 +28,19 @@ use super::server::{
 
 /// A server side for `localhost`, and the PEM of its root.
 fn localhost() -> (TlsAcceptor, Vec<u8>) {
+    localhost_over(&[])
+}
+
+/// The same that speaks only these protocols.
+fn localhost_over(protocols: &[&str]) -> (TlsAcceptor, Vec<u8>) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let config = ServerConfig::builder()
+    let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key.into())
         .unwrap();
+    let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());
+    config.alpn_protocols = protocols.collect();
     (
         TlsAcceptor::from(Arc::new(config)),
         made.cert.pem().into_bytes(),
@@ -35,14 +48,97 @@ fn localhost() -> (TlsAcceptor, Vec<u8>) {
 }
 
 fn trusting(server: &Server, root: Vec<u8>) -> RegistryClient {
+    trusting_at(&server.url, root)
+}
+
+fn trusting_at(url: &Url, root: Vec<u8>) -> RegistryClient {
     RegistryClient::new(ClientSettings {
         tls: Tls {
             roots: Some(root),
             ..Tls::default()
         },
-        ..with_credentials(&server.url)
+        ..with_credentials(url)
     })
     .unwrap()
+}
+
+/// A server of HTTP/2 that answers a connection's first request with `answer`, and then sends `more` for as long as it is taken.
+async fn http2_server(answer: Vec<u8>, more: Vec<u8>) -> (Url, Vec<u8>) {
+    let (acceptor, root) = localhost_over(&["h2"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = acceptor.accept(stream).await.unwrap();
+            tokio::spawn(answer_first(stream, answer.clone(), more.clone()));
+        }
+    });
+    let url = format!("https://localhost:{port}").parse().unwrap();
+    (url, root)
+}
+
+async fn answer_first(mut stream: TlsStream<TcpStream>, answer: Vec<u8>, more: Vec<u8>) {
+    let mut read = Vec::new();
+    while !asks(&read) {
+        stream.read_buf(&mut read).await.unwrap();
+    }
+    stream.write_all(&answer).await.unwrap();
+    while !more.is_empty() && stream.write_all(&more).await.is_ok() {}
+    // Until the client leaves.
+    while stream
+        .read_buf(&mut read)
+        .await
+        .is_ok_and(|count| count > 0)
+    {}
+}
+
+/// Whether a request is among what a client sent: its preface, and frames.
+fn asks(sent: &[u8]) -> bool {
+    let mut left = sent.get(24..).unwrap_or_default();
+    while let [high, middle, low, kind, ..] = left {
+        if *kind == HEADERS {
+            return true;
+        }
+        let length = u32::from_be_bytes([0, *high, *middle, *low]);
+        left = left.get(9 + length as usize..).unwrap_or_default();
+    }
+    false
+}
+
+const HEADERS: u8 = 1;
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// A response's head on the first stream (RFC 9113 section 6.2), of nothing but its status; as the last frame, or not.
+fn head(code: &str, flags: u8) -> Vec<u8> {
+    let status = status(code);
+    let length = u8::try_from(status.len()).unwrap();
+    [&[0, 0, length, HEADERS, flags, 0, 0, 0, 1], &*status].concat()
+}
+
+/// `:status` as a literal (RFC 7541 section 6.2.2).
+fn status(code: &str) -> Vec<u8> {
+    [&[0x08, 3], code.as_bytes()].concat()
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_over_http2_are_a_bad_answer_and_two_are_none() {
+    let interim = head("103", 4);
+    let (url, root) = http2_server(SETTINGS.to_vec(), interim.repeat(100)).await;
+    let asked = trusting_at(&url, root);
+    let error = asked
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, Kind::Invalid, "{error:?}");
+    assert!(error.attempt.contains("interim answers"), "{error}");
+    let answer = [&SETTINGS, &*interim.repeat(2), &*head("404", 5)].concat();
+    let (url, root) = http2_server(answer, Vec::new()).await;
+    let asked = trusting_at(&url, root);
+    let error = asked
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, Kind::NotFound, "{error:?}");
 }
 
 #[tokio::test]
