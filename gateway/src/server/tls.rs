@@ -1,7 +1,7 @@
 //! TLS from PEM files: certificate chain, key, optional client authorities, lowest version.
 //!
 //! Invariant: no connection outlives what its client was let in by. Where clients show certificates no session is resumed, so that every
-//! connection shows one; the connection ends with that certificate, and when the authorities are replaced ([`ConnectionTls`]).
+//! connection shows one; the connection ends with that certificate, and when the authorities are replaced (`ConnectionTls`).
 
 use std::{
     path::{Path, PathBuf},
