@@ -8,10 +8,11 @@ mod dispatch;
 mod gather;
 
 use std::{
+    collections::HashMap,
     fmt::Debug,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -44,8 +45,11 @@ const MEASURE_EVERY: Duration = Duration::from_secs(15);
 /// Somebody who is told of events.
 #[async_trait]
 pub trait Receiver: Debug + Send + Sync {
-    /// Its name, under which events wait for it; stays the same over restarts and reloads.
+    /// Its name, under which events wait for it; stays the same over restarts and reloads. See [`OutboxSettings::sinks`].
     fn name(&self) -> &str;
+
+    /// Whether it is a single endpoint: a wait that it names for one event is then meant for every event.
+    fn is_one_endpoint(&self) -> bool;
 
     /// Whether it is told of this repository.
     fn covers(&self, repository: &RepositoryName) -> bool;
@@ -107,11 +111,15 @@ pub struct Events {
     /// Facts that were told and are not written yet; taken by whoever writes them.
     gathering: Mutex<Option<mpsc::Receiver<Event>>>,
     listening: AtomicBool,
+    /// How old events of a receiver that is gone may become, in milliseconds.
+    max_age_ms: AtomicU64,
     /// The share of pulls that is told, of [`u32::MAX`].
     pulls: AtomicU32,
     meter: EventMeter,
     /// When what waits was last counted. Held for a look.
     counted: Mutex<Option<Instant>>,
+    /// Until when receivers that named a wait are left alone, by name; lasts over reloads. Held for a look.
+    pauses: Mutex<HashMap<String, Instant>>,
     /// Goes up with each commit that wrote events: what the dispatchers wake on.
     commits: watch::Sender<u64>,
 }
@@ -133,9 +141,11 @@ impl Events {
             source,
             gathering: Mutex::new(Some(gathered)),
             listening: AtomicBool::new(false),
+            max_age_ms: AtomicU64::new(u64::MAX),
             pulls: AtomicU32::new(0),
             meter,
             counted: Mutex::default(),
+            pauses: Mutex::default(),
             commits: watch::Sender::new(0),
         })
     }
@@ -239,6 +249,19 @@ impl Events {
         }
     }
 
+    /// Leaves a receiver alone for so long.
+    fn pause(&self, receiver: &str, wait: Duration) {
+        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        pauses.insert(receiver.to_owned(), Instant::now() + wait);
+    }
+
+    /// How long a receiver is left alone from now on.
+    fn pause_left(&self, receiver: &str) -> Option<Duration> {
+        let pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = pauses.get(receiver)?.duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
     fn is_count_due(&self) -> bool {
         let now = Instant::now();
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -249,10 +272,25 @@ impl Events {
         due
     }
 
-    /// Measures now and then, until `stop` is told or dropped.
+    /// Forgets what is too old of receivers that are gone.
+    async fn forget_unclaimed(&self) {
+        let max_age_ms = self.max_age_ms.load(Ordering::Relaxed);
+        let before_ms = self.clock.now_ms().saturating_sub(max_age_ms);
+        match self.outbox.forget_unclaimed(before_ms).await {
+            Ok(0) => {}
+            Ok(count) => tracing::warn!(
+                count,
+                "events for receivers that are no longer configured are forgotten: they are older than events.max_age"
+            ),
+            Err(error) => tracing::warn!(error = ?error, "the outbox failed"),
+        }
+    }
+
+    /// Measures and tidies now and then, until `stop` is told or dropped.
     pub async fn watch(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         loop {
             self.measure().await;
+            self.forget_unclaimed().await;
             tokio::select! {
                 _stopped = stop.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(MEASURE_EVERY) => {}
@@ -276,6 +314,12 @@ impl Events {
             max_bytes: settings.max_bytes,
         };
         self.outbox.register(&settled).await?;
+        {
+            let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+            pauses.retain(|name, _until| settled.sinks.contains(name));
+        }
+        let max_age_ms = u64::try_from(settings.max_age.as_millis()).unwrap_or(u64::MAX);
+        self.max_age_ms.store(max_age_ms, Ordering::Relaxed);
         self.pulls.store(share(settings.pulls), Ordering::Relaxed);
         self.listening
             .store(!receivers.is_empty(), Ordering::Relaxed);

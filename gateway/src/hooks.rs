@@ -12,13 +12,13 @@ use gantry_model::{
     Refusal, Repository, RepositoryName, Requester, Source, Tag, TagState,
 };
 use gantry_plugin_host::{
-    AdmitAnswer, CallError, KeyValue,
+    AdmitAnswer, CallError, EventReceiver, KeyValue,
     ports::{KeyValueEntry, PortError, PutTimes, ReadError, RegistryReads},
 };
 use gantry_registry::Admission;
 use gantry_storage::{
     BlobStore, ContentOrigin, KeyValueStore, MetadataStore, Named, ReferrerRecord, StorageError,
-    TagRecord, indexes_of, kv::KvPut, naming,
+    TagRecord, indexes_of, kv::KvPut, naming, outbox::sink_name,
 };
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -691,23 +691,55 @@ async fn read_exactly(
     }
     Ok(whole.freeze())
 }
-/// A binding that is told of events.
+/// A binding that is told of events, or one of the receivers that its configuration lists.
 #[derive(Debug)]
-pub struct EventHook(pub Arc<Binding>);
+pub struct EventHook {
+    binding: Arc<Binding>,
+    receiver: Option<EventReceiver>,
+    name: String,
+}
+
+impl EventHook {
+    /// One for each receiver that the binding's configuration lists, else one for the binding.
+    #[must_use]
+    pub fn all_of(binding: &Arc<Binding>) -> Vec<Self> {
+        let hook = |receiver: Option<&EventReceiver>| Self {
+            name: match receiver {
+                Some(receiver) => sink_name(binding.name(), receiver.mark()),
+                None => binding.name().to_string(),
+            },
+            binding: Arc::clone(binding),
+            receiver: receiver.cloned(),
+        };
+        match binding.plugin.receivers() {
+            [] => vec![hook(None)],
+            listed => listed.iter().map(|receiver| hook(Some(receiver))).collect(),
+        }
+    }
+}
 
 #[async_trait]
 impl Receiver for EventHook {
     fn name(&self) -> &str {
-        self.0.name()
+        &self.name
     }
 
     fn covers(&self, repository: &RepositoryName) -> bool {
-        self.0.sees(repository.as_str())
+        self.binding.sees(repository.as_str())
+    }
+
+    fn is_one_endpoint(&self) -> bool {
+        self.receiver.is_some()
     }
 
     async fn observe(&self, events: &[Event]) -> Result<Vec<Delivery>, String> {
-        self.0.plugin.observe(events).await.map_err(|error| {
-            tracing::warn!(plugin.name = %error.plugin, failure = error.failure.as_str(), detail = %error.detail, "plugin failed");
+        let plugin = &self.binding.plugin;
+        let observed = match &self.receiver {
+            Some(receiver) => plugin.observe_for(receiver, events).await,
+            None => plugin.observe(events).await,
+        };
+        observed.map_err(|error| {
+            tracing::warn!(plugin.name = %error.plugin, receiver = self.name, failure = error.failure.as_str(), detail = %error.detail, "plugin failed");
             format!("{}: {}", error.failure.as_str(), error.detail)
         })
     }

@@ -27,7 +27,7 @@ use tests::{
 struct Receiver {
     port: u16,
     taken: Arc<Mutex<Vec<Value>>>,
-    /// What it answers; 0: nothing, and the connection stays open.
+    /// What it answers; 0: nothing, and the connection stays open; 429: with a pause of ten minutes.
     status: Arc<AtomicU16>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -110,9 +110,13 @@ fn serve(listener: &TcpListener, taken: &Mutex<Vec<Value>>, status: &AtomicU16, 
             held.push(stream);
             continue;
         }
+        let pause = match status {
+            429 => "Retry-After: 600\r\n",
+            _ => "",
+        };
         drop(write!(
             stream,
-            "HTTP/1.1 {status} Told\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            "HTTP/1.1 {status} Told\r\n{pause}Content-Length: 0\r\nConnection: close\r\n\r\n"
         ));
     }
 }
@@ -288,6 +292,85 @@ fn a_dead_letter_is_listed_and_delivered_when_the_operator_replays_it() {
     Wire::anonymous(gateway.admin_port)
         .send("POST", replay, &[], gone)
         .expect(401);
+}
+
+#[test]
+fn a_stuck_endpoint_holds_back_no_other_of_its_binding() {
+    let stuck = Receiver::answering(free_port(), 0);
+    let honest = Receiver::start(free_port());
+    let (first, second) = (stuck.port, honest.port);
+    let gateway = Gateway::start(&config(&format!(
+        r#"
+  - name: hook
+    from: builtin:webhook
+    grants: {{ http: ["http://127.0.0.1:{first}/", "http://127.0.0.1:{second}/"] }}
+    config:
+      endpoints:
+        - {{ url: "http://127.0.0.1:{first}/hook", blobs: false }}
+        - {{ url: "http://127.0.0.1:{second}/hook", blobs: false }}
+"#
+    )));
+    let wire = Wire::basic(gateway.port, USER);
+    let tags = [0, 1, 2, 3, 4, 5].map(|number| format!("v{number}"));
+    for tag in &tags {
+        wire.push_image("team/web", tag, &Image::random(100));
+    }
+    wait_until("every push at the honest endpoint", PATIENCE, || {
+        tags.iter().all(|tag| honest.pushes_of(tag) > 0)
+    });
+    // The stuck endpoint has seen the first push and nothing else, and takes the others in order once it answers.
+    let tag_of = |event: &Value| event["target"]["tag"].as_str().unwrap().to_owned();
+    assert!(stuck.events().iter().all(|event| tag_of(event) == "v0"));
+    let marks = |events: Value| -> HashSet<String> {
+        let events = events["events"].as_array().unwrap().clone();
+        let mark = |event: Value| event["endpoint"].as_str().unwrap().to_owned();
+        events.into_iter().map(mark).collect()
+    };
+    let mut left = HashSet::new();
+    wait_until(
+        "the stuck endpoint alone to have events waiting",
+        PATIENCE,
+        || {
+            left = marks(events(&gateway, &["list", "--receiver", "hook"]));
+            left.len() == 1
+        },
+    );
+    let one = format!("hook/{}", left.iter().next().unwrap());
+    assert_eq!(marks(events(&gateway, &["list", "--receiver", &one])), left);
+    stuck.answer(200);
+    wait_until("every push at the other endpoint", PATIENCE, || {
+        tags.iter().all(|tag| stuck.pushes_of(tag) > 0)
+    });
+    let mut order: Vec<String> = stuck.events().iter().map(tag_of).collect();
+    order.dedup();
+    assert_eq!(order, tags);
+    assert!(tags.iter().all(|tag| honest.pushes_of(tag) == 1));
+}
+
+#[test]
+fn a_receiver_that_asks_for_silence_gets_it_from_every_repository() {
+    const REPOSITORIES: usize = 30;
+    let receiver = Receiver::answering(free_port(), 429);
+    let gateway = Gateway::start(&telling(receiver.port));
+    let wire = Wire::basic(gateway.port, USER);
+    let image = Image::random(100);
+    wire.push_image("team/web", "v1", &image);
+    wait_until("the first attempt", PATIENCE, || {
+        !receiver.events().is_empty()
+    });
+    // The pause begins when the answer is read.
+    wait_until("the pause", PATIENCE, || {
+        let again = "gantry_deliveries_total{receiver=\"hook\",outcome=\"again\"}";
+        gateway.metric(again) >= 1.0
+    });
+    for number in 0..REPOSITORIES {
+        wire.push_image(&format!("team/{number}"), "v1", &image);
+    }
+    let waiting = "gantry_outbox_events{receiver=\"hook\",state=\"waiting\"}";
+    wait_until("the events to wait", PATIENCE, || {
+        gateway.metric(waiting) >= REPOSITORIES as f64
+    });
+    assert_eq!(receiver.events().len(), 1);
 }
 
 #[test]

@@ -172,15 +172,29 @@ impl Payload {
             request: Some(RequestFacts {
                 id: requester.request_id.to_string(),
                 addr: client.address.to_string(),
-                host: arrival.host.clone(),
-                method: arrival.method.clone(),
-                useragent: client.user_agent.clone().unwrap_or_default(),
+                host: shortened(&arrival.host),
+                method: shortened(&arrival.method),
+                useragent: shortened(client.user_agent.as_deref().unwrap_or_default()),
             }),
             source: Some(arrival.source.clone()),
             ..Self::default()
         }
     }
 }
+
+/// The beginning of a text that a client chose, in whole characters and at most [`MAX_TEXT_BYTES`]: events of one client must not take
+/// the space of others'.
+#[must_use]
+pub fn shortened(text: &str) -> String {
+    let end = text.floor_char_boundary(MAX_TEXT_BYTES);
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
+/// Bytes of a text of an event that a client chose.
+pub const MAX_TEXT_BYTES: usize = 512;
+
+/// Bytes of a content's URL; an event says none that is longer.
+const MAX_URL_BYTES: usize = 2048;
 
 /// Content that a manifest names.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -223,7 +237,7 @@ pub struct RequestFacts {
     pub id: String,
     /// The client's address, trusted proxies taken off.
     pub addr: String,
-    /// The host the client asked for, with its port when it named one.
+    /// The host the client asked for, with its port when it named one. This and the two texts below are [`shortened`].
     pub host: String,
     /// The method.
     pub method: String,
@@ -255,11 +269,17 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Where clients fetch content of a repository, spelled as this client did.
+    /// Where clients fetch content of a repository, spelled as this client did; none when that is absurdly long.
     #[must_use]
-    pub fn content_url(&self, repository: &Repository, kind: &str, digest: &Digest) -> String {
+    pub fn content_url(
+        &self,
+        repository: &Repository,
+        kind: &str,
+        digest: &Digest,
+    ) -> Option<String> {
         let Repository { base, spelled, .. } = repository;
-        format!("{}{base}/{spelled}/{kind}/{digest}", self.url)
+        let url = format!("{}{base}/{spelled}/{kind}/{digest}", self.url);
+        (url.len() <= MAX_URL_BYTES).then_some(url)
     }
 }
 
@@ -284,6 +304,14 @@ mod tests {
             assert_eq!(kind.as_str().parse(), Ok(kind));
         }
         assert_eq!("manifest.eaten".parse::<EventKind>(), Err(UnknownKind));
+    }
+
+    #[test]
+    fn a_text_is_cut_at_the_last_whole_character_that_fits() {
+        assert_eq!(shortened("docker/29"), "docker/29");
+        assert_eq!(shortened(&"u".repeat(50_000)).len(), MAX_TEXT_BYTES);
+        // Three bytes each: 512 is no boundary.
+        assert_eq!(shortened(&"€".repeat(1000)), "€".repeat(170));
     }
 
     #[test]

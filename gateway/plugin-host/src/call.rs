@@ -37,6 +37,7 @@ use crate::{
     },
     host::{CallState, PluginContext},
     limits::{CallClock, Stop},
+    receivers::EventReceiver,
     stats::{Counters, Stats},
 };
 
@@ -44,6 +45,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Plugin {
     pub(crate) loaded: Arc<Loaded>,
+    pub(crate) receivers: Arc<[EventReceiver]>,
 }
 
 /// What `load` made of a component.
@@ -78,7 +80,14 @@ pub(crate) enum Question {
     Current(String),
     Authorize(authorizer::AuthzRequest),
     Admit(Box<admission::AdmissionRequest>),
-    Observe(Vec<events::Event>),
+    Observe(Batch),
+    ConfigSchema,
+}
+
+/// Events, and the context of the receiver that they are for.
+pub(crate) struct Batch {
+    events: Vec<events::Event>,
+    context: Arc<PluginContext>,
 }
 
 /// What it said.
@@ -90,6 +99,7 @@ pub(crate) enum Said {
     Authorized(authorizer::Decision),
     Admitted(admission::Decision),
     Observed(Vec<events::Outcome>),
+    ConfigSchema(String),
 }
 
 /// Time that a call gets.
@@ -218,15 +228,44 @@ impl Plugin {
         self.loaded.record(began, answer)
     }
 
+    /// The receivers that its configuration lists, when its schema marks them. Each gets events by [`Plugin::observe_for`].
+    #[must_use]
+    pub fn receivers(&self) -> &[EventReceiver] {
+        &self.receivers
+    }
+
     /// Hands over a batch of events; answers what became of each, in the order of the events. Nobody asks, so the plugin reads nothing
     /// of the registry.
     ///
     /// # Errors
     /// [`CallError`]; nothing is known to be delivered.
     pub async fn observe(&self, events: &[Event]) -> Result<Vec<Delivery>, CallError> {
+        self.observe_in(&self.loaded.context, events).await
+    }
+
+    /// [`Plugin::observe`] with a configuration that lists one of [`Plugin::receivers`] alone.
+    ///
+    /// # Errors
+    /// [`CallError`]; nothing is known to be delivered.
+    pub async fn observe_for(
+        &self,
+        receiver: &EventReceiver,
+        events: &[Event],
+    ) -> Result<Vec<Delivery>, CallError> {
+        self.observe_in(&receiver.context, events).await
+    }
+
+    async fn observe_in(
+        &self,
+        context: &Arc<PluginContext>,
+        events: &[Event],
+    ) -> Result<Vec<Delivery>, CallError> {
         let began = Instant::now();
         let answer = async {
-            let question = Question::Observe(convert::events(events)?);
+            let question = Question::Observe(Batch {
+                events: convert::events(events)?,
+                context: Arc::clone(context),
+            });
             match self.loaded.call(None, question).await? {
                 Said::Observed(outcomes) => convert::deliveries(events.len(), outcomes),
                 _ => Err(mismatch()),
@@ -289,8 +328,7 @@ impl Loaded {
         let live = self.counters.live();
         let clock = Arc::new(CallClock::start(allowance.wall, allowance.cpu));
         clock.grant(question.document_bytes());
-        let of_batch = matches!(question, Question::Observe(_));
-        let mut store = self.store(requester, &clock, of_batch);
+        let mut store = self.store(requester, &clock, &question);
         let output = store.data().output.clone();
         let answered = {
             let mut ask = Box::pin(self.ask(&mut store, question));
@@ -344,10 +382,14 @@ impl Loaded {
         &self,
         requester: Option<Requester>,
         clock: &Arc<CallClock>,
-        of_batch: bool,
+        question: &Question,
     ) -> Store<CallState> {
-        let limits = &self.context.limits;
-        let state = CallState::new(&self.context, requester, Arc::clone(clock), of_batch);
+        let (context, of_batch) = match question {
+            Question::Observe(batch) => (&batch.context, true),
+            _ => (&self.context, false),
+        };
+        let limits = &context.limits;
+        let state = CallState::new(context, requester, Arc::clone(clock), of_batch);
         let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.hostcall_bytes);
@@ -365,9 +407,9 @@ impl Loaded {
     ) -> wasmtime::Result<Said> {
         let instance = self.instance.instantiate_async(&mut *store).await?;
         let guest = self.exports.lifecycle.load(&mut *store, &instance)?;
-        let config = &self.context.config;
+        let context = Arc::clone(&store.data().context);
         let issues = guest
-            .call_configure(&mut *store, config)
+            .call_configure(&mut *store, &context.config)
             .await?
             .err()
             .unwrap_or_default();
@@ -384,6 +426,10 @@ impl Loaded {
             Question::SelfTest => {
                 let tested = guest.call_self_test(&mut *store).await?;
                 Ok(Said::Tested(tested))
+            }
+            Question::ConfigSchema => {
+                let schema = guest.call_config_schema(&mut *store).await?;
+                Ok(Said::ConfigSchema(schema))
             }
             question => self.ask_hook(store, &instance, question).await,
         }
@@ -418,12 +464,14 @@ impl Loaded {
                 let decision = hook.call_admit(&mut *store, &request).await?;
                 Ok(Said::Admitted(answered(decision)?))
             }
-            Question::Observe(events) => {
+            Question::Observe(batch) => {
                 let hook = exported(exports.events.as_ref())?.load(&mut *store, instance)?;
-                let outcomes = hook.call_observe(&mut *store, &events).await?;
+                let outcomes = hook.call_observe(&mut *store, &batch.events).await?;
                 Ok(Said::Observed(answered(outcomes)?))
             }
-            Question::Configure | Question::SelfTest => Err(mismatch().into()),
+            Question::Configure | Question::SelfTest | Question::ConfigSchema => {
+                Err(mismatch().into())
+            }
         }
     }
 

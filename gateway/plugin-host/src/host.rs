@@ -33,6 +33,7 @@ use crate::{
 };
 
 /// What every call of a plugin shares.
+#[derive(Clone)]
 pub(crate) struct PluginContext {
     pub(crate) name: Arc<str>,
     /// The binding's configuration as JSON text.

@@ -23,6 +23,7 @@ use crate::{
     inspect::{Inspection, digest_of, refuse_bytes},
     limits::Stop,
     ports::{HostPorts, PluginSource},
+    receivers,
     record::{self, Recorder},
     stats::Counters,
 };
@@ -31,7 +32,7 @@ use crate::{
 const MAX_COMPILE: Duration = Duration::from_secs(120);
 /// `configure` runs before every call, so it gets a call's CPU time; only its wall time is generous.
 const CONFIGURE_WALL: Duration = Duration::from_secs(10);
-const SELF_TEST: Allowance = Allowance {
+pub(crate) const SELF_TEST: Allowance = Allowance {
     wall: Duration::from_secs(30),
     cpu: Duration::from_secs(1),
 };
@@ -180,8 +181,10 @@ impl PluginHost {
         };
         configure(&loaded).await?;
         self_test(&loaded).await?;
+        let receivers = receivers::listed(&loaded).await?;
         Ok(Plugin {
             loaded: Arc::new(loaded),
+            receivers: receivers.into(),
         })
     }
 
@@ -379,7 +382,7 @@ async fn self_test(loaded: &Loaded) -> Result<(), String> {
     }
 }
 
-fn stopped(what: &str, stop: &Stop) -> String {
+pub(crate) fn stopped(what: &str, stop: &Stop) -> String {
     format!(
         "its {what} failed ({}): {}",
         stop.failure.as_str(),

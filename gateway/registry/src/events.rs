@@ -4,7 +4,7 @@
 
 use gantry_model::{
     Digest, Event, EventKind, MediaType, Repository, RepositoryName, Tag, UploadId,
-    event::{Payload, ReferencedContent},
+    event::{Payload, ReferencedContent, shortened},
 };
 use gantry_storage::{Commit, CommitError, ManifestRecord, ReferenceRecord};
 
@@ -145,7 +145,7 @@ impl Call {
         Payload {
             media_type: Some(media_type.to_string()),
             size: content.size,
-            url: arrival.map(|arrival| arrival.content_url(repository, kind, content.digest)),
+            url: arrival.and_then(|arrival| arrival.content_url(repository, kind, content.digest)),
             references: references.iter().map(referenced).collect(),
             from_repository: content.from.map(ToString::to_string),
             previous: content.previous.map(ToString::to_string),
@@ -156,7 +156,7 @@ impl Call {
 
 fn referenced(reference: &ReferenceRecord) -> ReferencedContent {
     ReferencedContent {
-        media_type: reference.media_type.to_string(),
+        media_type: shortened(&reference.media_type.to_string()),
         digest: reference.digest.to_string(),
         size: reference.size,
     }

@@ -120,7 +120,7 @@ impl Generation {
             Arc::clone(&lasting.serves),
             lasting.shadows.clone(),
         );
-        let receivers = taking_part(Hook::Observe).into_iter();
+        let receivers = receivers(&taking_part(Hook::Observe));
         let registry = lasting.registry.reconfigured(
             Arc::new(admission),
             mirrors(config, &clients, &lasting.telemetry),
@@ -140,9 +140,7 @@ impl Generation {
             policy: Arc::new(policy),
             telemetry: Arc::clone(&lasting.telemetry),
             events: Arc::clone(&lasting.events),
-            receivers: receivers
-                .map(|binding| Arc::new(EventHook(binding)) as _)
-                .collect(),
+            receivers,
             edge: Arc::new(edge_settings(config)),
             is_open,
             shares: Arc::clone(&lasting.shares),
@@ -152,6 +150,11 @@ impl Generation {
             _counted: Counted::new(&lasting.generations),
         })
     }
+}
+
+fn receivers(bindings: &[Arc<Binding>]) -> Vec<Arc<dyn Receiver>> {
+    let hooks = bindings.iter().flat_map(EventHook::all_of);
+    hooks.map(|hook| Arc::new(hook) as _).collect()
 }
 
 /// An unchanged mirror keeps its client; one with other credentials too, so that what it fetches goes on.

@@ -70,7 +70,7 @@ struct Which {
     /// The event with this id.
     #[arg(long)]
     id: Option<String>,
-    /// Those of this receiver, a plugin's name.
+    /// Those of this receiver: a plugin's name, or NAME/ENDPOINT for one of its endpoints.
     #[arg(long)]
     receiver: Option<String>,
     /// Those of this repository.
@@ -168,6 +168,7 @@ fn table(document: &Value) -> String {
     let head = [
         "ID",
         "RECEIVER",
+        "ENDPOINT",
         "STATE",
         "KIND",
         "AT",
@@ -179,6 +180,7 @@ fn table(document: &Value) -> String {
     let keys = [
         "id",
         "receiver",
+        "endpoint",
         "state",
         "kind",
         "at",
@@ -206,7 +208,7 @@ mod tests {
     fn the_table_says_what_waits_and_where_to_go_on() {
         let document = json!({
             "events": [
-                { "id": "a1", "receiver": "hook", "state": "dead", "kind": "manifest-pushed", "at": "2026-01-01T00:00:00Z",
+                { "id": "a1", "receiver": "hook", "endpoint": "1f", "state": "dead", "kind": "manifest-pushed", "at": "2026-01-01T00:00:00Z",
                   "repository": "team/web", "tag": "v1", "attempts": 2, "error": "answered 410\nGone" },
                 { "id": "b2", "receiver": "hook", "state": "waiting", "kind": "blob-pushed", "at": "2026-01-01T00:00:01Z",
                   "repository": "x", "tag": null, "attempts": 0, "error": null },
@@ -215,9 +217,9 @@ mod tests {
         });
         assert_eq!(
             table(&document),
-            "ID  RECEIVER  STATE    KIND             AT                    REPOSITORY  TAG  ATTEMPTS  ERROR\n\
-             a1  hook      dead     manifest-pushed  2026-01-01T00:00:00Z  team/web    v1   2         answered 410 Gone\n\
-             b2  hook      waiting  blob-pushed      2026-01-01T00:00:01Z  x           -    0         -\n\
+            "ID  RECEIVER  ENDPOINT  STATE    KIND             AT                    REPOSITORY  TAG  ATTEMPTS  ERROR\n\
+             a1  hook      1f        dead     manifest-pushed  2026-01-01T00:00:00Z  team/web    v1   2         answered 410 Gone\n\
+             b2  hook      -         waiting  blob-pushed      2026-01-01T00:00:01Z  x           -    0         -\n\
              \n\
              There are more: --after 7:hook\n"
         );

@@ -6,7 +6,10 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use gantry_model::{Delivery, Event};
-use gantry_storage::{Settled, Settlement, Take, Taken, outbox::Waiting};
+use gantry_storage::{
+    Settled, Settlement, Take, Taken,
+    outbox::{Waiting, receiver_of},
+};
 use tokio::sync::watch;
 
 use super::{EventSettings, Events, Receiver, random};
@@ -39,6 +42,8 @@ pub(super) struct Dispatcher {
 enum Next {
     /// For the next commit, or until an event is due.
     Wait(Option<u64>),
+    /// For the end of a pause that the receiver named.
+    Pause(Duration),
     /// For the outbox to work again.
     Failed,
     /// These have to be settled.
@@ -69,11 +74,13 @@ impl Dispatcher {
         loop {
             commits.mark_unchanged();
             let stopped = *stop.borrow_and_update();
-            let limit = if stopped { 0 } else { BATCH };
+            let pause = self.events.pause_left(self.receiver.name());
+            let is_idle = stopped || pause.is_some();
+            let limit = if is_idle { 0 } else { BATCH };
             let next = match self.take(&settled, limit).await {
                 Some(taken) if taken.batch.is_empty() => {
                     settled.clear();
-                    Next::Wait(taken.next_due_at_ms)
+                    pause.map_or(Next::Wait(taken.next_due_at_ms), Next::Pause)
                 }
                 Some(taken) => Next::Settle(self.attempt(taken.batch).await),
                 None => Next::Failed,
@@ -87,10 +94,11 @@ impl Dispatcher {
                     continue;
                 }
                 Next::Wait(due_at_ms) => self.until(due_at_ms),
+                Next::Pause(left) => left,
                 Next::Failed => STORE_WAIT,
             };
             tokio::select! {
-                _changed = commits.changed(), if !matches!(next, Next::Failed) => {}
+                _changed = commits.changed(), if matches!(next, Next::Wait(_)) => {}
                 _stopped = stop.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
@@ -135,16 +143,41 @@ impl Dispatcher {
             .partition(|waiting| self.suspects.remove(&waiting.sequence));
         settled.extend(self.hand_over(together).await);
         for waiting in alone {
-            settled.extend(self.hand_over(vec![waiting]).await);
+            settled.extend(match self.events.pause_left(self.receiver.name()) {
+                Some(left) => vec![self.postponed(&waiting, left)],
+                None => self.hand_over(vec![waiting]).await,
+            });
         }
         settled
+    }
+
+    /// An event that was taken before the receiver named a pause.
+    fn postponed(&mut self, waiting: &Waiting, left: Duration) -> Settled {
+        self.suspects.insert(waiting.sequence);
+        let again = self.again(waiting, Some(left), "the receiver asked for a pause");
+        settled_as(waiting, again)
+    }
+
+    /// The event without the name of another repository that the receiver does not cover.
+    fn shown(&self, event: &Event) -> Event {
+        let mut event = event.clone();
+        let is_covered = |source: &String| {
+            let source = source.parse();
+            source.is_ok_and(|source| self.receiver.covers(&source))
+        };
+        let source = event.payload.from_repository.take();
+        event.payload.from_repository = source.filter(is_covered);
+        event
     }
 
     async fn hand_over(&mut self, batch: Vec<Waiting>) -> Vec<Settled> {
         if batch.is_empty() {
             return Vec::new();
         }
-        let events: Vec<Event> = batch.iter().map(|waiting| waiting.event.clone()).collect();
+        let events: Vec<Event> = batch
+            .iter()
+            .map(|waiting| self.shown(&waiting.event))
+            .collect();
         let outcomes = match self.receiver.observe(&events).await {
             Ok(outcomes) if outcomes.len() == batch.len() => Ok(outcomes),
             Ok(outcomes) => Err(format!(
@@ -154,6 +187,9 @@ impl Dispatcher {
             )),
             Err(error) => Err(error),
         };
+        if let Ok(outcomes) = &outcomes {
+            self.keep_pause(outcomes);
+        }
         let settled: Vec<Settled> = match outcomes {
             Ok(outcomes) => batch
                 .iter()
@@ -172,6 +208,18 @@ impl Dispatcher {
         settled
     }
 
+    /// An endpoint that named a wait is left alone with everything.
+    fn keep_pause(&self, outcomes: &[Delivery]) {
+        let named = outcomes.iter().filter_map(|outcome| match outcome {
+            Delivery::Retry(wait) => Some(*wait),
+            Delivery::Delivered | Delivery::Drop(_) => None,
+        });
+        let longest = named.max().unwrap_or_default().min(MAX_ASKED_WAIT);
+        if self.receiver.is_one_endpoint() && !longest.is_zero() {
+            self.events.pause(self.receiver.name(), longest);
+        }
+    }
+
     fn count(&self, settled: &[Settled]) {
         for settled in settled {
             let outcome = match settled.settlement {
@@ -180,7 +228,7 @@ impl Dispatcher {
                 Settlement::Dead { .. } => DeliveryOutcome::Dead,
             };
             let meter = &self.events.meter;
-            meter.count_attempt(self.receiver.name(), outcome);
+            meter.count_attempt(receiver_of(self.receiver.name()), outcome);
         }
     }
 

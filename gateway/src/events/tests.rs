@@ -26,7 +26,9 @@ type Answer = Result<Vec<Delivery>, String>;
 struct Scripted {
     script: Mutex<VecDeque<Answer>>,
     down: AtomicBool,
+    is_one_endpoint: AtomicBool,
     calls: Mutex<Vec<Vec<String>>>,
+    shown: Mutex<Vec<Event>>,
     called: Notify,
 }
 
@@ -70,8 +72,13 @@ impl Receiver for Hook {
         repository.as_str() != "private"
     }
 
+    fn is_one_endpoint(&self) -> bool {
+        self.0.is_one_endpoint.load(Ordering::Relaxed)
+    }
+
     async fn observe(&self, events: &[Event]) -> Answer {
         let answer = self.0.answer(events.len());
+        self.0.shown.lock().unwrap().extend_from_slice(events);
         let ids = events.iter().map(|event| event.id.clone()).collect();
         self.0.calls.lock().unwrap().push(ids);
         self.0.called.notify_waiters();
@@ -112,16 +119,8 @@ impl World {
     }
 
     async fn tell(&self, events: impl IntoIterator<Item = (&str, &str)>) {
-        let events = events.into_iter().map(|(id, repository)| Event {
-            id: id.to_owned(),
-            kind: EventKind::ManifestPushed,
-            at_ms: START_MS,
-            repository: repository.parse().unwrap(),
-            digest: None,
-            tag: None,
-            actor: "user:alice".to_owned(),
-            payload: Payload::default(),
-        });
+        let events = events.into_iter();
+        let events = events.map(|(id, repository)| event(id, repository));
         self.store.append(events.collect()).await.unwrap();
         self.events.committed();
     }
@@ -142,6 +141,19 @@ impl World {
             (entry.waiting.event.id, entry.waiting.attempts, error)
         });
         dead.collect()
+    }
+}
+
+fn event(id: &str, repository: &str) -> Event {
+    Event {
+        id: id.to_owned(),
+        kind: EventKind::ManifestPushed,
+        at_ms: START_MS,
+        repository: repository.parse().unwrap(),
+        digest: None,
+        tag: None,
+        actor: "user:alice".to_owned(),
+        payload: Payload::default(),
     }
 }
 
@@ -238,6 +250,86 @@ async fn the_receivers_own_wait_is_kept() {
         (asked..asked + Duration::from_secs(1)).contains(&waited),
         "{waited:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_an_endpoint_names_holds_whatever_else_there_is_for_it() {
+    let asked = Duration::from_secs(600);
+    let world = World::new([Ok(vec![Delivery::Retry(asked)])]);
+    world.hook.is_one_endpoint.store(true, Ordering::Relaxed);
+    let dispatchers = world.start(EventSettings::default()).await;
+    let before = Instant::now();
+    world.tell([("a1", "a")]).await;
+    world.hook.called(1).await;
+    for number in 0..120 {
+        let (id, name) = (format!("b{number}"), format!("b/{number}"));
+        world.tell([(&*id, &*name)]).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // A reload is no reason to try again.
+    dispatchers.stop().await;
+    let _dispatchers = world.start(EventSettings::default()).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.hook.calls(), [["a1"]]);
+    world.hook.called(2).await;
+    assert!(before.elapsed() >= asked, "{:?}", before.elapsed());
+    assert_eq!(world.settled().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_one_event_of_a_receiver_of_many_holds_that_one_alone() {
+    let asked = Duration::from_secs(600);
+    let world = World::new([Ok(vec![Delivery::Retry(asked)])]);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    let before = Instant::now();
+    world.tell([("a1", "a")]).await;
+    world.hook.called(1).await;
+    world.tell([("b1", "b")]).await;
+    world.hook.called(2).await;
+    assert!(before.elapsed() < asked, "{:?}", before.elapsed());
+    assert_eq!(world.hook.calls(), [["a1"], ["b1"]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_source_of_a_mount_is_named_to_a_receiver_that_covers_it() {
+    let world = World::new([]);
+    let _dispatchers = world.start(EventSettings::default()).await;
+    let mounted = |id: &str, source: &str| Event {
+        kind: EventKind::BlobMounted,
+        payload: Payload {
+            from_repository: Some(source.to_owned()),
+            ..Payload::default()
+        },
+        ..event(id, "public")
+    };
+    let events = vec![mounted("m1", "private"), mounted("m2", "open")];
+    world.store.append(events).await.unwrap();
+    world.events.committed();
+    assert_eq!(world.settled().await, []);
+    let shown = world.hook.shown.lock().unwrap().clone();
+    let sources = shown
+        .iter()
+        .map(|event| event.payload.from_repository.as_deref());
+    assert_eq!(sources.collect::<Vec<_>>(), [None, Some("open")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_older_than_the_greatest_age_is_forgotten_with_its_receiver() {
+    let settings = EventSettings::default();
+    let world = World::new([]);
+    world.hook.down.store(true, Ordering::Relaxed);
+    let dispatchers = world.start(settings).await;
+    world.tell([("a1", "a")]).await;
+    dispatchers.stop().await;
+    let _none = world.events.start(Vec::new(), &settings).await.unwrap();
+    let stop = watch::Sender::new(false);
+    let watching = tokio::spawn(Arc::clone(&world.events).watch(stop.subscribe()));
+    tokio::time::sleep(settings.max_age / 2).await;
+    assert_eq!(world.store.depth().await.unwrap().events, 1);
+    tokio::time::sleep(settings.max_age / 2 + 2 * MEASURE_EVERY).await;
+    assert_eq!(world.store.depth().await.unwrap().events, 0);
+    stop.send_replace(true);
+    watching.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

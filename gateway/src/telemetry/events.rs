@@ -3,11 +3,12 @@
 //! Owns the names. A receiver is named by its plugin, which the operator wrote: bounded.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use gantry_storage::outbox::Depth;
+use gantry_storage::outbox::{Depth, receiver_of};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
@@ -121,10 +122,16 @@ impl Collector for LastDepth {
         let help = "Events that wait for a receiver, and those given up";
         let mut metric =
             encoder.encode_descriptor("outbox_events", help, None, MetricType::Gauge)?;
+        let mut receivers: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         for sink in &depth.sinks {
-            for (state, count) in [("waiting", sink.waiting), ("dead", sink.dead)] {
+            let (waiting, dead) = receivers.entry(receiver_of(&sink.sink)).or_default();
+            *waiting += sink.waiting;
+            *dead += sink.dead;
+        }
+        for (receiver, (waiting, dead)) in receivers {
+            for (state, count) in [("waiting", waiting), ("dead", dead)] {
                 let labels = DepthLabels {
-                    receiver: sink.sink.clone(),
+                    receiver: receiver.to_owned(),
                     state,
                 };
                 let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
@@ -138,6 +145,10 @@ impl Collector for LastDepth {
         let help = "Events pushed out of the full outbox";
         let metric =
             encoder.encode_descriptor("events_evicted", help, None, MetricType::Counter)?;
-        ConstCounter::new(depth.evicted).encode(metric)
+        ConstCounter::new(depth.evicted).encode(metric)?;
+        let help = "Deliveries given up because their rows in the database could not be read";
+        let metric =
+            encoder.encode_descriptor("events_unreadable", help, None, MetricType::Counter)?;
+        ConstCounter::new(depth.unreadable).encode(metric)
     }
 }

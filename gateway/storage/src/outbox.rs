@@ -6,7 +6,7 @@
 //! up, is the caller's: a store has no clock.
 //! Invariant: an attempt is durable before it is made, so that a crash in the middle counts it.
 
-use std::fmt::Debug;
+use std::{collections::BTreeSet, fmt::Debug};
 
 use async_trait::async_trait;
 use gantry_model::{Event, RepositoryName};
@@ -16,7 +16,9 @@ use crate::error::StorageError;
 /// Who gets events, and how many may wait.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct OutboxSettings {
-    /// Names of the sinks that get every event written from now on. What waits for others stays until it is dropped or pushed out.
+    /// Names of the sinks that get every event written from now on: `RECEIVER`, or `RECEIVER/PART` for a part of one, see [`sink_name`].
+    /// What a sink of the last registration leaves behind goes to the sinks of the same receiver that are new. Without such a sink it
+    /// waits for the sink to come back; it is the first that a full outbox gives up, and [`EventOutbox::forget_unclaimed`] ends it.
     pub sinks: Vec<String>,
     /// Events kept at most, waiting and dead.
     pub max_events: u64,
@@ -75,7 +77,7 @@ pub struct Taken {
 /// Which deliveries are meant; everything that is `None` means all.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct EventFilter {
-    /// Of this sink.
+    /// Of this sink, or of every part of this receiver.
     pub sink: Option<String>,
     /// Only dead letters, or only waiting ones.
     pub dead: Option<bool>,
@@ -120,6 +122,8 @@ pub struct Depth {
     pub bytes: u64,
     /// Events pushed out since the store was opened, because there was no space.
     pub evicted: u64,
+    /// Deliveries given up since the store was opened, because their rows could not be read.
+    pub unreadable: u64,
 }
 
 /// How much waits for one sink.
@@ -151,7 +155,7 @@ pub trait EventOutbox: Debug + Send + Sync {
     async fn append(&self, events: Vec<Event>) -> Result<(), StorageError>;
 
     /// Settles what the sink took before, and takes what is due: at most `limit` events, the longest due first. Both in one
-    /// transaction, durable on return. A sink has one taker at a time.
+    /// transaction, durable on return. A sink has one taker at a time. A delivery that cannot be read is given up.
     ///
     /// # Errors
     /// [`StorageError`]: nothing was settled and nothing taken.
@@ -181,6 +185,13 @@ pub trait EventOutbox: Debug + Send + Sync {
     /// [`StorageError`].
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StorageError>;
 
+    /// Forgets deliveries of sinks that are not registered whose events happened before `before_ms`. Returns how many, as
+    /// [`EventOutbox::replay`] does.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    async fn forget_unclaimed(&self, before_ms: u64) -> Result<u64, StorageError>;
+
     /// How much waits.
     ///
     /// # Errors
@@ -203,6 +214,31 @@ pub struct Take {
 
 /// Deliveries that one call of [`EventOutbox::replay`] or [`EventOutbox::discard`] changes at most.
 pub const MAX_CHANGED: u64 = 1000;
+
+/// The name of a receiver's part, as a sink.
+#[must_use]
+pub fn sink_name(receiver: &str, part: &str) -> String {
+    format!("{receiver}/{part}")
+}
+
+/// The receiver that a sink belongs to.
+#[must_use]
+pub fn receiver_of(sink: &str) -> &str {
+    sink.split_once('/')
+        .map_or(sink, |(receiver, _part)| receiver)
+}
+
+/// Which new sinks take over what each former sink leaves behind.
+pub(crate) fn heirs<'a>(
+    former: &'a BTreeSet<String>,
+    new: &'a BTreeSet<String>,
+) -> impl Iterator<Item = (&'a str, Vec<&'a str>)> {
+    former.difference(new).map(move |gone| {
+        let added = new.difference(former);
+        let family = added.filter(|sink| receiver_of(sink) == receiver_of(gone));
+        (gone.as_str(), family.map(String::as_str).collect())
+    })
+}
 
 /// What an event is counted with beside its texts: its other columns and its indexes.
 const ROW_BYTES: u64 = 256;

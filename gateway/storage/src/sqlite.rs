@@ -67,6 +67,7 @@ impl SqliteStore {
     /// version or another program wrote it.
     pub fn open(path: &Path) -> Result<Self, StorageError> {
         let connection = open_writer(path, &METADATA)?;
+        outbox::mend(&connection).map_err(failure::in_open)?;
         Ok(Self {
             writer: Writer::start(connection)?,
             readers: Readers::new(path, &METADATA),

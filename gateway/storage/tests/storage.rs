@@ -6,6 +6,8 @@
 mod adopt;
 #[path = "storage/cached.rs"]
 mod cached;
+#[path = "storage/damaged_outbox.rs"]
+mod damaged_outbox;
 #[path = "storage/faulty.rs"]
 mod faulty;
 #[path = "storage/folder.rs"]

@@ -160,11 +160,13 @@ impl Endpoint {
     /// Whether it is told about an event.
     pub(crate) fn wants(&self, event: &Event) -> bool {
         let told = Group::of(&event.kind).is_some_and(|group| self.groups.contains(&group));
-        let here = self
-            .repositories
-            .as_ref()
-            .is_none_or(|globs| any_matches(globs, &event.repository));
-        told && here && (self.blobs || !event.kind.starts_with("blob."))
+        told && self.covers(&event.repository) && (self.blobs || !event.kind.starts_with("blob."))
+    }
+
+    /// Whether it may learn this repository's name.
+    pub(crate) fn covers(&self, repository: &str) -> bool {
+        let globs = self.repositories.as_ref();
+        globs.is_none_or(|globs| any_matches(globs, repository))
     }
 
     /// The names of the secrets it uses.
@@ -176,7 +178,7 @@ impl Endpoint {
         headers.chain(self.sign_with.as_deref())
     }
 
-    /// Tells it from the others in a note, also after the order of the configuration changed. FNV-1a of the URL.
+    /// Names it in the log, as the gateway does: FNV-1a of the URL, which may hold a token.
     pub(crate) fn mark(&self) -> String {
         let hash = self
             .url

@@ -1,16 +1,14 @@
 //! A batch on its way to the endpoints: what is sent, in which order, and what each event's outcome is.
 //!
-//! Owns the order per repository and endpoint, the notes about who took what, and the time that is left. An endpoint that took an event
-//! is not asked again when another did not; notes are written before the next endpoint is asked, so that an ended call loses none.
+//! Owns the order per repository and endpoint, and the time that is left.
 
 use gantry_plugin::{
     clock, crypto,
     events::{Event, Outcome},
-    http, kv, log,
+    http, log,
 };
 
 use crate::{
-    BUCKET,
     config::{Endpoint, Format, HeaderValue},
     format,
     reply::{self, Reply},
@@ -20,8 +18,6 @@ use crate::{
 const BATCH: usize = 64;
 /// Left over for answering, in milliseconds.
 const RESERVE_MS: u32 = 250;
-/// Longer than any dead letter is kept alive by attempts, in milliseconds.
-const NOTE_TTL_MS: u32 = 14 * 24 * 60 * 60 * 1000;
 
 /// What a delivery needs of the host.
 pub(crate) trait World {
@@ -29,8 +25,6 @@ pub(crate) trait World {
     fn sign(&self, secret: &str, body: &[u8]) -> Result<Vec<u8>, String>;
     fn now_ms(&self) -> u64;
     fn remaining_ms(&self) -> u32;
-    fn is_noted(&self, note: &str) -> bool;
-    fn note(&self, note: &str);
 }
 
 /// The host itself.
@@ -52,22 +46,6 @@ impl World for Host {
 
     fn remaining_ms(&self) -> u32 {
         clock::deadline_remaining_ms()
-    }
-
-    fn is_noted(&self, note: &str) -> bool {
-        let found = kv::open(BUCKET).and_then(|bucket| bucket.get(note));
-        matches!(found, Ok(Some(_)))
-    }
-
-    fn note(&self, note: &str) {
-        let written = kv::open(BUCKET).and_then(|bucket| bucket.put(note, b"", Some(NOTE_TTL_MS)));
-        if let Err(error) = written {
-            let error = error.to_string();
-            log::warn(
-                "cannot note a delivery; it may be repeated",
-                &[("error", &error)],
-            );
-        }
     }
 }
 
@@ -126,7 +104,7 @@ impl<'a, W: World> Delivery<'a, W> {
             .events
             .iter()
             .enumerate()
-            .filter(|(_, event)| endpoint.wants(event) && !self.has(endpoint, event))
+            .filter(|(_, event)| endpoint.wants(event))
             .collect();
         for group in wanted.chunks(size) {
             let events: Vec<&Event> = group.iter().map(|(_, event)| *event).collect();
@@ -141,10 +119,6 @@ impl<'a, W: World> Delivery<'a, W> {
             };
             if matches!(state, State::Later(_)) {
                 held.extend(events.iter().map(|event| event.repository.as_str()));
-            } else {
-                events
-                    .iter()
-                    .for_each(|event| self.remember(endpoint, event));
             }
             let slots = states.iter_mut().enumerate();
             slots
@@ -225,21 +199,6 @@ impl<'a, W: World> Delivery<'a, W> {
             timeout_ms: Some(endpoint.timeout_ms.min(remaining_ms)),
         })
     }
-
-    /// Whether an earlier attempt brought the event there.
-    fn has(&self, endpoint: &Endpoint, event: &Event) -> bool {
-        self.endpoints.len() > 1 && self.world.is_noted(&note(endpoint, event))
-    }
-
-    fn remember(&self, endpoint: &Endpoint, event: &Event) {
-        if self.endpoints.len() > 1 {
-            self.world.note(&note(endpoint, event));
-        }
-    }
-}
-
-fn note(endpoint: &Endpoint, event: &Event) -> String {
-    format!("{}/{}", event.id, endpoint.mark())
 }
 
 /// Says why something did not arrive. The URL stays out: it may hold a token, as Slack's do.

@@ -268,8 +268,25 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
+/// The event without the name of a mount's source, where the endpoint does not cover that repository.
+fn shown(endpoint: &Endpoint, event: &Event) -> Event {
+    let mut shown = event.clone();
+    let payload: Value = serde_json::from_str(&event.payload).unwrap_or_default();
+    let source = payload.get("from_repository").and_then(Value::as_str);
+    if source.is_some_and(|source| !endpoint.covers(source)) {
+        let mut payload = payload;
+        if let Some(fields) = payload.as_object_mut() {
+            fields.remove("from_repository");
+        }
+        shown.payload = payload.to_string();
+    }
+    shown
+}
+
 /// The body for `events`: one, except for a batch.
 pub(crate) fn body(endpoint: &Endpoint, events: &[&Event]) -> Body {
+    let shown: Vec<Event> = events.iter().map(|event| shown(endpoint, event)).collect();
+    let events = &shown;
     let payload = |event: &Event| serde_json::from_str(&event.payload).unwrap_or_default();
     let json_bytes = |value: &Value| value.to_string().into_bytes();
     let first = events.first();

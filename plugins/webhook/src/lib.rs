@@ -10,7 +10,8 @@
 //! | `sign_with` | a secret for `X-Gantry-Signature` |
 //! | `timeout_ms` | of one request; 5000 |
 //!
-//! Whatever is not known to have arrived is answered with retry, so the gateway's attempts and dead letters decide, never this plugin.
+//! Each endpoint is a receiver of its own for the gateway, which calls this plugin once for each with that endpoint alone. Whatever is not
+//! known to have arrived is answered with retry, so the gateway's attempts and dead letters decide, never this plugin.
 
 mod config;
 mod deliver;
@@ -21,7 +22,6 @@ mod time;
 use gantry_plugin::{
     Answer, Events, Issues, Plugin, config as secrets,
     events::{Event, Outcome},
-    kv,
 };
 
 pub use crate::config::Config;
@@ -29,9 +29,6 @@ use crate::{
     config::Endpoint,
     deliver::{Delivery, Host},
 };
-
-/// The bucket of notes about what arrived where. Needed when there are several endpoints.
-const BUCKET: &str = "delivered";
 
 /// The plugin.
 #[derive(Debug)]
@@ -57,11 +54,6 @@ impl Plugin for Webhook {
                     "the secret {name} is not granted: add it to `grants.secrets`"
                 ));
             }
-        }
-        if self.endpoints.len() > 1 && kv::open(BUCKET).is_err() {
-            return Err(format!(
-                "several endpoints need a place to note which of them took an event: add `kv: [{BUCKET}]` to `grants`"
-            ));
         }
         Ok(())
     }

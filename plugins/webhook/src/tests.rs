@@ -1,9 +1,6 @@
 //! What receivers get, byte for byte, and what each event's outcome is when they do not take it.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeSet,
-};
+use std::cell::{Cell, RefCell};
 
 use gantry_plugin::{http, parse_config};
 
@@ -228,7 +225,6 @@ fn a_slack_text_cannot_be_made_to_call_everybody() {
 struct Fake {
     answers: RefCell<Vec<(&'static str, Result<u16, http::Error>)>>,
     sent: RefCell<Vec<http::Request>>,
-    notes: RefCell<BTreeSet<String>>,
     retry_after: Cell<Option<u32>>,
     remaining_ms: Cell<Option<u32>>,
 }
@@ -262,14 +258,6 @@ impl World for Fake {
     fn remaining_ms(&self) -> u32 {
         self.remaining_ms.get().unwrap_or(30_000)
     }
-
-    fn is_noted(&self, note: &str) -> bool {
-        self.notes.borrow().contains(note)
-    }
-
-    fn note(&self, note: &str) {
-        self.notes.borrow_mut().insert(note.to_owned());
-    }
 }
 
 impl Fake {
@@ -291,7 +279,6 @@ impl Fake {
 }
 
 const A: &str = "https://a.example/x";
-const B: &str = "https://b.example/x";
 const TO_BOTH: &str =
     r#"{"endpoints":[{"url":"https://a.example/x"},{"url":"https://b.example/x"}]}"#;
 
@@ -338,16 +325,21 @@ fn a_delivery_is_one_signed_post_with_the_configured_headers() {
 }
 
 #[test]
-fn an_event_that_one_endpoint_did_not_take_goes_to_that_one_alone_again() {
-    let fake = Fake::answering(&[(B, Ok(500))]);
-    let events = [pushed()];
-    assert_eq!(fake.run(TO_BOTH, &events), [Outcome::Retry(0)]);
-    assert_eq!(fake.urls(), [A, B]);
-    assert_eq!(fake.run(TO_BOTH, &events), [Outcome::Retry(0)]);
-    assert_eq!(fake.urls(), [B]);
-    fake.answers.borrow_mut().clear();
-    assert_eq!(fake.run(TO_BOTH, &events), [Outcome::Delivered]);
-    assert_eq!(fake.urls(), [B]);
+fn the_source_of_a_mount_is_named_to_who_covers_it_alone() {
+    let mut mounted = event("1", "blob.mounted", "public/web");
+    mounted.payload = r#"{"size":7,"from_repository":"private/topsecret"}"#.to_owned();
+    for format in ["distribution", "cloudevents", "cloudevents-batch"] {
+        let config = |repositories: &str| {
+            format!(
+                r#"{{"endpoints":[{{"url":"https://a.example/x","format":"{format}","blobs":true,"repositories":{repositories}}}]}}"#
+            )
+        };
+        let body = body_text(&config(r#"["public/**"]"#), &[&mounted]);
+        assert!(!body.contains("topsecret"), "{format}: {body}");
+        assert!(body.contains("public/web"), "{format}: {body}");
+        let body = body_text(&config(r#"["**"]"#), &[&mounted]);
+        assert!(body.contains("private/topsecret"), "{format}: {body}");
+    }
 }
 
 #[test]
@@ -470,8 +462,12 @@ fn a_configuration_that_would_not_work_is_refused_with_its_place() {
 }
 
 #[test]
-fn the_schema_describes_every_key_of_an_endpoint() {
+fn the_schema_says_that_each_endpoint_is_a_receiver_and_describes_its_keys() {
     let schema: serde_json::Value = serde_json::from_str(Webhook::CONFIG_SCHEMA).unwrap();
+    assert_eq!(
+        schema["properties"]["endpoints"]["x-gantry-receivers"],
+        "url"
+    );
     let keys = schema["properties"]["endpoints"]["items"]["properties"]
         .as_object()
         .unwrap()

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use ::http::{
     HeaderMap, HeaderName, HeaderValue, Method,
-    header::{AUTHORIZATION, COOKIE, LOCATION},
+    header::{
+        ACCEPT, ACCEPT_LANGUAGE, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE, LOCATION,
+        USER_AGENT,
+    },
 };
 use bytes::Bytes;
 
@@ -41,6 +44,26 @@ const HOSTS_OWN: [&str; 13] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
+];
+
+/// What of `headers` follows a redirect to another origin.
+fn following(headers: &HeaderMap) -> HeaderMap {
+    let follows =
+        |name: &HeaderName, value: &HeaderValue| FOLLOWING.contains(name) && !value.is_sensitive();
+    let headers = headers.iter().filter(|(name, value)| follows(name, value));
+    headers
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+/// The headers that follow a redirect to another origin.
+const FOLLOWING: [HeaderName; 6] = [
+    ACCEPT,
+    ACCEPT_LANGUAGE,
+    CONTENT_ENCODING,
+    CONTENT_LANGUAGE,
+    CONTENT_TYPE,
+    USER_AGENT,
 ];
 
 impl http::Host for CallState {
@@ -168,16 +191,11 @@ impl Exchange {
         Ok(Some(target))
     }
 
-    /// Goes on at `target`; what was meant for one origin does not reach another.
+    /// Goes on at `target`. What was meant for one origin does not reach another: any header may hold a token or a signature, so only those
+    /// that say what the body is and who asks go along.
     fn redirect(&mut self, target: Target) {
         if target.origin != self.target.origin {
-            let meant = self.headers.iter().filter(|(name, value)| {
-                value.is_sensitive() || [AUTHORIZATION, COOKIE].contains(name)
-            });
-            let meant: Vec<HeaderName> = meant.map(|(name, _)| name.clone()).collect();
-            for name in meant {
-                self.headers.remove(name);
-            }
+            self.headers = following(&self.headers);
         }
         self.target = target;
     }

@@ -15,8 +15,8 @@ use crate::{
     wire::{self, Receiver, Wire, status, with},
 };
 
-/// A binding with one host, so that its notes live from one call to the next.
-async fn webhook(addresses: &[String], kv: &[&str], config: Value) -> Result<Plugin, LoadError> {
+/// A binding of the built-in plugin.
+async fn webhook(addresses: &[String], config: Value) -> Result<Plugin, LoadError> {
     let source = PluginSource {
         name: "hooks".into(),
         component: built("gantry-plugin-webhook", "gantry_plugin_webhook.wasm"),
@@ -26,7 +26,6 @@ async fn webhook(addresses: &[String], kv: &[&str], config: Value) -> Result<Plu
                 .iter()
                 .map(|address| address.parse().unwrap())
                 .collect(),
-            kv: kv.iter().map(|bucket| (*bucket).to_owned()).collect(),
             ..guest::grants()
         },
         limits: generous(),
@@ -50,9 +49,7 @@ async fn a_push_arrives_as_a_signed_envelope_with_the_secret_the_plugin_never_sa
     let config = json!({ "endpoints": [{
         "url": url, "headers": { "Authorization": { "secret": "token" } }, "sign_with": "token",
     }] });
-    let plugin = webhook(std::slice::from_ref(&url), &[], config)
-        .await
-        .unwrap();
+    let plugin = webhook(std::slice::from_ref(&url), config).await.unwrap();
     let outcomes = plugin.observe(&[pushed(1)]).await.unwrap();
     assert_eq!(outcomes, [Delivery::Delivered]);
     let got = receiver.got();
@@ -81,25 +78,52 @@ async fn a_push_arrives_as_a_signed_envelope_with_the_secret_the_plugin_never_sa
 }
 
 #[tokio::test]
-async fn the_endpoint_that_took_an_event_does_not_get_it_again() {
+async fn each_endpoint_is_a_receiver_that_is_called_alone() {
     let steady = Receiver::start(|_| status(200, "")).await;
     let code = Arc::new(AtomicU16::new(500));
     let says = Arc::clone(&code);
     let shaky = Receiver::start(move |_| status(says.load(Ordering::Relaxed), "")).await;
     let urls = [steady.url("/a"), shaky.url("/b")];
     let config = json!({ "endpoints": [{ "url": urls[0] }, { "url": urls[1] }] });
-    let refused = webhook(&urls, &[], config.clone()).await.unwrap_err();
-    assert!(refused.to_string().contains("kv: [delivered]"), "{refused}");
-    let plugin = webhook(&urls, &["delivered"], config).await.unwrap();
+    let plugin = webhook(&urls, config).await.unwrap();
+    let [to_steady, to_shaky] = plugin.receivers() else {
+        panic!("{:?}", plugin.receivers())
+    };
     let again = Delivery::Retry(std::time::Duration::ZERO);
-    assert_eq!(plugin.observe(&[pushed(1)]).await.unwrap(), [again]);
+    let answered = plugin.observe_for(to_shaky, &[pushed(1)]).await;
+    assert_eq!(answered.unwrap(), [again]);
+    let answered = plugin.observe_for(to_steady, &[pushed(1)]).await;
+    assert_eq!(answered.unwrap(), [Delivery::Delivered]);
     code.store(200, Ordering::Relaxed);
-    assert_eq!(
-        plugin.observe(&[pushed(1)]).await.unwrap(),
-        [Delivery::Delivered]
-    );
+    let answered = plugin.observe_for(to_shaky, &[pushed(1)]).await;
+    assert_eq!(answered.unwrap(), [Delivery::Delivered]);
     assert_eq!(steady.got().len(), 1);
     assert_eq!(shaky.got().len(), 2);
+
+    let config = json!({ "endpoints": vec![json!({ "url": urls[0] }); 65] });
+    let refused = webhook(&urls, config).await.unwrap_err();
+    assert!(refused.to_string().contains("at most 64"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_signature_does_not_follow_to_another_origin() {
+    let other = Receiver::start(|_| status(200, "")).await;
+    let location = other.url("/hook");
+    let receiver = Receiver::start(move |_| with(307, "location", &location)).await;
+    let urls = [receiver.url("/hook"), other.url("/hook")];
+    let headers = json!({ "X-Secret": { "secret": "token" }, "X-Team": "web" });
+    let config =
+        json!({ "endpoints": [{ "url": urls[0], "sign_with": "token", "headers": headers }] });
+    let plugin = webhook(&urls, config).await.unwrap();
+    let outcomes = plugin.observe(&[pushed(1)]).await.unwrap();
+    assert_eq!(outcomes, [Delivery::Delivered]);
+    let (first, second) = (&receiver.got()[0], &other.got()[0]);
+    for name in ["x-gantry-signature", "x-secret", "x-team"] {
+        assert_ne!(first.header(name), "", "{name}");
+        assert_eq!(second.header(name), "", "{name}");
+    }
+    assert_eq!(second.header("content-type"), first.header("content-type"));
+    assert_eq!(second.body, first.body);
 }
 
 #[tokio::test]
@@ -107,9 +131,7 @@ async fn a_pause_that_the_receiver_asks_for_reaches_the_gateway() {
     let receiver = Receiver::start(|_| with(429, "retry-after", "120")).await;
     let url = receiver.url("/");
     let config = json!({ "endpoints": [{ "url": url, "format": "cloudevents" }] });
-    let plugin = webhook(std::slice::from_ref(&url), &[], config)
-        .await
-        .unwrap();
+    let plugin = webhook(std::slice::from_ref(&url), config).await.unwrap();
     let pause = || Delivery::Retry(std::time::Duration::from_secs(120));
     let events = [pushed(1), pushed(2), event(3, EventKind::BlobPushed)];
     let outcomes = plugin.observe(&events).await.unwrap();
@@ -129,7 +151,7 @@ async fn a_receiver_that_redirects_to_where_it_may_not_gets_nobody_else_told() {
         let receiver = Receiver::start(move |_| with(307, "location", &to)).await;
         let url = receiver.url("/hook");
         let config = json!({ "endpoints": [{ "url": url, "headers": { "Authorization": { "secret": "token" } } }] });
-        let plugin = webhook(std::slice::from_ref(&url), &[], config);
+        let plugin = webhook(std::slice::from_ref(&url), config);
         let outcomes = plugin.await.unwrap().observe(&[pushed(1)]).await.unwrap();
         assert_eq!(outcomes, [Delivery::Retry(std::time::Duration::ZERO)]);
         assert_eq!(receiver.got().len(), 1, "{location}");
@@ -142,14 +164,14 @@ async fn an_endpoint_without_its_grants_is_said_at_load_or_retried() {
     let receiver = Receiver::start(|_| status(200, "")).await;
     let url = receiver.url("/");
     let config = json!({ "endpoints": [{ "url": url, "sign_with": "nowhere" }] });
-    let refused = webhook(std::slice::from_ref(&url), &[], config)
+    let refused = webhook(std::slice::from_ref(&url), config)
         .await
         .unwrap_err();
     assert!(
         refused.to_string().contains("nowhere is not granted"),
         "{refused}"
     );
-    let plugin = webhook(&[], &[], json!({ "endpoints": [{ "url": url }] }))
+    let plugin = webhook(&[], json!({ "endpoints": [{ "url": url }] }))
         .await
         .unwrap();
     let outcomes = plugin.observe(&[pushed(1)]).await.unwrap();

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use gantry_model::{Digest, RepositoryName, Tag};
 use gantry_storage::{
     EventFilter, StorageError,
-    outbox::{EventCursor, EventEntry, MAX_CHANGED},
+    outbox::{EventCursor, EventEntry, MAX_CHANGED, receiver_of},
 };
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -118,9 +118,11 @@ fn cursor(entry: &EventEntry) -> String {
 
 fn entry(entry: &EventEntry) -> Value {
     let event = &entry.waiting.event;
+    let endpoint = entry.sink.split_once('/').map(|(_receiver, part)| part);
     json!({
         "id": event.id,
-        "receiver": entry.sink,
+        "receiver": receiver_of(&entry.sink),
+        "endpoint": endpoint,
         "state": if entry.dead { "dead" } else { "waiting" },
         "kind": event.kind.as_str(),
         "at": rfc3339(event.at_ms),

@@ -11,7 +11,7 @@ use crate::{
     error::StorageError,
     outbox::{
         Depth, EventCursor, EventEntry, EventFilter, EventOutbox, MAX_CHANGED, OutboxSettings,
-        Settled, Settlement, SinkDepth, Take, Taken, Waiting, weight,
+        Settled, Settlement, SinkDepth, Take, Taken, Waiting, heirs, receiver_of, weight,
     },
 };
 
@@ -78,6 +78,9 @@ impl Outbox {
     fn evict(&mut self) {
         let (max_events, max_bytes) = self.bounds.unwrap_or((u64::MAX, u64::MAX));
         while self.events.len() as u64 > max_events || self.bytes > max_bytes {
+            if self.forget_one_unclaimed() {
+                continue;
+            }
             let rank =
                 |(sequence, kept): (&u64, &Kept)| (!kept.event.kind.is_droppable(), *sequence);
             let Some((_rank, sequence)) = self.events.iter().map(rank).min() else {
@@ -88,6 +91,52 @@ impl Outbox {
             self.evicted += 1;
             self.tidy();
         }
+    }
+
+    /// Gives up the oldest delivery of a sink that is not registered.
+    fn forget_one_unclaimed(&mut self) -> bool {
+        let unclaimed = self
+            .deliveries
+            .keys()
+            .find(|key| !self.sinks.contains(&key.1));
+        let Some(key) = unclaimed.cloned() else {
+            return false;
+        };
+        self.deliveries.remove(&key);
+        let before = self.events.len();
+        self.tidy();
+        self.evicted += (before - self.events.len()) as u64;
+        true
+    }
+
+    /// Gives what waits for `from` to `sink` too.
+    fn inherit(&mut self, from: &str, sink: &str) {
+        let left = self.deliveries.iter().filter(|(key, _)| key.1 == from);
+        let left: Vec<(u64, State)> = left.map(|(key, state)| (key.0, state.clone())).collect();
+        for (sequence, state) in left {
+            let key = (sequence, sink.to_owned());
+            let is_dead = state.dead;
+            self.deliveries.entry(key.clone()).or_insert(state);
+            if let Some(lane) = self.lane(&key).filter(|_| !is_dead) {
+                self.lanes.entry(lane).or_insert(0);
+            }
+        }
+    }
+
+    fn register(&mut self, settings: &OutboxSettings) {
+        let new: BTreeSet<String> = settings.sinks.iter().cloned().collect();
+        let former = std::mem::replace(&mut self.sinks, new.clone());
+        for (gone, heirs) in heirs(&former, &new) {
+            for heir in &heirs {
+                self.inherit(gone, heir);
+            }
+            if !heirs.is_empty() {
+                self.deliveries.retain(|key, _state| key.1 != gone);
+                self.tidy();
+            }
+        }
+        self.bounds = Some((settings.max_events, settings.max_bytes));
+        self.evict();
     }
 
     /// Forgets events without deliveries, and lanes in which nothing waits.
@@ -218,6 +267,7 @@ impl Outbox {
             events: self.events.len() as u64,
             bytes: self.bytes,
             evicted: self.evicted,
+            unreadable: 0,
         }
     }
 }
@@ -225,7 +275,8 @@ impl Outbox {
 fn matches(filter: &EventFilter, entry: &EventEntry) -> bool {
     let event = &entry.waiting.event;
     let name = filter.repository.as_ref();
-    filter.sink.as_ref().is_none_or(|sink| *sink == entry.sink)
+    let is_meant = |sink: &String| *sink == entry.sink || sink == receiver_of(&entry.sink);
+    filter.sink.as_ref().is_none_or(is_meant)
         && filter.dead.is_none_or(|dead| dead == entry.dead)
         && name.is_none_or(|name| *name == event.repository)
         && filter.id.as_ref().is_none_or(|id| *id == event.id)
@@ -234,10 +285,7 @@ fn matches(filter: &EventFilter, entry: &EventEntry) -> bool {
 #[async_trait]
 impl EventOutbox for MemoryMetadata {
     async fn register(&self, settings: &OutboxSettings) -> Result<(), StorageError> {
-        let outbox = &mut lock(&self.facts).outbox;
-        outbox.sinks = settings.sinks.iter().cloned().collect();
-        outbox.bounds = Some((settings.max_events, settings.max_bytes));
-        outbox.evict();
+        lock(&self.facts).outbox.register(settings);
         Ok(())
     }
 
@@ -294,6 +342,19 @@ impl EventOutbox for MemoryMetadata {
         }
         outbox.tidy();
         Ok(chosen.len() as u64)
+    }
+
+    async fn forget_unclaimed(&self, before_ms: u64) -> Result<u64, StorageError> {
+        let outbox = &mut lock(&self.facts).outbox;
+        let before = outbox.deliveries.len();
+        let (events, sinks) = (&outbox.events, &outbox.sinks);
+        outbox.deliveries.retain(|(sequence, sink), _state| {
+            let kept = events.get(sequence);
+            sinks.contains(sink) || kept.is_some_and(|kept| kept.event.at_ms >= before_ms)
+        });
+        let forgotten = before - outbox.deliveries.len();
+        outbox.tidy();
+        Ok(forgotten as u64)
     }
 
     async fn depth(&self) -> Result<Depth, StorageError> {

@@ -1,11 +1,11 @@
 //! The outbox's statements: fan-out with the commit, taking by lanes, dead letters.
 //!
 //! A lane is a sink and a repository for which something waits; its first event is the only one that can be taken. Everything that
-//! writes runs in a savepoint of the writer's transaction.
+//! writes runs in a savepoint of the writer's transaction. A row that is damaged is given up, never a reason to stop.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use async_trait::async_trait;
@@ -23,7 +23,7 @@ use crate::{
     error::StorageError,
     outbox::{
         Depth, EventCursor, EventEntry, EventFilter, EventOutbox, MAX_CHANGED, OutboxSettings,
-        Settled, Settlement, SinkDepth, Take, Taken, Waiting, weight,
+        Settled, Settlement, SinkDepth, Take, Taken, Waiting, heirs, weight,
     },
 };
 
@@ -36,6 +36,9 @@ struct State {
     max_events: AtomicU64,
     max_bytes: AtomicU64,
     evicted: AtomicU64,
+    unreadable: AtomicU64,
+    /// Whether something may wait for a sink that is not registered.
+    has_unclaimed: AtomicBool,
 }
 
 impl Default for State {
@@ -45,6 +48,8 @@ impl Default for State {
             max_events: AtomicU64::new(u64::MAX),
             max_bytes: AtomicU64::new(u64::MAX),
             evicted: AtomicU64::new(0),
+            unreadable: AtomicU64::new(0),
+            has_unclaimed: AtomicBool::new(true),
         }
     }
 }
@@ -59,11 +64,8 @@ impl EventOutbox for SqliteStore {
                 .max_events
                 .store(settings.max_events, Ordering::Relaxed);
             state.max_bytes.store(settings.max_bytes, Ordering::Relaxed);
-            execute(connection, "DELETE FROM event_sinks", [])?;
-            for sink in &settings.sinks {
-                let sql = "INSERT INTO event_sinks VALUES (?1) ON CONFLICT DO NOTHING";
-                execute(connection, sql, [sink])?;
-            }
+            register(connection, &settings.sinks)?;
+            state.has_unclaimed.store(true, Ordering::Relaxed);
             Ok(evict(connection, &bounds)?)
         };
         self.writer.run("register receivers", register).await
@@ -76,11 +78,12 @@ impl EventOutbox for SqliteStore {
     }
 
     async fn take(&self, wanted: Take) -> Result<Taken, StorageError> {
+        let bounds = self.outbox.clone();
         let work = move |connection: &_| -> Result<Taken, Stop<StorageError>> {
             for settled in &wanted.settled {
                 settle(connection, &wanted, settled)?;
             }
-            Ok(take(connection, &wanted)?)
+            Ok(take(connection, &bounds, &wanted)?)
         };
         self.writer.run("take events", work).await
     }
@@ -111,11 +114,83 @@ impl EventOutbox for SqliteStore {
         self.writer.run("drop events", work).await
     }
 
+    async fn forget_unclaimed(&self, before_ms: u64) -> Result<u64, StorageError> {
+        if !self.outbox.0.has_unclaimed.load(Ordering::Relaxed) {
+            return Ok(0);
+        }
+        let work = move |connection: &_| Ok(forget_unclaimed(connection, before_ms)?);
+        self.writer.run("forget unclaimed events", work).await
+    }
+
     async fn depth(&self) -> Result<Depth, StorageError> {
-        let evicted = self.outbox.0.evicted.load(Ordering::Relaxed);
-        let read = move |connection: &_| depth(connection, evicted);
+        let state = &self.outbox.0;
+        let given_up = (
+            state.evicted.load(Ordering::Relaxed),
+            state.unreadable.load(Ordering::Relaxed),
+        );
+        let read = move |connection: &_| depth(connection, given_up);
         self.readers.read("count events", read).await
     }
+}
+
+// --- registering ---
+
+/// Puts right what the tables say of each other, after damage. Reads every event's size, so it runs once, when the file is opened.
+pub(super) fn mend(connection: &Connection) -> rusqlite::Result<()> {
+    let usage = "INSERT INTO event_usage SELECT 1, count(*), coalesce(sum(bytes), 0) FROM events WHERE true \
+        ON CONFLICT DO UPDATE SET events = excluded.events, bytes = excluded.bytes";
+    execute(connection, usage, [])?;
+    let lanes = "INSERT INTO delivery_lanes (sink, repository, due_at_ms) \
+        SELECT DISTINCT sink, repository, 0 FROM deliveries WHERE dead = 0 ON CONFLICT DO NOTHING";
+    execute(connection, lanes, [])?;
+    Ok(())
+}
+
+fn register(connection: &Connection, sinks: &[String]) -> rusqlite::Result<()> {
+    let sql = "SELECT name FROM event_sinks";
+    let former: Vec<String> = all(connection, sql, [], |row| row.get(0))?;
+    let former = former.into_iter().collect();
+    let new = sinks.iter().cloned().collect();
+    for (gone, heirs) in heirs(&former, &new) {
+        for heir in &heirs {
+            let sql = "INSERT INTO deliveries (sink, sequence, repository, dead, attempts, attempted_at_ms, error) \
+                SELECT ?2, sequence, repository, dead, attempts, attempted_at_ms, error \
+                FROM deliveries WHERE sink = ?1 ON CONFLICT DO NOTHING";
+            execute(connection, sql, (gone, heir))?;
+            let sql = "INSERT INTO delivery_lanes (sink, repository, due_at_ms) \
+                SELECT ?2, repository, due_at_ms FROM delivery_lanes WHERE sink = ?1 ON CONFLICT DO NOTHING";
+            execute(connection, sql, (gone, heir))?;
+        }
+        if !heirs.is_empty() {
+            execute(connection, "DELETE FROM deliveries WHERE sink = ?1", [gone])?;
+        }
+    }
+    execute(connection, "DELETE FROM event_sinks", [])?;
+    for sink in &new {
+        let sql = "INSERT INTO event_sinks VALUES (?1)";
+        execute(connection, sql, [sink])?;
+    }
+    Ok(())
+}
+
+/// Sinks that are not registered and have something left. One lookup for each sink, however much waits.
+fn unclaimed_sinks(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let sql = "WITH RECURSIVE sinks (sink) AS (SELECT min(sink) FROM deliveries UNION ALL \
+        SELECT (SELECT min(sink) FROM deliveries WHERE sink > sinks.sink) FROM sinks WHERE sink IS NOT NULL) \
+        SELECT sink FROM sinks WHERE sink IS NOT NULL AND sink NOT IN (SELECT name FROM event_sinks)";
+    all(connection, sql, [], |row| row.get(0))
+}
+
+/// Looks at the oldest of each sink only: sequences grow with time.
+fn forget_unclaimed(connection: &Connection, before_ms: u64) -> rusqlite::Result<u64> {
+    let mut forgotten = 0;
+    for sink in unclaimed_sinks(connection)? {
+        let sql = "DELETE FROM deliveries WHERE sink = ?1 AND sequence IN (SELECT sequence FROM events WHERE at_ms < ?2 \
+            AND sequence IN (SELECT sequence FROM deliveries WHERE sink = ?1 ORDER BY sequence LIMIT ?3))";
+        let columns = (&sink, int(before_ms)?, int(MAX_CHANGED)?);
+        forgotten += execute(connection, sql, columns)? as u64;
+    }
+    Ok(forgotten)
 }
 
 // --- writing ---
@@ -168,21 +243,48 @@ fn insert_one(connection: &Connection, event: &Event) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Makes space: first for what changed the registry, then for what is younger.
+/// Makes space: first what waits for nobody goes, then what changed nothing, then what is older.
 fn evict(connection: &Connection, bounds: &Bounds) -> rusqlite::Result<()> {
     let max_events = bounds.0.max_events.load(Ordering::Relaxed);
     let max_bytes = bounds.0.max_bytes.load(Ordering::Relaxed);
+    let mut unclaimed_steps = UNCLAIMED_STEPS;
     loop {
         let (events, bytes) = usage(connection)?;
         if events == 0 || (events <= max_events && bytes <= max_bytes) {
             return Ok(());
         }
-        let sql = "DELETE FROM events \
-            WHERE sequence = (SELECT sequence FROM events ORDER BY rank, sequence LIMIT 1)";
-        execute(connection, sql, [])?;
-        bounds.0.evicted.fetch_add(1, Ordering::Relaxed);
+        if unclaimed_steps == 0 || !evict_unclaimed(connection, bounds)? {
+            let sql = "DELETE FROM events \
+                WHERE sequence = (SELECT sequence FROM events ORDER BY rank, sequence LIMIT 1)";
+            execute(connection, sql, [])?;
+        } else {
+            unclaimed_steps -= 1;
+        }
+        let (left, _bytes) = usage(connection)?;
+        let evicted = events.saturating_sub(left);
+        bounds.0.evicted.fetch_add(evicted, Ordering::Relaxed);
     }
 }
+
+/// Gives up the oldest deliveries of a sink that is not registered; whether there were any.
+fn evict_unclaimed(connection: &Connection, bounds: &Bounds) -> rusqlite::Result<bool> {
+    if !bounds.0.has_unclaimed.load(Ordering::Relaxed) {
+        return Ok(false);
+    }
+    let Some(sink) = unclaimed_sinks(connection)?.into_iter().next() else {
+        bounds.0.has_unclaimed.store(false, Ordering::Relaxed);
+        return Ok(false);
+    };
+    let sql = "DELETE FROM deliveries WHERE sink = ?1 AND sequence IN \
+        (SELECT sequence FROM deliveries WHERE sink = ?1 ORDER BY sequence LIMIT ?2)";
+    execute(connection, sql, (&sink, UNCLAIMED_DELIVERIES))?;
+    Ok(true)
+}
+
+/// Deliveries of a sink that is not registered that one step gives up, and such steps of one write at most: an event that a registered
+/// sink waits for too gives no space, and a push does not wait for a hundred thousand of them.
+const UNCLAIMED_DELIVERIES: u32 = 32;
+const UNCLAIMED_STEPS: u32 = 16;
 
 fn usage(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
     let sql = "SELECT events, bytes FROM event_usage";
@@ -220,7 +322,7 @@ fn settle(connection: &Connection, wanted: &Take, settled: &Settled) -> rusqlite
     Ok(())
 }
 
-fn take(connection: &Connection, wanted: &Take) -> rusqlite::Result<Taken> {
+fn take(connection: &Connection, bounds: &Bounds, wanted: &Take) -> rusqlite::Result<Taken> {
     let now_ms = int(wanted.now_ms)?;
     let sql = "SELECT repository FROM delivery_lanes WHERE sink = ?1 AND due_at_ms <= ?2 \
         ORDER BY due_at_ms LIMIT ?3";
@@ -229,11 +331,8 @@ fn take(connection: &Connection, wanted: &Take) -> rusqlite::Result<Taken> {
     let lanes: Vec<String> = all(connection, sql, columns, |row| row.get(0))?;
     let mut batch = Vec::with_capacity(lanes.len());
     for repository in &lanes {
-        let sql = "SELECT sequence, attempts + 1, id, kind, at_ms, repository, digest, tag, actor, payload \
-            FROM events JOIN deliveries USING (sequence, repository) \
-            WHERE sink = ?1 AND repository = ?2 AND dead = 0 ORDER BY sequence LIMIT 1";
-        let first = one(connection, sql, (&wanted.sink, repository), waiting)?;
-        if let Some(first) = first {
+        let lane = (wanted.sink.as_str(), repository.as_str());
+        if let Some(first) = first_of(connection, bounds, lane)? {
             let sql = "UPDATE deliveries SET attempts = ?3, attempted_at_ms = ?4 \
                 WHERE sink = ?1 AND sequence = ?2";
             let columns = (&wanted.sink, int(first.sequence)?, first.attempts, now_ms);
@@ -243,19 +342,77 @@ fn take(connection: &Connection, wanted: &Take) -> rusqlite::Result<Taken> {
     }
     let sql = "SELECT due_at_ms FROM delivery_lanes WHERE sink = ?1 ORDER BY due_at_ms LIMIT 1";
     let next_due_at_ms = match batch.is_empty() {
-        true => one(connection, sql, [&wanted.sink], |row| unsigned(row, 0))?,
+        true => one(connection, sql, [&wanted.sink], |row| row.get::<_, i64>(0))?,
         false => None,
     };
     Ok(Taken {
         batch,
-        next_due_at_ms,
+        next_due_at_ms: next_due_at_ms.map(|due| u64::try_from(due).unwrap_or(0)),
     })
+}
+
+/// The first that waits in a lane and can be read. A lane in which nothing waits is removed.
+fn first_of(
+    connection: &Connection,
+    bounds: &Bounds,
+    lane: (&str, &str),
+) -> rusqlite::Result<Option<Waiting>> {
+    let sql = "SELECT deliveries.sequence, attempts + 1, id, kind, at_ms, events.repository, digest, tag, actor, payload \
+        FROM deliveries LEFT JOIN events ON events.sequence = deliveries.sequence \
+        WHERE sink = ?1 AND deliveries.repository = ?2 AND dead = 0 ORDER BY deliveries.sequence LIMIT 1";
+    loop {
+        let problem = match one(connection, sql, lane, waiting) {
+            Ok(Some(first)) if first.event.repository.as_str() == lane.1 => {
+                return Ok(Some(first));
+            }
+            Ok(Some(_)) => "it names another repository than its event".to_owned(),
+            Ok(None) => break,
+            Err(error) if is_damage(&error) => error.to_string(),
+            Err(error) => return Err(error),
+        };
+        give_up_first(connection, bounds, lane, &problem)?;
+    }
+    let sql = "DELETE FROM delivery_lanes WHERE sink = ?1 AND repository = ?2";
+    execute(connection, sql, lane)?;
+    Ok(None)
+}
+
+/// Forgets the first delivery of a lane, which cannot be read: it would hold back the others for ever.
+fn give_up_first(
+    connection: &Connection,
+    bounds: &Bounds,
+    lane: (&str, &str),
+    problem: &str,
+) -> rusqlite::Result<()> {
+    let first =
+        "(SELECT min(sequence) FROM deliveries WHERE sink = ?1 AND repository = ?2 AND dead = 0)";
+    let sql = format!("DELETE FROM deliveries WHERE sink = ?1 AND sequence = {first}");
+    execute(connection, &sql, lane)?;
+    bounds.0.unreadable.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(
+        receiver = lane.0,
+        repository.name = lane.1,
+        problem,
+        "a damaged event is given up: its row in the database cannot be read"
+    );
+    Ok(())
+}
+
+/// Whether a row holds something else than what was written, as opposed to a store that does not work.
+fn is_damage(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::InvalidColumnType(..)
+            | Error::Utf8Error(..)
+    )
 }
 
 // --- the operator ---
 
 /// The condition of an [`EventFilter`] on `deliveries`, for parameters 1 to 4.
-const MATCHES: &str = "(?1 IS NULL OR deliveries.sink = ?1) AND (?2 IS NULL OR dead = ?2) \
+const MATCHES: &str = "(?1 IS NULL OR deliveries.sink = ?1 OR substr(deliveries.sink, 1, length(?1) + 1) = ?1 || '/') AND (?2 IS NULL OR dead = ?2) \
     AND (?3 IS NULL OR deliveries.repository = ?3) \
     AND (?4 IS NULL OR deliveries.sequence = (SELECT sequence FROM events WHERE id = ?4))";
 
@@ -281,6 +438,30 @@ fn list(
     after: &EventCursor,
     limit: usize,
 ) -> rusqlite::Result<Vec<EventEntry>> {
+    let mut entries = Vec::new();
+    let mut after = after.clone();
+    while entries.len() < limit {
+        let wanted = limit - entries.len();
+        let rows = list_page(connection, filter, &after, wanted)?;
+        let is_last = rows.len() < wanted;
+        for (cursor, entry) in rows {
+            after = cursor;
+            entries.extend(entry);
+        }
+        if is_last {
+            break;
+        }
+    }
+    Ok(entries)
+}
+
+/// Rows after `after`, each with its place; those that are damaged without an entry.
+fn list_page(
+    connection: &Connection,
+    filter: &EventFilter,
+    after: &EventCursor,
+    limit: usize,
+) -> rusqlite::Result<Vec<(EventCursor, Option<EventEntry>)>> {
     let sql = format!(
         "SELECT events.sequence, attempts, id, kind, at_ms, events.repository, digest, tag, actor, payload, \
         sink, dead, attempted_at_ms, error FROM deliveries JOIN events ON events.sequence = deliveries.sequence \
@@ -299,13 +480,25 @@ fn list(
         limit
     ];
     all(connection, &sql, keys, |row| {
-        Ok(EventEntry {
+        let cursor = EventCursor {
+            sequence: unsigned(row, 0)?,
             sink: row.get(10)?,
-            dead: row.get(11)?,
-            attempted_at_ms: optional_number(row, 12)?,
-            error: row.get(13)?,
-            waiting: waiting(row)?,
-        })
+        };
+        match entry(row) {
+            Ok(entry) => Ok((cursor, Some(entry))),
+            Err(error) if is_damage(&error) => Ok((cursor, None)),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<EventEntry> {
+    Ok(EventEntry {
+        sink: row.get(10)?,
+        dead: row.get(11)?,
+        attempted_at_ms: optional_number(row, 12)?,
+        error: row.get(13)?,
+        waiting: waiting(row)?,
     })
 }
 
@@ -325,9 +518,10 @@ fn discard(connection: &Connection, filter: &EventFilter) -> rusqlite::Result<u6
     Ok(execute(connection, &sql, columns(filter))? as u64)
 }
 
-fn depth(connection: &Connection, evicted: u64) -> rusqlite::Result<Depth> {
+/// `given_up` counts events pushed out and deliveries that could not be read.
+fn depth(connection: &Connection, given_up: (u64, u64)) -> rusqlite::Result<Depth> {
     let (events, bytes) = usage(connection)?;
-    let sql = "SELECT sink, waiting, dead, at_ms FROM (SELECT sink, count(*) - sum(dead) AS waiting, \
+    let sql = "SELECT sink, waiting, dead, max(at_ms, 0) FROM (SELECT sink, count(*) - sum(dead) AS waiting, \
         sum(dead) AS dead, min(CASE dead WHEN 0 THEN sequence END) AS oldest FROM deliveries GROUP BY sink) \
         LEFT JOIN events ON sequence = oldest ORDER BY sink";
     let sinks = all(connection, sql, [], |row| {
@@ -342,7 +536,8 @@ fn depth(connection: &Connection, evicted: u64) -> rusqlite::Result<Depth> {
         sinks,
         events,
         bytes,
-        evicted,
+        evicted: given_up.0,
+        unreadable: given_up.1,
     })
 }
 

@@ -31,6 +31,10 @@ macro_rules! outbox_suite {
             an_event_that_comes_again_is_kept_once
             each_sink_gets_every_event
             what_waits_for_a_sink_that_is_gone_waits_on
+            what_waits_for_a_sink_that_is_gone_makes_room_first
+            what_is_too_old_of_a_sink_that_is_gone_is_forgotten
+            a_new_part_of_a_receiver_gets_what_a_former_part_left
+            a_receiver_is_named_for_all_its_parts
             a_repository_gives_one_event_at_a_time_in_order
             an_event_that_fails_holds_back_its_repository_only
             a_repository_that_was_served_goes_behind_the_others
@@ -116,6 +120,13 @@ async fn settle<S: Store>(
     let settled = settled.collect();
     let take = take_of("hook", now_ms);
     store.take(Take { settled, ..take }).await
+}
+
+fn of(sink: &str) -> EventFilter {
+    EventFilter {
+        sink: Some(sink.to_owned()),
+        ..EventFilter::default()
+    }
 }
 
 fn again(due_at_ms: u64) -> Settlement {
@@ -229,6 +240,90 @@ pub async fn what_waits_for_a_sink_that_is_gone_waits_on<S: Store>(store: Arc<S>
     assert_eq!(ids(&taken), ["a"]);
     let taken = settle(&*store, taken, &Settlement::Done, 9).await?;
     assert_eq!(ids(&taken), [""; 0]);
+    Ok(())
+}
+
+pub async fn what_waits_for_a_sink_that_is_gone_makes_room_first<S: Store>(
+    store: Arc<S>,
+) -> Checked {
+    let bounded = |sinks: &[&str]| OutboxSettings {
+        max_events: 3,
+        ..settings(sinks)
+    };
+    store.register(&bounded(&["old"])).await?;
+    let left = ["a", "b", "c"].map(|id| event(id, "apps/web", 1));
+    store.append(left.to_vec()).await?;
+    store.register(&bounded(&["hook"])).await?;
+    store
+        .append(vec![pull("d", "a", 2), pull("e", "a", 3)])
+        .await?;
+    store.append(vec![pull("f", "b", 4)]).await?;
+    let of_hook = listed(&*store, &of("hook")).await?;
+    assert_eq!(of_hook.len(), 3, "{of_hook:?}");
+    let depth = store.depth().await?;
+    assert_eq!((depth.events, depth.evicted), (3, 3));
+    // Now its own are the oldest.
+    store.append(vec![event("g", "b", 5)]).await?;
+    assert_eq!(listed_ids(&*store).await?, ["e", "f", "g"]);
+    Ok(())
+}
+
+pub async fn what_is_too_old_of_a_sink_that_is_gone_is_forgotten<S: Store>(
+    store: Arc<S>,
+) -> Checked {
+    store.register(&settings(&["hook", "old"])).await?;
+    let events = vec![event("a", "a", 1), event("b", "a", 5), event("c", "b", 9)];
+    store.append(events).await?;
+    assert_eq!(store.forget_unclaimed(6).await?, 0, "both are registered");
+    store.register(&settings(&["hook"])).await?;
+    assert_eq!(store.forget_unclaimed(6).await?, 2);
+    assert_eq!(store.forget_unclaimed(6).await?, 0);
+    let left = listed(&*store, &of("old")).await?;
+    assert_eq!(left.len(), 1);
+    assert_eq!(listed(&*store, &of("hook")).await?.len(), 3);
+    assert_eq!(store.depth().await?.events, 3);
+    Ok(())
+}
+
+pub async fn a_new_part_of_a_receiver_gets_what_a_former_part_left<S: Store>(
+    store: Arc<S>,
+) -> Checked {
+    store.register(&settings(&["hook", "other"])).await?;
+    store
+        .append(vec![event("a", "a", 1), event("b", "a", 2)])
+        .await?;
+    let taken = take(&*store, 1).await?;
+    settle(&*store, taken, &dead(), 1).await?;
+    // The receiver is divided: both parts get what it left, in order, and the dead letter.
+    store
+        .register(&settings(&["hook/x", "hook/y", "other"]))
+        .await?;
+    for part in ["hook/x", "hook/y"] {
+        assert_eq!(ids(&store.take(take_of(part, 2)).await?), ["b"], "{part}");
+        let entries = listed(&*store, &of(part)).await?;
+        assert_eq!(entries.len(), 2, "{part}");
+        assert!(entries[0].dead && !entries[1].dead, "{part}");
+    }
+    // One part has another address, the other has gone; what stays has no more than its own.
+    store.register(&settings(&["hook/x", "hook/z"])).await?;
+    assert_eq!(ids(&store.take(take_of("hook/z", 3)).await?), ["b"]);
+    store.register(&settings(&["hook/x"])).await?;
+    assert_eq!(listed(&*store, &of("hook/x")).await?.len(), 2);
+    let waiting = listed(&*store, &of("hook/z")).await?;
+    assert_eq!(waiting.len(), 2, "it waits for the part to come back");
+    assert_eq!(listed(&*store, &of("hook/y")).await?.len(), 0);
+    Ok(())
+}
+
+pub async fn a_receiver_is_named_for_all_its_parts<S: Store>(store: Arc<S>) -> Checked {
+    store
+        .register(&settings(&["hook/x", "hook/y", "hooks"]))
+        .await?;
+    store.append(vec![event("a", "a", 1)]).await?;
+    assert_eq!(listed(&*store, &of("hook")).await?.len(), 2);
+    assert_eq!(listed(&*store, &of("hook/y")).await?.len(), 1);
+    assert_eq!(store.discard(&of("hook")).await?, 2);
+    assert_eq!(listed(&*store, &of("hooks")).await?.len(), 1);
     Ok(())
 }
 
