@@ -13,12 +13,15 @@ use gantry_model::{
 };
 use gantry_plugin_host::{
     AdmitAnswer, CallError, EventReceiver, KeyValue,
-    ports::{KeyValueEntry, PortError, PutTimes, ReadError, RegistryReads},
+    ports::{Addition, KeyValueEntry, PortError, PutOutcome, PutRules, ReadError, RegistryReads},
 };
 use gantry_registry::Admission;
 use gantry_storage::{
     BlobStore, ContentOrigin, KeyValueStore, MetadataStore, Named, ReferrerRecord, StorageError,
-    TagRecord, indexes_of, kv::KvPut, naming, outbox::sink_name,
+    TagRecord, indexes_of,
+    kv::{KvAdd, KvPut, KvWrite},
+    naming,
+    outbox::sink_name,
 };
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -339,23 +342,23 @@ impl KeyValue for PluginValues {
         key: &str,
         value: &[u8],
         expected: Option<Option<u64>>,
-        times: PutTimes,
-    ) -> Result<Option<u64>, PortError> {
-        let PutTimes {
-            now_ms,
-            expires_at_ms,
-        } = times;
-        self.0
-            .put(KvPut {
-                bucket,
-                key,
-                value,
-                expected,
-                expires_at_ms,
-                now_ms,
-            })
-            .await
-            .map_err(|error| port_error(&error))
+        rules: PutRules,
+    ) -> Result<PutOutcome, PortError> {
+        let put = KvPut {
+            bucket,
+            key,
+            value,
+            expected,
+            expires_at_ms: rules.expires_at_ms,
+            now_ms: rules.now_ms,
+            max_bytes: Some(rules.max_bytes),
+        };
+        let written = self.0.put(put).await.map_err(|error| port_error(&error))?;
+        Ok(match written {
+            KvWrite::Written(version) => PutOutcome::Written(version),
+            KvWrite::Lost => PutOutcome::Lost,
+            KvWrite::Full => PutOutcome::Full,
+        })
     }
 
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), PortError> {
@@ -370,21 +373,18 @@ impl KeyValue for PluginValues {
         &self,
         bucket: &str,
         key: &str,
-        by: u32,
-        window_ms: u32,
-        now_ms: u64,
-    ) -> Result<u64, PortError> {
-        self.0
-            .increment(bucket, key, by, window_ms, now_ms)
-            .await
-            .map_err(|error| port_error(&error))
-    }
-
-    async fn used_bytes(&self, bucket: &str) -> Result<u64, PortError> {
-        self.0
-            .used_bytes(bucket)
-            .await
-            .map_err(|error| port_error(&error))
+        addition: Addition,
+    ) -> Result<Option<u64>, PortError> {
+        let add = KvAdd {
+            bucket,
+            key,
+            by: addition.by,
+            window_ms: addition.window_ms,
+            now_ms: addition.now_ms,
+            max_bytes: Some(addition.max_bytes),
+        };
+        let sum = self.0.increment(add).await;
+        sum.map_err(|error| port_error(&error))
     }
 }
 

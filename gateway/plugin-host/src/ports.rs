@@ -139,14 +139,14 @@ pub trait KeyValue: fmt::Debug + Send + Sync {
         key: &str,
         value: &[u8],
         expected: Option<Option<u64>>,
-        times: PutTimes,
-    ) -> Result<Option<u64>, PortError>;
+        rules: PutRules,
+    ) -> Result<PutOutcome, PortError>;
     /// Deletes.
     ///
     /// # Errors
     /// [`PortError`].
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), PortError>;
-    /// Adds to a window counter.
+    /// Adds to a window counter; none when there is no room for a new one.
     ///
     /// # Errors
     /// [`PortError`].
@@ -154,24 +154,43 @@ pub trait KeyValue: fmt::Debug + Send + Sync {
         &self,
         bucket: &str,
         key: &str,
-        by: u32,
-        window_ms: u32,
-        now_ms: u64,
-    ) -> Result<u64, PortError>;
-    /// Bytes used by a bucket.
-    ///
-    /// # Errors
-    /// [`PortError`].
-    async fn used_bytes(&self, bucket: &str) -> Result<u64, PortError>;
+        addition: Addition,
+    ) -> Result<Option<u64>, PortError>;
 }
 
-/// When a put happens and when its value ends, in milliseconds since 1970.
+/// When a put happens, when its value ends, and how much its bucket may take.
 #[derive(Clone, Copy, Debug)]
-pub struct PutTimes {
-    /// Now.
+pub struct PutRules {
+    /// Now, in milliseconds since 1970.
     pub now_ms: u64,
-    /// The end.
+    /// The end, in milliseconds since 1970.
     pub expires_at_ms: Option<u64>,
+    /// Bytes of the bucket.
+    pub max_bytes: u64,
+}
+
+/// What became of a put.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PutOutcome {
+    /// It is written, as this version.
+    Written(u64),
+    /// Its condition did not hold.
+    Lost,
+    /// The bucket is full.
+    Full,
+}
+
+/// An addition to a window counter.
+#[derive(Clone, Copy, Debug)]
+pub struct Addition {
+    /// How much.
+    pub by: u32,
+    /// The window's length.
+    pub window_ms: u32,
+    /// Now, in milliseconds since 1970.
+    pub now_ms: u64,
+    /// Bytes of the bucket.
+    pub max_bytes: u64,
 }
 
 /// A read of the registry failed.

@@ -276,6 +276,7 @@ impl Revocation {
             expected: None,
             expires_at_ms: Some(now_ms + FLOOR_FOR_MS),
             now_ms,
+            max_bytes: None,
         };
         let written = self.values.put(put).await;
         written.context("the revocation holds until a restart: it cannot be written")?;

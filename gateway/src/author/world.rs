@@ -10,8 +10,8 @@ use gantry_model::{Descriptor, Digest, MediaType, Requester, TagState};
 use gantry_plugin_host::{
     HostPorts, KeyValue, RegistryReads, Secret,
     ports::{
-        KeyValueEntry, Outbound, OutboundError, OutboundRequest, OutboundResponse, PortError,
-        PutTimes, ReadError,
+        Addition, KeyValueEntry, Outbound, OutboundError, OutboundRequest, OutboundResponse,
+        PortError, PutOutcome, PutRules, ReadError,
     },
 };
 use gantry_storage::memory::MemoryKv;
@@ -170,15 +170,16 @@ impl World {
             return Ok(Arc::new(NoValues));
         }
         let values = PluginValues(Arc::new(MemoryKv::new()));
-        let times = PutTimes {
+        let rules = PutRules {
             now_ms: self.now.0,
             expires_at_ms: None,
+            max_bytes: u64::MAX,
         };
         for (bucket, pairs) in &self.kv {
             let bucket = format!("{BINDING}/{bucket}");
             for (key, value) in pairs {
                 let value = written(value).map_err(PortError)?;
-                values.put(&bucket, key, &value, None, times).await?;
+                values.put(&bucket, key, &value, None, rules).await?;
             }
         }
         Ok(Arc::new(values))
@@ -422,8 +423,8 @@ impl KeyValue for NoValues {
         _: &str,
         _: &[u8],
         _: Option<Option<u64>>,
-        _: PutTimes,
-    ) -> Result<Option<u64>, PortError> {
+        _: PutRules,
+    ) -> Result<PutOutcome, PortError> {
         down()
     }
 
@@ -431,11 +432,7 @@ impl KeyValue for NoValues {
         down()
     }
 
-    async fn increment(&self, _: &str, _: &str, _: u32, _: u32, _: u64) -> Result<u64, PortError> {
-        down()
-    }
-
-    async fn used_bytes(&self, _: &str) -> Result<u64, PortError> {
+    async fn increment(&self, _: &str, _: &str, _: Addition) -> Result<Option<u64>, PortError> {
         down()
     }
 }

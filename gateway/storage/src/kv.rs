@@ -34,11 +34,10 @@ pub trait KeyValueStore: Debug + Send + Sync {
     ) -> Result<Option<KvEntry>, StorageError>;
 
     /// Writes when `expected` holds: `None` = unconditionally, `Some(None)` = only if absent, `Some(Some(v))` = only over version `v`.
-    /// Returns the new version, or `None` when the condition failed.
     ///
     /// # Errors
     /// [`StorageError`].
-    async fn put(&self, put: KvPut<'_>) -> Result<Option<u64>, StorageError>;
+    async fn put(&self, put: KvPut<'_>) -> Result<KvWrite, StorageError>;
 
     /// Deletes; whether it was there.
     ///
@@ -46,22 +45,16 @@ pub trait KeyValueStore: Debug + Send + Sync {
     /// [`StorageError`].
     async fn delete(&self, bucket: &str, key: &str) -> Result<bool, StorageError>;
 
-    /// Adds `by` to a counter that starts anew each `window_ms` (at the multiples of it since 1970, or when `window_ms` changes); the
-    /// sum after adding. Counters are not seen by [`KeyValueStore::get`]; [`KeyValueStore::delete`] ends them too.
+    /// Adds to a counter that starts anew each `window_ms` (at the multiples of it since 1970, or when `window_ms` changes); the sum after
+    /// adding, none when there is no room for a new counter. Counters are not seen by [`KeyValueStore::get`]; [`KeyValueStore::delete`] ends
+    /// them too. A window that ends more than [`MAX_SKEW_MS`] after the one of `now_ms` is one of a clock that was ahead, and starts anew.
     ///
     /// # Errors
     /// [`StorageError`].
-    async fn increment(
-        &self,
-        bucket: &str,
-        key: &str,
-        by: u32,
-        window_ms: u32,
-        now_ms: u64,
-    ) -> Result<u64, StorageError>;
+    async fn increment(&self, add: KvAdd<'_>) -> Result<Option<u64>, StorageError>;
 
-    /// Bytes of keys and values in a bucket, for quotas; a counter weighs its key and eight bytes, and what expired before the latest
-    /// `now_ms` this store was told weighs nothing.
+    /// Bytes that a bucket takes: of each value and counter its key, its bytes and [`ROW_BYTES`]. What ended counts until it is deleted,
+    /// which a write does that needs the room.
     ///
     /// # Errors
     /// [`StorageError`].
@@ -83,6 +76,47 @@ pub struct KvPut<'a> {
     pub expires_at_ms: Option<u64>,
     /// Now, in milliseconds since 1970.
     pub now_ms: u64,
+    /// Bytes that the bucket may take; a write that does not grow its row is never refused.
+    pub max_bytes: Option<u64>,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KvWrite {
+    /// It is written, as this version.
+    Written(u64),
+    /// The condition did not hold.
+    Lost,
+    /// The bucket is full.
+    Full,
+}
+
+/// An addition to a counter.
+#[derive(Clone, Copy, Debug)]
+pub struct KvAdd<'a> {
+    /// Which bucket.
+    pub bucket: &'a str,
+    /// Which key.
+    pub key: &'a str,
+    /// How much.
+    pub by: u32,
+    /// The window's length.
+    pub window_ms: u32,
+    /// Now, in milliseconds since 1970.
+    pub now_ms: u64,
+    /// Bytes that the bucket may take.
+    pub max_bytes: Option<u64>,
+}
+
+/// What a value or a counter takes beside its key and its bytes: its other columns and its indexes.
+pub const ROW_BYTES: u64 = 64;
+
+/// How far the times of two calls that add to one counter lie apart at most, while no clock is turned.
+pub const MAX_SKEW_MS: u64 = 60_000;
+
+/// What a value takes; a counter has none.
+pub(crate) fn weight(key: &str, value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64 + ROW_BYTES
 }
 
 /// When the window that `now_ms` lies in ends.

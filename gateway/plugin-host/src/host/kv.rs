@@ -8,14 +8,14 @@ use crate::{
     bindings::gantry::plugin::kv,
     convert,
     host::CallState,
-    ports::{KeyValue, PortError, PutTimes},
+    ports::{Addition, KeyValue, PortError, PutOutcome, PutRules},
 };
 
 /// Bytes of one value.
 const MAX_VALUE_BYTES: usize = 64 << 10;
 /// Bytes of one key.
 const MAX_KEY_BYTES: usize = 512;
-/// Bytes of one bucket.
+/// Bytes of one bucket: of each value and counter its key, its bytes and what a row takes.
 const MAX_BUCKET_BYTES: u64 = 16 << 20;
 
 /// A bucket that the guest holds a handle to: `<binding>/<bucket>`.
@@ -73,20 +73,18 @@ async fn write(
     if put.key.len() > MAX_KEY_BYTES || put.value.len() > MAX_VALUE_BYTES {
         return Err(kv::KvError::TooLarge);
     }
-    let used = store.used_bytes(bucket).await.map_err(unavailable)?;
-    let added = (put.key.len() + put.value.len()) as u64;
-    if used.saturating_add(added) > MAX_BUCKET_BYTES {
-        return Err(kv::KvError::Quota);
-    }
     let ttl = put.ttl_ms.map(u64::from);
-    let times = PutTimes {
+    let rules = PutRules {
         now_ms,
         expires_at_ms: ttl.map(|ttl| now_ms.saturating_add(ttl)),
+        max_bytes: MAX_BUCKET_BYTES,
     };
-    store
-        .put(bucket, &put.key, &put.value, expected, times)
-        .await
-        .map_err(unavailable)
+    let written = store.put(bucket, &put.key, &put.value, expected, rules);
+    match written.await.map_err(unavailable)? {
+        PutOutcome::Written(version) => Ok(Some(version)),
+        PutOutcome::Lost => Ok(None),
+        PutOutcome::Full => Err(kv::KvError::Quota),
+    }
 }
 
 impl kv::HostBucket for CallState {
@@ -157,13 +155,15 @@ impl kv::HostBucket for CallState {
         if key.len() > MAX_KEY_BYTES {
             return Ok(Err(kv::KvError::TooLarge));
         }
-        let sum = self
-            .context
-            .ports
-            .kv
-            .increment(&bucket, &key, by, window_ms, self.now_ms)
-            .await;
-        Ok(sum.map_err(unavailable))
+        let addition = Addition {
+            by,
+            window_ms,
+            now_ms: self.now_ms,
+            max_bytes: MAX_BUCKET_BYTES,
+        };
+        let sum = self.context.ports.kv.increment(&bucket, &key, addition);
+        let sum = sum.await.map_err(unavailable);
+        Ok(sum.and_then(|sum| sum.ok_or(kv::KvError::Quota)))
     }
 
     async fn drop(&mut self, bucket: Resource<OpenBucket>) -> wasmtime::Result<()> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use gantry_model::{Descriptor, Digest, MediaType, Requester, TagState};
 use gantry_plugin_host::{
     HostPorts, KeyValue, RegistryReads,
-    ports::{KeyValueEntry, PortError, PutTimes, ReadError},
+    ports::{Addition, KeyValueEntry, PortError, PutOutcome, PutRules, ReadError},
 };
 
 pub(crate) const NOW_MS: u64 = 1_700_000_000_123;
@@ -72,15 +72,18 @@ impl KeyValue for Memory {
         key: &str,
         value: &[u8],
         expected: Option<Option<u64>>,
-        times: PutTimes,
-    ) -> Result<Option<u64>, PortError> {
+        rules: PutRules,
+    ) -> Result<PutOutcome, PortError> {
         // What the guest calls `granted` is private to its binding.
         assert!(["hostile/granted", "hooks/delivered"].contains(&bucket));
         let mut entries = self.entries.lock().unwrap();
         let name = (bucket.to_owned(), key.to_owned());
         let version = entries.get(&name).map(|entry| entry.version);
         if expected.is_some_and(|expected| expected != version) {
-            return Ok(None);
+            return Ok(PutOutcome::Lost);
+        }
+        if self.held_bytes + (key.len() + value.len()) as u64 > rules.max_bytes {
+            return Ok(PutOutcome::Full);
         }
         let version = version.unwrap_or(0) + 1;
         entries.insert(
@@ -88,10 +91,10 @@ impl KeyValue for Memory {
             KeyValueEntry {
                 value: value.to_vec(),
                 version,
-                expires_at_ms: times.expires_at_ms,
+                expires_at_ms: rules.expires_at_ms,
             },
         );
-        Ok(Some(version))
+        Ok(PutOutcome::Written(version))
     }
 
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), PortError> {
@@ -104,20 +107,14 @@ impl KeyValue for Memory {
         &self,
         bucket: &str,
         key: &str,
-        by: u32,
-        _window_ms: u32,
-        _now_ms: u64,
-    ) -> Result<u64, PortError> {
+        addition: Addition,
+    ) -> Result<Option<u64>, PortError> {
         let mut counters = self.counters.lock().unwrap();
         let sum = counters
             .entry((bucket.to_owned(), key.to_owned()))
             .or_default();
-        *sum += u64::from(by);
-        Ok(*sum)
-    }
-
-    async fn used_bytes(&self, _bucket: &str) -> Result<u64, PortError> {
-        Ok(self.held_bytes)
+        *sum += u64::from(addition.by);
+        Ok(Some(*sum))
     }
 }
 

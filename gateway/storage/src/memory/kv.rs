@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use crate::{
     blocking::lock,
     error::StorageError,
-    kv::{KeyValueStore, KvEntry, KvPut, window_end},
+    kv::{KeyValueStore, KvAdd, KvEntry, KvPut, KvWrite, MAX_SKEW_MS, weight, window_end},
 };
 
 /// Values in memory.
@@ -27,7 +27,6 @@ struct State {
     entries: BTreeMap<Key, KvEntry>,
     counters: BTreeMap<Key, Counter>,
     latest_version: u64,
-    latest_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +47,25 @@ impl MemoryKv {
 impl State {
     /// Forgets what ended.
     fn heard(&mut self, now_ms: u64) {
-        self.latest_ms = self.latest_ms.max(now_ms);
-        let latest_ms = self.latest_ms;
-        self.entries.retain(|_key, entry| is_live(entry, latest_ms));
+        self.entries.retain(|_key, entry| is_live(entry, now_ms));
         self.counters
-            .retain(|_key, counter| counter.ends_at_ms > latest_ms);
+            .retain(|_key, counter| counter.ends_at_ms > now_ms);
+    }
+
+    fn used_bytes(&self, bucket: &str) -> u64 {
+        let is_in = |key: &Key| key.0 == bucket;
+        let entries = self.entries.iter().filter(|(key, _)| is_in(key));
+        let counters = self.counters.keys().filter(|key| is_in(key));
+        entries
+            .map(|(key, entry)| weight(&key.1, &entry.value))
+            .chain(counters.map(|key| weight(&key.1, &[])))
+            .sum()
+    }
+
+    /// Whether a row may grow from `old` to `new` bytes.
+    fn has_room(&self, bucket: &str, max_bytes: Option<u64>, (old, new): (u64, u64)) -> bool {
+        let room = |max: u64| new <= old || self.used_bytes(bucket) - old + new <= max;
+        max_bytes.is_none_or(room)
     }
 }
 
@@ -77,13 +90,19 @@ impl KeyValueStore for MemoryKv {
         Ok(state.entries.get(&key(bucket, name)).cloned())
     }
 
-    async fn put(&self, put: KvPut<'_>) -> Result<Option<u64>, StorageError> {
+    async fn put(&self, put: KvPut<'_>) -> Result<KvWrite, StorageError> {
         let mut state = lock(&self.state);
         state.heard(put.now_ms);
         let key = key(put.bucket, put.key);
-        let current = state.entries.get(&key).map(|entry| entry.version);
-        if put.expected.is_some_and(|expected| expected != current) {
-            return Ok(None);
+        let current = state.entries.get(&key);
+        let version = current.map(|entry| entry.version);
+        if put.expected.is_some_and(|expected| expected != version) {
+            return Ok(KvWrite::Lost);
+        }
+        let old = current.map_or(0, |entry| weight(put.key, &entry.value));
+        let grows = (old, weight(put.key, put.value));
+        if !state.has_room(put.bucket, put.max_bytes, grows) {
+            return Ok(KvWrite::Full);
         }
         state.latest_version += 1;
         let entry = KvEntry {
@@ -93,7 +112,7 @@ impl KeyValueStore for MemoryKv {
         };
         let version = entry.version;
         state.entries.insert(key, entry);
-        Ok(Some(version))
+        Ok(KvWrite::Written(version))
     }
 
     async fn delete(&self, bucket: &str, name: &str) -> Result<bool, StorageError> {
@@ -104,39 +123,30 @@ impl KeyValueStore for MemoryKv {
         Ok(entry || counter)
     }
 
-    async fn increment(
-        &self,
-        bucket: &str,
-        name: &str,
-        by: u32,
-        window_ms: u32,
-        now_ms: u64,
-    ) -> Result<u64, StorageError> {
+    async fn increment(&self, add: KvAdd<'_>) -> Result<Option<u64>, StorageError> {
         let mut state = lock(&self.state);
-        state.heard(now_ms);
-        let ends_at_ms = window_end(now_ms, window_ms);
+        state.heard(add.now_ms);
+        let ends_at_ms = window_end(add.now_ms, add.window_ms);
         let fresh = Counter {
-            window_ms,
+            window_ms: add.window_ms,
             ends_at_ms,
             total: 0,
         };
-        let counter = state.counters.entry(key(bucket, name)).or_insert(fresh);
-        if counter.window_ms != window_ms || counter.ends_at_ms < ends_at_ms {
+        let key = key(add.bucket, add.key);
+        let grows = (0, weight(add.key, &[]));
+        if !state.counters.contains_key(&key) && !state.has_room(add.bucket, add.max_bytes, grows) {
+            return Ok(None);
+        }
+        let counter = state.counters.entry(key).or_insert(fresh);
+        let goes_on = ends_at_ms..=ends_at_ms.saturating_add(MAX_SKEW_MS);
+        if counter.window_ms != add.window_ms || !goes_on.contains(&counter.ends_at_ms) {
             *counter = fresh;
         }
-        counter.total += u64::from(by);
-        Ok(counter.total)
+        counter.total += u64::from(add.by);
+        Ok(Some(counter.total))
     }
 
     async fn used_bytes(&self, bucket: &str) -> Result<u64, StorageError> {
-        let state = lock(&self.state);
-        let is_in = |key: &Key| key.0 == bucket;
-        let entries = state.entries.iter().filter(|(key, _)| is_in(key));
-        let counters = state.counters.keys().filter(|key| is_in(key));
-        let used = entries
-            .map(|(key, entry)| key.1.len() + entry.value.len())
-            .chain(counters.map(|key| key.1.len() + 8))
-            .sum::<usize>();
-        Ok(used as u64)
+        Ok(lock(&self.state).used_bytes(bucket))
     }
 }

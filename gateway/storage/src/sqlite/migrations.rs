@@ -36,7 +36,10 @@ pub(super) const METADATA: Schema = Schema {
 /// Plugins' own data.
 pub(super) const KEY_VALUES: Schema = Schema {
     application_id: i32::from_be_bytes(*b"Gkva"),
-    steps: &[include_str!("migrations/kv_1.sql")],
+    steps: &[
+        include_str!("migrations/kv_1.sql"),
+        include_str!("migrations/kv_2.sql"),
+    ],
     synchronous: "NORMAL",
 };
 
