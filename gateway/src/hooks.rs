@@ -33,7 +33,7 @@ use crate::{
     policy::{
         Policy,
         binding::Binding,
-        decisions::{Cached, Decisions, Given, Key, Question},
+        decisions::{About, Cached, Decisions, Given, Key, Question},
         parents::{self, AllowedImages},
         shadow::Shadows,
         unenforced::{self, Unenforced},
@@ -170,7 +170,8 @@ async fn ask_once(
     if !request.change.is_serve() {
         return Box::pin(binding.admit(request)).await.map(Arc::new);
     }
-    let kept = serves.get(&serve_key(serves, binding, request), request.version);
+    let about = About::Stored(request.version);
+    let kept = serves.get(&serve_key(serves, binding, request), about);
     if let Some(Cached::Fresh(answer)) = kept {
         binding.admitted_by_cache(&answer);
         return Ok(answer);
@@ -183,7 +184,7 @@ async fn ask_once(
                 let given = Given {
                     answer: Arc::clone(&answer),
                     hint: *cache,
-                    version: request.version,
+                    about,
                 };
                 let key = serve_key(serves, binding, request);
                 serves.keep(key, &request.requester.client, given);

@@ -22,7 +22,7 @@ use gantry_plugin_host::{AuthorizeAnswer, AuthorizeRequest, CallError};
 
 use self::{
     binding::Binding,
-    decisions::{Cached, Decisions, Given, Question},
+    decisions::{About, Cached, Decisions, Given, Question},
     shadow::Shadows,
     unenforced::Unenforced,
 };
@@ -257,7 +257,7 @@ fn known(
         &requester.client,
         question,
     );
-    let Some(Cached::Fresh(answer)) = decisions.get(&key, None) else {
+    let Some(Cached::Fresh(answer)) = decisions.get(&key, About::Configuration) else {
         return None;
     };
     binding.authorized_by_cache(&answer);
@@ -283,7 +283,7 @@ async fn ask_now(
         let given = Given {
             answer: Arc::clone(&answer),
             hint: within_identity(*hint, requester),
-            version: None,
+            about: About::Configuration,
         };
         decisions.keep(key, &requester.client, given);
     }

@@ -10,6 +10,7 @@ use crate::{
     digest::Digest,
     namespace::Repository,
     reference::Tag,
+    version::Version,
 };
 
 /// What is about to happen.
@@ -116,9 +117,8 @@ pub struct AdmissionRequest {
     pub manifest: Option<Bytes>,
     /// Stored manifests of this repository that name the content.
     pub parents: Vec<Digest>,
-    /// A number that moves when something is committed to the repository, taken before the rest was looked up; `None` where nobody knows.
-    /// An answer may be reused only while it stays.
-    pub version: Option<u64>,
+    /// The repository's version, taken before the rest was looked up. An answer may be reused only while it stays.
+    pub version: Version,
 }
 
 /// Every hook accepted or abstained.

@@ -24,6 +24,7 @@ pub mod range;
 pub mod reference;
 pub mod scope;
 pub mod upload;
+pub mod version;
 
 pub use accept::AcceptedTypes;
 pub use admission::{AdmissionRequest, Admitted, Change, Refusal, TagState};
@@ -43,3 +44,4 @@ pub use range::{ByteRange, ContentRange};
 pub use reference::{Reference, Tag};
 pub use scope::Scope;
 pub use upload::UploadId;
+pub use version::Version;

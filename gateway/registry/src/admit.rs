@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use gantry_model::{
     AdmissionRequest, Admitted, Change, Denial, DenialCode, Descriptor, Digest, MediaType,
-    Repository, Tag, TagState,
+    Repository, Tag, TagState, Version,
 };
 use gantry_storage::{ManifestRecord, Named, indexes_of, naming};
 
@@ -54,7 +54,7 @@ impl Call {
         &self,
         question: &Question<'_>,
         named: Option<&Digest>,
-        version: Option<u64>,
+        version: Version,
     ) -> AdmissionRequest {
         let target =
             named.map(|digest| Descriptor::new(MediaType::octet_stream(), digest.clone(), 0));
@@ -73,7 +73,7 @@ impl Call {
 
     async fn request(&self, question: Question<'_>) -> Result<AdmissionRequest, Error> {
         let metadata = &self.shared.ports.metadata;
-        let version = metadata.version(&question.repository.name);
+        let version = metadata.version(&question.repository.name).await?;
         let (target, manifest) = match question.content {
             Content::Named(digest) => return Ok(self.without_content(&question, digest, version)),
             Content::Manifest(record, bytes) => {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use gantry_model::{
     AdmissionRequest, Algorithm, AttributeValue, Cause, Change, Client, Descriptor, Digest, Event,
     MediaType, OperationKind, Principal, Repository, RepositoryName, Requester, Scope, Source, Tag,
-    TagState,
+    TagState, Version,
 };
 use gantry_plugin_host::{AuthenticateRequest, AuthorizeRequest, Credential, Hook};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -226,7 +226,7 @@ impl Admit {
             },
             manifest: manifest.map(Bytes::from),
             parents: self.parents.into_iter().map(|digest| digest.0).collect(),
-            version: None,
+            version: Version::Unknown,
         })
     }
 }

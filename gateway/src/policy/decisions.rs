@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gantry_model::{Change, Client, Digest, OperationKind, Principal, Scope, Tag};
+use gantry_model::{Change, Client, Digest, OperationKind, Principal, Scope, Tag, Version};
 use gantry_plugin_host::{CacheHint, Varies};
 use moka::{Equivalent, Expiry, sync::Cache};
 
@@ -235,21 +235,40 @@ impl Equivalent<KeptKey> for Key<'_> {
     }
 }
 
+/// What an answer is about, beside the question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum About {
+    /// Nothing that is stored.
+    Configuration,
+    /// What a repository had at that version.
+    Stored(Version),
+}
+
+impl About {
+    fn is_still(self, earlier: Self) -> bool {
+        match (self, earlier) {
+            (Self::Configuration, Self::Configuration) => true,
+            (Self::Stored(now), Self::Stored(then)) => now.is_still(then),
+            (Self::Configuration | Self::Stored(_), _) => false,
+        }
+    }
+}
+
 /// An answer as it was given.
 pub(crate) struct Given<A> {
     /// The answer.
     pub(crate) answer: Arc<A>,
     /// How long it may be reused, and by whom.
     pub(crate) hint: CacheHint,
-    /// The repository's version, when the answer is about what is stored in it.
-    pub(crate) version: Option<u64>,
+    /// What it is about.
+    pub(crate) about: About,
 }
 
 /// An answer and its times.
 #[derive(Debug)]
 struct Entry<A> {
     answer: Arc<A>,
-    version: Option<u64>,
+    about: About,
     fresh_until: Instant,
     keep_for: Duration,
 }
@@ -341,10 +360,10 @@ impl<A: Send + Sync + 'static> Decisions<A> {
         widened(key, client, self.varies.load(Ordering::Relaxed))
     }
 
-    /// The answer, when one is kept; fresh only for the `version` of the repository that it was given for.
-    pub(crate) fn get(&self, key: &Key<'_>, version: Option<u64>) -> Option<Cached<A>> {
+    /// The answer, when one is kept; fresh only while what it was given about is still the same.
+    pub(crate) fn get(&self, key: &Key<'_>, about: About) -> Option<Cached<A>> {
         let entry = self.entries.get(key)?;
-        let is_fresh = entry.version == version && Instant::now() < entry.fresh_until;
+        let is_fresh = about.is_still(entry.about) && Instant::now() < entry.fresh_until;
         Some(if is_fresh {
             Cached::Fresh(entry.answer)
         } else {
@@ -357,7 +376,7 @@ impl<A: Send + Sync + 'static> Decisions<A> {
         let Given {
             answer,
             hint,
-            version,
+            about,
         } = given;
         let Varies {
             client_address,
@@ -374,7 +393,7 @@ impl<A: Send + Sync + 'static> Decisions<A> {
             widened(key, client, seen).into(),
             Entry {
                 answer,
-                version,
+                about,
                 fresh_until: Instant::now() + hint.ttl,
                 keep_for,
             },
@@ -435,7 +454,7 @@ mod tests {
     }
 
     fn fresh(decisions: &Decisions<u8>, key: &Key<'_>) -> Option<u8> {
-        match decisions.get(key, None) {
+        match decisions.get(key, About::Configuration) {
             Some(Cached::Fresh(answer)) => Some(*answer),
             Some(Cached::Stale(_)) | None => None,
         }
@@ -445,7 +464,7 @@ mod tests {
         let given = Given {
             answer: Arc::new(7),
             hint: hint(varies),
-            version: None,
+            about: About::Configuration,
         };
         decisions.keep(key, client, given);
     }
@@ -499,6 +518,34 @@ mod tests {
             decisions.key(&other_plugin, &who, &client, question(&pull)),
         ] {
             assert_eq!(fresh(&decisions, &different), None, "{different:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_about_an_unknown_version_is_never_fresh() {
+        let (fingerprint, who, client) = ("f".into(), alice("ops"), client("curl"));
+        let pull = scopes("pull");
+        let stored = |version| About::Stored(version);
+        for (given_for, asked_for, is_fresh) in [
+            (Version::Known(7), Version::Known(7), true),
+            (Version::Known(7), Version::Known(8), false),
+            (Version::Known(7), Version::Unknown, false),
+            (Version::Unknown, Version::Known(7), false),
+            (Version::Unknown, Version::Unknown, false),
+        ] {
+            let decisions = Decisions::<u8>::new(1 << 20);
+            let key = decisions.key(&fingerprint, &who, &client, question(&pull));
+            let given = Given {
+                answer: Arc::new(7),
+                hint: hint(Varies::default()),
+                about: stored(given_for),
+            };
+            decisions.keep(key, &client, given);
+            let found = decisions.get(&key, stored(asked_for));
+            let found = matches!(found, Some(Cached::Fresh(_)));
+            assert_eq!(found, is_fresh, "{given_for:?}, {asked_for:?}");
+            let of_configuration = decisions.get(&key, About::Configuration);
+            assert!(matches!(of_configuration, Some(Cached::Stale(_))));
         }
     }
 

@@ -183,7 +183,7 @@ pub(crate) fn is_in_batches(request: &AdmissionRequest) -> bool {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use gantry_model::{Client, Principal, Repository, Requester, Source};
+    use gantry_model::{Client, Principal, Repository, Requester, Source, Version};
     use gantry_plugin_host::{CacheHint, Failure};
 
     use super::*;
@@ -220,7 +220,7 @@ mod tests {
             target: None,
             manifest: None,
             parents,
-            version: None,
+            version: Version::Unknown,
         }
     }
 

@@ -7,7 +7,7 @@
 use std::{mem::size_of, sync::Arc};
 
 use async_trait::async_trait;
-use gantry_model::{Digest, Page, RepositoryName, Tag};
+use gantry_model::{Digest, Page, RepositoryName, Tag, Version};
 use moka::{Equivalent, sync::Cache};
 
 use crate::{
@@ -50,7 +50,7 @@ struct Answers<
     K: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
     A: Clone + Footprint + Send + Sync + 'static,
 > {
-    kept: Cache<(RepositoryName, ContentOrigin, K), Arc<(u64, A)>>,
+    kept: Cache<(RepositoryName, ContentOrigin, K), Arc<(Version, A)>>,
 }
 
 /// A key that is looked up; hashes as the tuple that is kept.
@@ -71,7 +71,7 @@ where
     fn new() -> Self {
         // An origin's text is one for all entries of its mirror.
         let weigh = |(repository, _, _): &(RepositoryName, ContentOrigin, K),
-                     kept: &Arc<(u64, A)>| {
+                     kept: &Arc<(Version, A)>| {
             let bytes = ENTRY_BYTES + size_of::<K>() + repository.as_str().len() + kept.1.bytes();
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
@@ -90,16 +90,14 @@ where
         ask: impl Future<Output = Result<Option<A>, StorageError>>,
     ) -> Result<Option<A>, StorageError> {
         // Before asking: whatever is committed while the store answers makes this version an old one.
-        let Some(version) = store.version(repository) else {
-            return ask.await;
-        };
+        let version = store.version(repository).await?;
         if let Some(kept) = self.kept.get(&Named(repository, origin, key))
-            && kept.0 == version
+            && version.is_still(kept.0)
         {
             return Ok(Some(kept.1.clone()));
         }
         let answer = ask.await?;
-        if let Some(answer) = &answer {
+        if let (Some(answer), Version::Known(_)) = (&answer, version) {
             let key = (repository.clone(), origin.clone(), key.clone());
             self.kept.insert(key, Arc::new((version, answer.clone())));
         }
@@ -236,8 +234,8 @@ impl MetadataStore for CachedMetadata {
         self.store.commit(commit).await
     }
 
-    fn version(&self, repository: &RepositoryName) -> Option<u64> {
-        self.store.version(repository)
+    async fn version(&self, repository: &RepositoryName) -> Result<Version, StorageError> {
+        self.store.version(repository).await
     }
 }
 
@@ -310,7 +308,9 @@ mod tests {
                 ContentOrigin::Pushed,
                 format!("t{index}").parse().unwrap(),
             );
-            answers.kept.insert(key, Arc::new((1, large.clone())));
+            answers
+                .kept
+                .insert(key, Arc::new((Version::Known(1), large.clone())));
         }
         answers.kept.run_pending_tasks();
         assert!(large.bytes() > (1 << 18), "{}", large.bytes());

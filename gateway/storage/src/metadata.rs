@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 use async_trait::async_trait;
 use gantry_model::{
     Algorithm, Digest, Document, Event, Manifest, MediaType, Page, RepositoryName, Tag, TagState,
-    UploadId,
+    UploadId, Version,
 };
 
 use crate::{error::StorageError, hash::digest_of};
@@ -614,11 +614,13 @@ pub trait MetadataStore: Debug + Send + Sync {
     /// [`CommitError`].
     async fn commit(&self, commit: Commit) -> Result<(), CommitError>;
 
-    /// A number that moves with every commit to the repository, after that is durable and before anybody is told; it may also move
-    /// without one. An answer that was asked for after this was taken is right for as long as it does not move. `None`
-    /// where others may commit unseen.
-    fn version(&self, _repository: &RepositoryName) -> Option<u64> {
-        None
+    /// The repository's version. It moves with every commit to the repository, after that is durable and before the commit returns. An
+    /// answer that was requested after this version was taken is right for as long as the version stays.
+    ///
+    /// # Errors
+    /// [`StorageError`], where the store must be asked.
+    async fn version(&self, _repository: &RepositoryName) -> Result<Version, StorageError> {
+        Ok(Version::Unknown)
     }
 }
 

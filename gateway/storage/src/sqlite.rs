@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
+use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId, Version};
 use tracing::Instrument as _;
 
 use self::{
@@ -290,8 +290,8 @@ impl MetadataStore for SqliteStore {
         committed.instrument(tracing::debug_span!("commit")).await
     }
 
-    fn version(&self, repository: &RepositoryName) -> Option<u64> {
-        Some(self.versions.of(repository))
+    async fn version(&self, repository: &RepositoryName) -> Result<Version, StorageError> {
+        Ok(Version::Known(self.versions.of(repository)))
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use gantry_model::{AdmissionRequest, Change, Descriptor, Digest, MediaType, Requester};
+use gantry_model::{AdmissionRequest, Change, Descriptor, Digest, MediaType, Requester, Version};
 use gantry_storage::{Blob, Commit, Named, naming};
 
 use super::{
@@ -204,7 +204,7 @@ impl Engine {
             target: Some(target),
             manifest: None,
             parents: naming(parents, Named::Blob),
-            version: None,
+            version: Version::Unknown,
         };
         let admitted = self.admission.admit(request).await;
         admitted

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use gantry_model::{
     AdmissionRequest, Algorithm, Change, Descriptor, Digest, Document, Form, MediaType, Reference,
-    RepositoryName, Requester, Tag, TagState,
+    RepositoryName, Requester, Tag, TagState, Version,
 };
 use gantry_storage::{
     Blob, Commit, CommitError, ContentOrigin, ManifestRecord, PushManifest, ReferenceRecord,
@@ -343,7 +343,7 @@ impl Engine {
             target: Some(verified.descriptor()),
             manifest: Some(verified.bytes.clone()),
             parents: parents.await?,
-            version: None,
+            version: Version::Unknown,
         };
         let admitted = self.admission.admit(request).await;
         admitted

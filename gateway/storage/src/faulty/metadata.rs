@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId};
+use gantry_model::{Digest, Page, RepositoryName, Tag, UploadId, Version};
 
 use super::{Call, Faults};
 use crate::{
@@ -161,8 +161,8 @@ impl MetadataStore for FaultyMetadata {
         self.faults.around(Call::Commit, commit).await
     }
 
-    fn version(&self, repository: &RepositoryName) -> Option<u64> {
-        self.metadata.version(repository)
+    async fn version(&self, repository: &RepositoryName) -> Result<Version, StorageError> {
+        self.metadata.version(repository).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{
 
 use gantry_model::{Digest, RepositoryName, Tag};
 use gantry_storage::{
-    CachedMetadata, Commit, MetadataStore, SqliteStore,
+    CachedMetadata, Commit, MemoryMetadata, MetadataStore, SqliteStore,
     faulty::{Call, Faults, FaultyMetadata},
     suite::{
         Checked,
@@ -30,6 +30,34 @@ mod metadata {
         };
         (folder, stores)
     }
+}
+
+mod unversioned {
+    use super::{Arc, CachedMetadata, MemoryMetadata, Stores};
+
+    gantry_storage::metadata_suite! { make }
+
+    fn make() -> ((), Stores) {
+        let store = Arc::new(MemoryMetadata::new());
+        let cached = CachedMetadata::new(Arc::<MemoryMetadata>::clone(&store));
+        let stores = Stores {
+            metadata: Arc::new(cached),
+            ..Stores::new(store)
+        };
+        ((), stores)
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_kept_of_a_store_that_others_may_change_unseen() -> Checked {
+    let store = Arc::new(MemoryMetadata::new());
+    let [here, elsewhere] =
+        [0, 1].map(|_| CachedMetadata::new(Arc::<MemoryMetadata>::clone(&store)));
+    move_tag(&here, "one", None).await?;
+    assert_eq!(named(&here).await, Some(digest("one")));
+    move_tag(&elsewhere, "two", Some("one")).await?;
+    assert_eq!(named(&here).await, Some(digest("two")));
+    Ok(())
 }
 
 fn open() -> (TempDir, Arc<SqliteStore>) {
