@@ -25,7 +25,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, watch};
 
 pub use self::{
-    adoption::{AdoptionPlan, is_pull_through},
+    adoption::{AdoptionPlan, is_pull_through, uncovered},
     generation::Generation,
 };
 use crate::{

@@ -237,11 +237,49 @@ fn what_would_be_left_out_is_said_before_anything_is_changed() {
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("left out  apps/web:torn: "), "{said}");
     assert!(said.contains("is missing, empty or torn"), "{said}");
-    let end = "1 repository, 1 manifest, 1 tag and 2 blobs would be adopted; 1 link would be left out\ncontent was not hashed, except manifests and what a repository knows by the digest of another algorithm\nthe first start makes them hosted repositories\n";
+    let end = "1 repository, 1 manifest, 1 tag and 2 blobs would be adopted; 1 link would be left out\ncontent was not hashed, except manifests and what a repository knows by the digest of another algorithm\nthe first start makes them hosted repositories, if `hosted.names` covers their names; name the configuration by --config to see whether it does\n";
     assert!(said.ends_with(end), "{said}");
     assert!(!origin.data().join("docker/registry/_gantry").exists());
     let (code, said) = check(std::path::Path::new("/usr/bin"));
     assert_eq!(code, Some(1), "{said}");
+}
+
+#[test]
+fn names_that_would_not_be_hosted_stop_the_first_start_and_are_listed() {
+    let origin = Origin::start();
+    let image = Image::random(100);
+    for name in ["web", "apps/web", "hub/app"] {
+        origin.push(name, "v1", &image);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("gantry.yaml");
+    let text = |names: &str| {
+        format!(
+            "listen: {{ address: 127.0.0.1:{} }}\nadmin: 127.0.0.1:{}\nhosted: {{ names: [{names}] }}\nmirrors: {{ hub: {{ url: \"http://127.0.0.1:9\", default: true }} }}\nplugins: [{{ name: access, from: builtin:access, config: {{ rules: [{{ who: [anonymous], may: [pull], what: [\"**\"] }}] }} }}]\nstorage:\n  blobs: {{ filesystem: {} }}\n",
+            free_port(),
+            free_port(),
+            origin.data().display(),
+        )
+    };
+    fs::write(&config, text("\"apps/**\"")).unwrap();
+    for command in ["serve", "import"] {
+        let mut gantry = Command::new(program());
+        match command {
+            "serve" => gantry.arg("serve").arg(&config),
+            _ => gantry
+                .args(["import", "--adopt", "--check"])
+                .arg(origin.data())
+                .arg("--config")
+                .arg(&config),
+        };
+        let stopped = run(&mut gantry).fails();
+        assert!(stopped.contains("covers hub/app, web:"), "{stopped}");
+        assert!(stopped.contains("`hosted.names`"), "{stopped}");
+    }
+    fs::write(&config, text("\"apps/**\", web, \"hub/app\"")).unwrap();
+    let mut check = Command::new(program());
+    check.args(["import", "--adopt", "--check"]);
+    run(check.arg(origin.data()).arg("--config").arg(&config)).ok();
 }
 
 /// Makes a file or folder unreadable to all but root.

@@ -6,7 +6,11 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use gantry_storage::{AdoptAs, FsBlobStore, SqliteStore, adopt as adopt_folder, would_adopt};
+use gantry_model::{RepositoryName, Source, namespace::Address};
+use gantry_storage::{
+    AdoptAs, Adoption, FsBlobStore, SqliteStore, StorageError, adopt as adopt_folder,
+    repositories_in, would_adopt,
+};
 
 use crate::{
     config::{BlobStorage, Config, Mirror},
@@ -47,6 +51,38 @@ impl AdoptionPlan {
     }
 }
 
+/// Why the folder's repositories would not all be hosted ones: clients reach a repository by a name of `hosted.names`, and under
+/// another name they get a mirror's image, or nothing.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn uncovered(config: &Config, root: &Path) -> Result<Option<String>, StorageError> {
+    let namespaces = config.namespaces();
+    let is_hosted = |name: &RepositoryName| {
+        let repository = namespaces.resolve(Address::default(), name.as_str());
+        repository.is_ok_and(|it| it.name == *name && !matches!(it.source, Source::Mirror { .. }))
+    };
+    let mut names = repositories_in(root)?;
+    names.retain(|name| !is_hosted(name));
+    let (shown, more) = names.split_at(names.len().min(SHOWN_NAMES));
+    if shown.is_empty() {
+        return Ok(None);
+    }
+    let shown: Vec<&str> = shown.iter().map(RepositoryName::as_str).collect();
+    let more = match more.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Ok(Some(format!(
+        "no pattern of `hosted.names` covers {}{more}: under these names clients would get a mirror's images, or nothing; add patterns that cover \
+         them, or move them out of the folder",
+        shown.join(", ")
+    )))
+}
+
+/// Names that a message lists.
+const SHOWN_NAMES: usize = 10;
+
 /// Whether a pull-through cache of Distribution's filled the folder.
 #[must_use]
 pub fn is_pull_through(root: &Path) -> bool {
@@ -70,10 +106,28 @@ pub(super) async fn adopt(
             return warn_of_earlier(root, database).await;
         }
     };
+    if is_hosted && would_adopt(blobs, database).await.context(ATTEMPT)? {
+        let (config, folder) = (config.clone(), root.clone());
+        let uncovered = tokio::task::spawn_blocking(move || uncovered(&config, &folder));
+        if let Some(why) = uncovered.await?.context(ATTEMPT)? {
+            anyhow::bail!("{ATTEMPT} {}: {why}", root.display());
+        }
+    }
     let adopted = adopt_folder(blobs, database, adopt_as).await;
-    if let Some(adopted) = adopted.context(ATTEMPT)? {
+    if let Some(Adoption {
+        adopted,
+        left_out,
+        opaque,
+        ..
+    }) = adopted.context(ATTEMPT)?
+    {
         tracing::info!(
-            ?adopted,
+            repositories = adopted.repositories,
+            manifests = adopted.manifests,
+            tags = adopted.tags,
+            blobs = adopted.blobs,
+            opaque = opaque.len(),
+            left_out = left_out.len(),
             "adopted the repositories that another registry left in the blob folder"
         );
     }

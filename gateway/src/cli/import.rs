@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use gantry::{
-    app::{AdoptionPlan, is_pull_through},
+    app::{AdoptionPlan, is_pull_through, uncovered},
     config::Config,
 };
 use gantry_storage::{AdoptAs, Adoption, check_adoption};
@@ -52,7 +52,9 @@ fn planned(config: Option<&Config>, folder: &Path) -> anyhow::Result<(AdoptAs, S
     let is_pull_through = is_pull_through(folder);
     let Some(config) = config else {
         let outcome = match is_pull_through {
-            false => "the first start makes them hosted repositories\n",
+            false => {
+                "the first start makes them hosted repositories, if `hosted.names` covers their names; name the configuration by --config to see whether it does\n"
+            }
             true => {
                 "a pull-through cache filled this folder (scheduler-state.json): the first start gives them to the default mirror, or to the only one; with `storage: { adopt: hosted }` they become hosted repositories; name the configuration by --config to see which\n"
             }
@@ -61,6 +63,12 @@ fn planned(config: Option<&Config>, folder: &Path) -> anyhow::Result<(AdoptAs, S
     };
     match AdoptionPlan::of(config, folder) {
         AdoptionPlan::Hosted => {
+            if let Some(why) = uncovered(config, folder)? {
+                bail!(
+                    "`gantry serve` would not start with {}: {why}",
+                    folder.display()
+                )
+            }
             let outcome = "the first start makes them hosted repositories\n".to_owned();
             Ok((AdoptAs::Pushed, outcome))
         }

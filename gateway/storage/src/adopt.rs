@@ -115,6 +115,24 @@ pub async fn would_adopt(
     Ok(!metadata.has_repositories().await? && !root_entries(&blobs.repositories())?.is_empty())
 }
 
+/// The repositories that a registry's folder has, by their names in it, in order. Folders that cannot be read have none. Blocks.
+///
+/// # Errors
+/// [`StorageError`] when the folder cannot be read to its end.
+pub fn repositories_in(root: &Path) -> Result<Vec<RepositoryName>, StorageError> {
+    let mut walk = Walk::of(Content::Look(Layout::of(root)), AdoptAs::Pushed);
+    let mut names = Vec::new();
+    while let Some((folder, _deeply)) = walk.folders.pop() {
+        match walk.look_for(&folder) {
+            Ok(name) => names.extend(name),
+            Err(Unread::LeftOut(_)) => {}
+            Err(Unread::Failed(error)) => return Err(error),
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// Says what [`adopt`] would make of a registry's folder that was never adopted, and changes nothing. Blocks.
 ///
 /// # Errors
@@ -128,6 +146,9 @@ pub fn check_adoption(root: &Path, adopt_as: AdoptAs) -> Result<Adoption, Storag
     Ok(shared.into_adoption())
 }
 
+/// Repositories and [`LeftOut::what`].
+pub(crate) type LeftOutKeys = BTreeSet<(Option<RepositoryName>, String)>;
+
 /// What the database knows of a folder's adoption.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Before {
@@ -137,8 +158,8 @@ pub(crate) enum Before {
     Foreign,
     /// It was adopted when nothing was recorded yet.
     Unrecorded,
-    /// It was adopted, and this was left out: repositories and [`LeftOut::what`].
-    Recorded(BTreeSet<(Option<RepositoryName>, String)>),
+    /// It was adopted, and this was left out.
+    Recorded(LeftOutKeys),
 }
 
 /// Adopts what lies in the folder of `blobs`; `None` when nothing is adopted, because there is nothing, it was adopted already, or the
@@ -161,7 +182,7 @@ pub async fn adopt(
     let before = metadata.adoption_before(&folder).await?;
     match &before {
         Before::Foreign => return Ok(None),
-        Before::Recorded(left_out) => walk.only(left_out),
+        Before::Recorded(left_out) => walk.only(left_out.clone()),
         Before::Nothing | Before::Unrecorded => {}
     }
     let shared = walk.shared();
@@ -202,10 +223,7 @@ pub(crate) fn folder_key(repository: &RepositoryName) -> String {
 }
 
 /// Whether a repository lies in a folder that was left out.
-pub(crate) fn is_below_left_out(
-    left_out: &BTreeSet<(Option<RepositoryName>, String)>,
-    repository: &RepositoryName,
-) -> bool {
+pub(crate) fn is_below_left_out(left_out: &LeftOutKeys, repository: &RepositoryName) -> bool {
     let mut folders = Path::new(repository.as_str()).ancestors();
     folders.any(|folder| {
         let name: Option<RepositoryName> = folder.to_str().and_then(|it| it.parse().ok());
@@ -291,6 +309,8 @@ struct Walk {
     blobs: Content,
     root: PathBuf,
     adopt_as: AdoptAs,
+    /// What is looked at; all of the folder when there is none.
+    only: Option<LeftOutKeys>,
     /// Folders to look into, and whether those below them are looked into as well.
     folders: Vec<(PathBuf, bool)>,
     /// How many symbolic links lead to a folder, by its device and inode.
@@ -330,6 +350,7 @@ impl Walk {
             folders: vec![(root.clone(), true)],
             root,
             adopt_as,
+            only: None,
             linked: HashMap::new(),
             found: VecDeque::new(),
             adopted: shared.adopted,
@@ -348,8 +369,8 @@ impl Walk {
         }
     }
 
-    /// Looks only into the repositories of which something was left out.
-    fn only(&mut self, left_out: &BTreeSet<(Option<RepositoryName>, String)>) {
+    /// Looks only at what was left out.
+    fn only(&mut self, left_out: LeftOutKeys) {
         self.folders.clear();
         let names: BTreeSet<_> = left_out.iter().flat_map(|(name, _)| name).collect();
         for name in names {
@@ -358,6 +379,15 @@ impl Walk {
                 self.descend(self.root.join(folder), deeply);
             }
         }
+        self.only = Some(left_out);
+    }
+
+    /// Whether something of a repository, or the repository, is looked at.
+    fn concerns(&self, repository: &RepositoryName, what: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| {
+            let key = (Some(repository.clone()), what.to_owned());
+            only.contains(&key) || is_below_left_out(only, repository)
+        })
     }
 
     /// Will look into a folder, unless it is a link that would not end.
@@ -391,6 +421,21 @@ impl Walk {
         (*links > MAX_LINKS).then(|| format!("more than {MAX_LINKS} links lead to its folder"))
     }
 
+    /// The name of the repository that the folder is, if it is one.
+    fn look_for(&mut self, folder: &Path) -> Result<Option<RepositoryName>, Unread> {
+        let mut is_repository = false;
+        for entry in entries(folder)? {
+            match entry.as_str() {
+                "_layers" | "_manifests" => is_repository = true,
+                name if name.starts_with('_') => {}
+                name if self.circle(&folder.join(name)).is_some() => {}
+                name => self.folders.push((folder.join(name), true)),
+            }
+        }
+        let name = self.relative(folder);
+        Ok(self.adopt_as.name(&name).filter(|_| is_repository))
+    }
+
     /// A repository, or a part of the names of some, or both.
     fn look_into(&mut self, folder: &Path, deeply: bool) -> Result<(), Unread> {
         let mut is_repository = false;
@@ -418,9 +463,13 @@ impl Walk {
     fn repository(&mut self, name: &RepositoryName, folder: &Path) -> Result<(), Unread> {
         // All of its folders first: one that cannot be read leaves the repository out as a whole.
         let manifests = folder.join("_manifests");
-        let layers = self.links(name, &folder.join("_layers"))?;
+        let layers = self.links(name, &folder.join("_layers"), |digest| {
+            self.concerns(name, &blob_key(name, digest))
+        })?;
         let tags = self.tags(name, &manifests.join("tags"))?;
-        let revisions = self.links(name, &manifests.join("revisions"))?;
+        let revisions = self.links(name, &manifests.join("revisions"), |digest| {
+            tags.contains_key(digest) || self.concerns(name, &manifest_key(name, digest))
+        })?;
         lock(&self.adopted).repositories += 1;
         for link in layers {
             self.layer(name, link)?;
@@ -539,6 +588,10 @@ impl Walk {
             return Ok(Err(reason));
         };
         let media_type = Form::adopted_type(&bytes);
+        if media_type.is_schema1() {
+            let reason = "it is of docker's schema 1, which Gantry does not serve";
+            return Ok(Err(reason.to_owned()));
+        }
         let document = Document::read(&media_type, &bytes);
         if let Document::Opaque(opaque) = &document {
             let what = (manifest_key(name, &link.digest), opaque.why.to_string());
@@ -567,6 +620,9 @@ impl Walk {
         for name in entries(folder)? {
             let path = folder.join(&name).join("current").join("link");
             let what = tag_key(repository, &name);
+            if !self.concerns(repository, &what) {
+                continue;
+            }
             match (name.parse(), target(&path)?) {
                 (Ok(tag), Ok(digest)) => tags.entry(digest).or_default().push(tag),
                 (Err(_), _) => {
@@ -579,14 +635,23 @@ impl Walk {
         Ok(tags)
     }
 
-    /// The links of a folder `<algorithm>/<hex>/link`.
-    fn links(&self, name: &RepositoryName, folder: &Path) -> Result<Vec<Link>, Unread> {
+    /// The links of a folder `<algorithm>/<hex>/link`, of the digests that are wanted. A folder without its link is what a deletion
+    /// leaves behind.
+    fn links(
+        &self,
+        name: &RepositoryName,
+        folder: &Path,
+        is_wanted: impl Fn(&Digest) -> bool,
+    ) -> Result<Vec<Link>, Unread> {
         let mut links = Vec::new();
         for algorithm in entries(folder)? {
             for hex in entries(&folder.join(&algorithm))? {
                 let path = folder.join(&algorithm).join(&hex).join("link");
-                let digest = format!("{algorithm}:{hex}").parse().ok();
-                links.extend(self.link(name, folder, digest, path)?);
+                let digest: Option<Digest> = format!("{algorithm}:{hex}").parse().ok();
+                let is_skipped = digest.as_ref().is_some_and(|digest| !is_wanted(digest));
+                if !is_skipped && !is_deleted(&path) {
+                    links.extend(self.link(name, folder, digest, path)?);
+                }
             }
         }
         Ok(links)
@@ -628,8 +693,16 @@ impl Walk {
     }
 
     fn leave_out(&self, repository: Option<&RepositoryName>, what: String, reason: String) {
-        lock(&self.adopted).skipped += 1;
-        tracing::warn!(what, reason, "not adopted");
+        let mut adopted = lock(&self.adopted);
+        adopted.skipped += 1;
+        match adopted.skipped {
+            ..=MOST_WARNINGS => tracing::warn!(what, reason, "not adopted"),
+            _ if adopted.skipped == MOST_WARNINGS + 1 => tracing::warn!(
+                "more is not adopted; `gantry import --adopt --check FOLDER` lists all of it"
+            ),
+            _ => {}
+        }
+        drop(adopted);
         lock(&self.left_out).push(LeftOut {
             repository: repository.cloned(),
             what,
@@ -748,6 +821,11 @@ fn list(folder: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// Whether there is no such file, and nothing in its place.
+fn is_deleted(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// What a link file names, or why it names nothing: it is missing, empty or torn, or too large, or no file (a pipe would be waited for),
 /// or it cannot be read.
 fn target(path: &Path) -> Result<Result<Digest, String>, StorageError> {
@@ -792,5 +870,7 @@ const MAX_LINKS: u32 = 64;
 /// A link file holds a digest; the longest one has 135 bytes.
 const MAX_LINK_BYTES: u64 = 256;
 const ATTEMPT: &str = "adopt a registry's folder";
+/// Lines of the log about what is not adopted.
+const MOST_WARNINGS: u64 = 20;
 /// Distribution does not say who.
 const PUSHED_BY: &str = "adopted";

@@ -25,7 +25,9 @@ pub mod sqlite;
 #[cfg(feature = "testing")]
 pub mod suite;
 
-pub use adopt::{AdoptAs, Adopted, Adoption, LeftOut, adopt, check_adoption, would_adopt};
+pub use adopt::{
+    AdoptAs, Adopted, Adoption, LeftOut, adopt, check_adoption, repositories_in, would_adopt,
+};
 pub use blob::{Blob, BlobStore, BlobWriter, PublishError, StoredBlob};
 pub use cache::{CacheIndex, CacheQuery, CacheSize, Cached, CachedRepository, Pin, Use, Within};
 pub use cached::CachedMetadata;

@@ -178,6 +178,10 @@ impl<'a> Choice<'a> {
         if push.tags.is_empty() && (is_here || !is_new) {
             return Ok(None);
         }
+        // The first adoption brought the manifest, and it was deleted here since: its tag does not bring it back.
+        if matches!(self.before, Before::Recorded(_)) && !is_here && !is_new {
+            return Ok(None);
+        }
         let references = push.references.iter();
         let reached = references.map(|it| (repository.clone(), it.digest.clone()));
         self.reached.extend(reached);

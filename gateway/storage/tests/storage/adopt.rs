@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use gantry_model::{Algorithm, Digest, Page};
 use gantry_storage::{
     AdoptAs, Adopted, BlobStore as _, Commit, ContentOrigin, FsBlobStore, MetadataStore as _,
-    SqliteStore, adopt, check_adoption, digest_of, suite::Checked,
+    SqliteStore, adopt, check_adoption, digest_of, repositories_in, suite::Checked,
 };
 
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{"mediaType":"application/x.c","digest":"CONFIG","size":2},"layers":[]}"#;
@@ -287,6 +287,76 @@ async fn what_was_left_out_is_adopted_when_it_is_whole_and_nothing_comes_back() 
     delete_tag(&metadata, "v1", &manifest).await?;
     assert_eq!(adopt(&blobs, &metadata, AdoptAs::Pushed).await?, None);
     assert_eq!(metadata.tag(&a, &"v1".parse()?).await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tag_that_became_whole_does_not_bring_back_a_manifest_that_was_deleted_here() -> Checked {
+    let folder = tempfile::tempdir()?;
+    store_image(folder.path(), "a")?;
+    let tags = "docker/registry/v2/repositories/a/_manifests/tags";
+    let link = folder.path().join(tags).join("v1/current/link");
+    let manifest: Digest = fs::read_to_string(&link)?.parse()?;
+    write(&link, "torn")?;
+    let blobs = FsBlobStore::open(folder.path())?;
+    let metadata = SqliteStore::open(&folder.path().join("metadata.sqlite"))?;
+    let adoption = adopt(&blobs, &metadata, AdoptAs::Pushed)
+        .await?
+        .ok_or("nothing adopted")?;
+    assert_eq!((adoption.adopted.tags, adoption.adopted.manifests), (0, 1));
+    let delete = Commit::DeleteManifest {
+        repository: "a".parse()?,
+        digest: manifest.clone(),
+        tags: Vec::new(),
+        at_ms: 1,
+        by: "user:alice".to_owned(),
+    };
+    metadata.commit(delete).await?;
+    write(&link, manifest.as_str())?;
+    assert_eq!(adopt(&blobs, &metadata, AdoptAs::Pushed).await?, None);
+    let a = "a".parse()?;
+    assert_eq!(metadata.tag(&a, &"v1".parse()?).await?, None);
+    let pushed = &ContentOrigin::Pushed;
+    assert_eq!(metadata.manifest(&a, pushed, &manifest).await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_deleted_in_the_other_registry_is_not_left_out_and_schema_1_is() -> Checked {
+    let folder = tempfile::tempdir()?;
+    store_image(folder.path(), "a")?;
+    let repositories = folder.path().join("docker/registry/v2/repositories");
+    for part in ["_layers", "_manifests/revisions"] {
+        let deleted = format!("a/{part}/sha256/{}", "0".repeat(64));
+        fs::create_dir_all(repositories.join(deleted))?;
+    }
+    let schema1 = r#"{"schemaVersion":1,"name":"a","tag":"old","architecture":"amd64","fsLayers":[],"history":[]}"#;
+    let schema1 = store_blob(folder.path(), schema1)?;
+    let revision = format!("a/_manifests/revisions/sha256/{}/link", schema1.hex());
+    write(&repositories.join(revision), schema1.as_str())?;
+    let tag = repositories.join("a/_manifests/tags/old/current/link");
+    write(&tag, schema1.as_str())?;
+    let adoption = check_adoption(folder.path(), AdoptAs::Pushed)?;
+    let what: Vec<&str> = adoption.left_out.iter().map(|it| &*it.what).collect();
+    assert_eq!(what, ["a:old", &format!("a@{schema1}")]);
+    assert!(adoption.left_out[0].reason.contains("schema 1"));
+    assert_eq!((adoption.adopted.tags, adoption.adopted.manifests), (1, 1));
+    Ok(())
+}
+
+#[test]
+fn the_repositories_of_a_folder_are_found_by_their_names() -> Checked {
+    let folder = tempfile::tempdir()?;
+    assert_eq!(repositories_in(folder.path())?, []);
+    for repository in ["web", "team/api", "team", "a/b/c"] {
+        store_image(folder.path(), repository)?;
+    }
+    let repositories = folder.path().join("docker/registry/v2/repositories");
+    std::os::unix::fs::symlink("..", repositories.join("team/up"))?;
+    fs::create_dir_all(repositories.join("empty/folder"))?;
+    let names = repositories_in(folder.path())?;
+    let expected = ["a/b/c", "team", "team/api", "web"].map(|name| name.parse().unwrap());
+    assert_eq!(names, expected);
     Ok(())
 }
 
