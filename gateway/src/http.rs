@@ -54,6 +54,8 @@ pub async fn handle(generation: &Generation, request: Request<RequestBody>, peer
             "/token" if parts.method == Method::OPTIONS => Ok(Done::Options("GET, POST")),
             "/token" => Box::pin(token(generation, &mut exchange, &parts, body)).await,
             "/healthz" => Ok(health(&mut exchange)),
+            // Where load balancers look that were set up for registry:2.
+            "/" if [Method::GET, Method::HEAD].contains(&parts.method) => Ok(health(&mut exchange)),
             "/.well-known/jwks.json" => Ok(keys(generation, &mut exchange)),
             _ => operate(generation, &mut exchange, &parts, body).await,
         }
@@ -130,7 +132,7 @@ async fn operate(
         .callers()
         .of_operation(&operation, address);
     exchange.asks(&operation);
-    let credential = credential::parse(&parts.headers)?;
+    let credential = credential::shown_to(generation, &parts.headers)?;
     let client = Arc::clone(exchange.client());
     // Each step is pinned where it is made: wrapped by value, its whole room would be copied once for every wrapper.
     let authenticate = pin!(auth::authenticate(

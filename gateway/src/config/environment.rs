@@ -56,7 +56,7 @@ pub(crate) fn apply(
                 &leaf.keys.join("."),
                 "the variable fits more than one key",
             )),
-            (None, _) if is_service_link(variable) => {}
+            (None, _) if is_service_link(variable, value) => {}
             (None, _) => {
                 let nearest =
                     suggest::nearest(variable, leaves.iter().map(|leaf| leaf.variable.as_str()));
@@ -201,9 +201,9 @@ fn referenced(node: &Node, names: &mut Vec<String>) {
 }
 
 /// Whether Kubernetes sets this variable in every pod beside a Service whose name begins with `gantry` (`gantry`, `gantry-cache`): the
-/// Service's name in capitals, then `_SERVICE_HOST`, `_SERVICE_PORT`, `_SERVICE_PORT_<NAME>`, `_PORT`, or
+/// Service's name in capitals, then `_SERVICE_HOST`, `_SERVICE_PORT`, `_SERVICE_PORT_<NAME>`, `_PORT` (an address such as `tcp://…`), or
 /// `_PORT_<NUMBER>_<PROTOCOL>` alone or with `_PROTO`, `_PORT`, `_ADDR`.
-fn is_service_link(variable: &str) -> bool {
+fn is_service_link(variable: &str, value: &str) -> bool {
     // A key of the configuration has two underscores between its parts; the name of a Service has none in a row.
     let Some(rest) = variable
         .strip_prefix("GANTRY")
@@ -212,10 +212,17 @@ fn is_service_link(variable: &str) -> bool {
         return false;
     };
     let ends = |ending| rest.ends_with(ending);
-    ends("_SERVICE_HOST") || ends("_PORT") || rest.contains("_SERVICE_PORT_") || {
-        let mut ports = rest.match_indices("_PORT_");
-        ports.any(|(at, found)| is_port(rest.get(at + found.len()..).unwrap_or_default()))
-    }
+    let is_address = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|it| value.starts_with(it));
+    ends("_SERVICE_HOST")
+        || ends("_SERVICE_PORT")
+        || rest.contains("_SERVICE_PORT_")
+        || ends("_PORT") && is_address
+        || {
+            let mut ports = rest.match_indices("_PORT_");
+            ports.any(|(at, found)| is_port(rest.get(at + found.len()..).unwrap_or_default()))
+        }
 }
 
 /// `5000_TCP`, `5000_TCP_ADDR` and the like.

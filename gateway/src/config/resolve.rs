@@ -152,7 +152,7 @@ impl Context<'_> {
             listen,
             admin,
             admin_hosts,
-            external_url: file.external_url.map(|url| url.0),
+            external_url: self.external_url(file.external_url),
             http: self.http(file.http.unwrap_or_default()),
             trusted_proxies: file
                 .trusted_proxies

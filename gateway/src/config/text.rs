@@ -285,9 +285,16 @@ fn network(text: &str) -> Result<Network, Refusal> {
 }
 
 fn web_url(text: &str) -> Result<Url, Refusal> {
+    let is_hub = ["docker.io", "index.docker.io", "hub.docker.com"]
+        .iter()
+        .any(|hub| text.split('/').next() == Some(hub));
+    let hint = match is_hub {
+        true => "write https://registry-1.docker.io",
+        false => "write https://HOST or http://HOST:PORT",
+    };
     let malformed = || Refusal {
         secret: text.contains('@'),
-        ..Refusal::new("not a URL").hint("write https://HOST or http://HOST:PORT")
+        ..Refusal::new("not a URL").hint(hint)
     };
     let url = Url::parse(text).map_err(|_malformed| malformed())?;
     if !url.username().is_empty() || url.password().is_some() {

@@ -9,6 +9,7 @@ use gantry_plugin_host::Credential;
 use http::{HeaderMap, header};
 
 use super::error::{ChallengeError, Error};
+use crate::app::Generation;
 
 /// Bytes of a credential at most: half of what a request's head may have. Our tokens have no more, and hold 64 scopes of any length.
 pub const MAX_CREDENTIAL_BYTES: usize = 32 << 10;
@@ -18,6 +19,17 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
+
+/// As [`parse`]. An open registry looks at no credential, as registry:2 without `auth` does not: clients show what they have for its host.
+///
+/// # Errors
+/// Those of [`parse`].
+pub fn shown_to(generation: &Generation, headers: &HeaderMap) -> Result<Credential, Error> {
+    match generation.is_open {
+        true => Ok(Credential::Anonymous),
+        false => parse(headers),
+    }
+}
 
 /// Reads the credential; none is [`Credential::Anonymous`].
 ///

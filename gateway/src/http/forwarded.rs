@@ -54,7 +54,8 @@ pub fn origin(parts: &Parts, peer: IpAddr, tls: bool, edge: &EdgeSettings) -> Or
 /// Without its address in `trusted_proxies` a proxy's clients all look like the proxy, and nothing else tells the operator.
 fn warn_once(headers: &HeaderMap, peer: IpAddr) {
     static WARNED: AtomicBool = AtomicBool::new(false);
-    const SENT: [&str; 4] = [
+    const SENT: [&str; 5] = [
+        "forwarded",
         "x-forwarded-for",
         "x-forwarded-proto",
         "x-forwarded-host",
@@ -344,6 +345,11 @@ mod tests {
                 "https",
             ),
             ("for=1.1.1.1, for=unknown", "10.0.0.1", "inner", "http"),
+            ("for=1.1.1.1;x-id=7;by=_a", "1.1.1.1", "inner", "http"),
+            (", for=1.1.1.1,, ,", "1.1.1.1", "inner", "http"),
+            ("for=1.1.1.1; proto=https;", "1.1.1.1", "inner", "https"),
+            ("for=1.1.1.1;;proto=https", "10.0.0.1", "inner", "http"),
+            ("a b=c, for=1.1.1.1", "10.0.0.1", "inner", "http"),
             ("for=_hidden;host=gw", "10.0.0.1", "gw", "http"),
             ("for=1.1.1.1;host=\"a\\\"b\"", "1.1.1.1", "inner", "http"),
             ("for=\"1.1.1.1", "10.0.0.1", "inner", "http"),
@@ -360,6 +366,9 @@ mod tests {
                 "{forwarded}"
             );
         }
+        let lines = [("forwarded", ""), ("forwarded", "for=1.1.1.1")];
+        let origin = read_as(ProxyHeaders::Forwarded, "10.0.0.1", &lines);
+        assert_eq!(origin.address.to_string(), "1.1.1.1");
         let lines = [("forwarded", "for=6.6.6.6"), ("forwarded", "for=1.1.1.1")];
         let origin = read_as(ProxyHeaders::Forwarded, "10.0.0.1", &lines);
         assert_eq!(origin.address.to_string(), "1.1.1.1");

@@ -41,7 +41,10 @@ pub async fn answer(
     body: Body,
 ) -> Result<respond::Reply, Error> {
     let form = Form::read(parts, body).await?;
-    let credential = form.credential(parts)?;
+    let credential = match generation.is_open {
+        true => Credential::Anonymous,
+        false => form.credential(parts)?,
+    };
     let address = Address {
         mirror: exchange.mirror(),
         host: exchange.origin().host.as_deref(),

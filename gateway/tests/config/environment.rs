@@ -211,6 +211,8 @@ fn a_variable_that_names_no_key_is_a_warning_with_the_nearest_key() {
     check("", "GANTRY_MIRRORS__GHCR_IO__URL", "");
     check("", "GANTRY_CACHE_PORT_X_TCP", "");
     check("", "GANTRY_SERVICE__HOST", "");
+    check("", "GANTRY_PORT", "");
+    check("", "GANTRY_LISTEN_PORT", "");
     check(
         "listen: [127.0.0.1:1]",
         "GANTRY_LISTEN__1",

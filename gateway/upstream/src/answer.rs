@@ -32,6 +32,7 @@ pub(crate) fn failure(
         _ if is_foreign => Kind::Invalid,
         // A page for people, of a proxy or of a firewall in between: no registry says "not found" in HTML.
         StatusCode::NOT_FOUND | StatusCode::FORBIDDEN if is_html(headers) => Kind::Unavailable,
+        StatusCode::NOT_FOUND if is_router_answer(headers) => Kind::Unavailable,
         // A registry's 401 names what it wants (RFC 9110 section 15.5.2).
         StatusCode::UNAUTHORIZED
             if is_html(headers) && !headers.contains_key(header::WWW_AUTHENTICATE) =>
@@ -65,6 +66,16 @@ pub(crate) fn is_html(headers: &HeaderMap) -> bool {
     ["text/html", "application/xhtml+xml"]
         .iter()
         .any(|html| media_type.eq_ignore_ascii_case(html))
+}
+
+/// Whether a 404 is the answer of a Go server or load balancer to a path that leads nowhere: `404 page not found` and a line end. No
+/// registry answers so about its content, and Traefik does while the registry behind it is away.
+fn is_router_answer(headers: &HeaderMap) -> bool {
+    const LENGTH: u64 = "404 page not found\n".len() as u64;
+    let content_type = text(headers, &header::CONTENT_TYPE).unwrap_or_default();
+    content_type.starts_with("text/plain")
+        && content_length(headers) == Some(LENGTH)
+        && !is_registry(headers)
 }
 
 /// Whether the answer is a registry's, as far as it says.
@@ -314,6 +325,26 @@ mod tests {
             challenged.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
             let refused = failure(&call, StatusCode::UNAUTHORIZED, &challenged, false);
             assert_eq!(refused.kind, Kind::Refused);
+        }
+    }
+
+    #[test]
+    fn a_404_of_a_router_without_a_registry_is_an_outage() {
+        let call = Call::new(&Arc::from("hub"), "GET manifest");
+        let plain = ("content-type", "text/plain; charset=utf-8");
+        let registry = ("docker-distribution-api-version", "registry/2.0");
+        for (pairs, kind) in [
+            (vec![plain, ("content-length", "19")], Kind::Unavailable),
+            (vec![plain, ("content-length", "20")], Kind::NotFound),
+            (vec![plain], Kind::NotFound),
+            (
+                vec![plain, ("content-length", "19"), registry],
+                Kind::NotFound,
+            ),
+            (vec![("content-length", "19")], Kind::NotFound),
+        ] {
+            let error = failure(&call, StatusCode::NOT_FOUND, &headers(&pairs), false);
+            assert_eq!(error.kind, kind, "{pairs:?}");
         }
     }
 

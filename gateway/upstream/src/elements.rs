@@ -27,7 +27,16 @@ pub(crate) struct Elements {
     state: State,
     /// The member's name, or the element, that is being read.
     kept: Vec<u8>,
-    is_found: bool,
+    found: Members,
+}
+
+/// Which members a document has.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Members {
+    /// The wanted array; `null` counts as one without elements, as Go writes it.
+    pub(crate) list: bool,
+    /// `name`, which a list of tags has.
+    pub(crate) name: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -124,7 +133,7 @@ impl Elements {
             max_element_bytes,
             state: State::Start,
             kept: Vec::new(),
-            is_found: false,
+            found: Members::default(),
         }
     }
 
@@ -140,10 +149,10 @@ impl Elements {
         Ok(())
     }
 
-    /// The document is over. Whether the wanted array was in it; `null` counts as one without elements, as Go writes it.
-    pub(crate) fn finish(self) -> Result<bool, NotElements> {
+    /// The document is over. What was in it.
+    pub(crate) fn finish(self) -> Result<Members, NotElements> {
         match self.state {
-            State::End => Ok(self.is_found),
+            State::End => Ok(self.found),
             State::Start => Err(NotElements::NoObject),
             _ => Err(NotElements::Cut),
         }
@@ -170,11 +179,11 @@ impl Elements {
             (State::Colon { is_wanted }, b':') => State::Value { is_wanted },
             (State::Value { is_wanted: false }, _) => Self::skipped(Value::BEFORE, byte)?,
             (State::Value { is_wanted: true }, b'[') => {
-                self.is_found = true;
+                self.found.list = true;
                 State::Element
             }
             (State::Value { is_wanted: true }, b'n') => {
-                self.is_found = true;
+                self.found.list = true;
                 State::Skipped(Value::BEFORE)
             }
             (State::Value { is_wanted: true }, _) => return Err(NotElements::NoArray.into()),
@@ -202,9 +211,11 @@ impl Elements {
         }
     }
 
-    fn is_wanted(&self) -> bool {
+    fn is_wanted(&mut self) -> bool {
         let name = serde_json::from_slice::<String>(&self.kept);
-        name.is_ok_and(|name| name == self.name)
+        let name = name.unwrap_or_default();
+        self.found.name |= name == "name";
+        name == self.name
     }
 
     fn skipped(mut value: Value, byte: u8) -> Result<State, NotElements> {
@@ -264,7 +275,7 @@ mod tests {
                 Ok::<_, NotElements>(())
             })?;
         }
-        Ok(elements.finish()?.then_some(found))
+        Ok(elements.finish()?.list.then_some(found))
     }
 
     #[expect(

@@ -58,6 +58,8 @@ pub enum Cause {
     Breaker,
     /// Not asked: our own limits for this upstream are used up.
     Saturated,
+    /// Not read on: other large lists take the memory.
+    Memory,
     /// Not asked: what one client request may cause is used up.
     Budget,
 }
@@ -83,6 +85,7 @@ impl Cause {
             Self::Paused => "paused",
             Self::Breaker => "breaker",
             Self::Saturated => "saturated",
+            Self::Memory => "memory",
             Self::Budget => "budget",
         }
     }
@@ -194,7 +197,9 @@ impl UpstreamError {
             Cause::Connect | Cause::Broken => Fault::Connect,
             Cause::Tls => Fault::Tls,
             Cause::Realm | Cause::Token | Cause::Credentials => Fault::Login,
-            Cause::RateLimit | Cause::Paused | Cause::Saturated | Cause::Budget => Fault::Limit,
+            Cause::RateLimit | Cause::Paused | Cause::Saturated | Cause::Memory | Cause::Budget => {
+                Fault::Limit
+            }
             Cause::FirstByte | Cause::Stalled | Cause::TooSlow => Fault::Timeout,
             Cause::Breaker => earlier().map_or(Fault::Connect, |earlier| earlier.0),
             Cause::Blocked => Fault::BadAnswer,
@@ -213,6 +218,8 @@ impl UpstreamError {
             Cause::Realm => "token_realms",
             Cause::TooSlow => "limits.slowest_rate",
             Cause::Saturated => "limits.concurrency",
+            // No key of the configuration gives lists more memory.
+            Cause::Memory => return format!("mirrors.{}", self.upstream),
             Cause::Budget => return "limits.derived_requests".to_owned(),
             _ => self.fault().setting(),
         };

@@ -42,7 +42,7 @@ pub use error::{Cause, Fault, Kind, UpstreamError, causes};
 use futures_util::stream::BoxStream;
 use gantry_model::{AcceptedTypes, Digest, MediaType, Reference, RepositoryName};
 pub use helper::Helper;
-pub use list::{ListMemory, ListPage, ListRoom, NextPage, Texts};
+pub use list::{ListMemory, ListPage, ListRoom, ListUse, NextPage, Texts};
 pub use outgoing::{EndlessHead, HttpClient, HttpError, HttpSettings, requests, tls_config};
 pub use rate::Quota;
 pub use settings::{BuildError, ClientSettings, Proxy, Tls};

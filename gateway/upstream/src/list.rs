@@ -89,43 +89,66 @@ const SMALL_BYTES: usize = 4 << 20;
 /// How long a list waits for such a turn.
 const TURN_PATIENCE: Duration = Duration::from_secs(20);
 
-/// The memory of one list. A list that grows beyond a few MiB takes one of the turns of large lists, and has it until it is dropped.
+/// The memory of one list. A list that grows beyond a few MiB takes one of the turns of large lists, and has it while the list is in use.
 #[derive(Debug)]
 pub struct ListMemory {
     turns: Arc<Semaphore>,
     /// Held for a look, never over an await.
-    turn: Mutex<Option<OwnedSemaphorePermit>>,
+    state: Mutex<MemoryState>,
+}
+
+#[derive(Debug, Default)]
+struct MemoryState {
+    /// How many requests read the list or look at it.
+    users: usize,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+/// A request's use of a list. The last one that ends gives the list's turn back.
+#[derive(Debug)]
+pub struct ListUse(Arc<ListMemory>);
+
+impl Drop for ListUse {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.users = state.users.saturating_sub(1);
+        if state.users == 0 {
+            state.turn = None;
+        }
+    }
 }
 
 impl ListMemory {
-    /// A new list's. `turns` has a permit for each large list that may be in memory at once.
+    /// A new list's. `turns` has a permit for each large list that may be read at once.
     #[must_use]
-    pub fn new(turns: &Arc<Semaphore>) -> Self {
-        Self {
+    pub fn new(turns: &Arc<Semaphore>) -> Arc<Self> {
+        Arc::new(Self {
             turns: Arc::clone(turns),
-            turn: Mutex::default(),
-        }
+            state: Mutex::default(),
+        })
     }
 
-    /// Whether the list has a turn of large lists.
-    pub fn is_large(&self) -> bool {
-        self.turn().is_some()
+    /// Begins a use of the list.
+    #[must_use]
+    pub fn in_use(self: &Arc<Self>) -> ListUse {
+        self.state().users += 1;
+        ListUse(Arc::clone(self))
     }
 
-    fn turn(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, MemoryState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the list may have so many bytes; `false` when that takes too long.
+    /// Waits until the list may have so many bytes; `false` when that takes too long. For who uses the list.
     async fn grow(&self, bytes: usize) -> bool {
-        if bytes <= SMALL_BYTES || self.is_large() {
+        if bytes <= SMALL_BYTES || self.state().turn.is_some() {
             return true;
         }
         let turn = timeout(TURN_PATIENCE, Arc::clone(&self.turns).acquire_owned());
         let Ok(Ok(turn)) = turn.await else {
             return false;
         };
-        *self.turn() = Some(turn);
+        self.state().turn = Some(turn);
         true
     }
 }
@@ -148,7 +171,7 @@ impl ListRoom {
         Self {
             max_bytes,
             taken_bytes: 0,
-            memory: Arc::new(ListMemory::new(&Arc::new(Semaphore::new(1)))),
+            memory: ListMemory::new(&Arc::new(Semaphore::new(1))),
         }
     }
 

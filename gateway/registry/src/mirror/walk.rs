@@ -35,9 +35,7 @@ const MAX_WEIGHT: u64 = 48 << 20;
 const OVERHEAD_BYTES: u64 = 1 << 10;
 /// Lists of one mirror, or of hosted names, that are made, and pages of a mirror that are read at once.
 const AT_ONCE: usize = 8;
-/// References to a list that only the cache holds: its entry, the copy that an iteration makes, and both again as the last whole list.
-const IDLE_COUNT: usize = 4;
-/// Lists of more than a few MiB that are in memory at once.
+/// Lists of more than a few MiB that are read or looked at at once, beside those that are kept.
 const LARGE_AT_ONCE: usize = 2;
 /// How long a read waits for its turn.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
@@ -80,7 +78,7 @@ pub(super) struct List {
 impl List {
     fn new(now_ms: u64, large: &Arc<Semaphore>) -> Self {
         Self {
-            memory: Arc::new(ListMemory::new(large)),
+            memory: ListMemory::new(large),
             entries: Arc::default(),
             is_sorted: true,
             is_whole: false,
@@ -148,12 +146,6 @@ struct Kept {
 }
 
 impl Kept {
-    fn is_large(&self) -> bool {
-        let lists = [Some(&self.current), self.whole.as_ref()];
-        let mut lists = lists.into_iter().flatten();
-        lists.any(|list| lock(list).memory.is_large())
-    }
-
     fn weight(&self) -> u64 {
         let whole = self
             .whole
@@ -234,19 +226,6 @@ impl Lists {
         }
     }
 
-    /// Lets go of kept large lists when there is no turn left for another: whoever reads one holds it.
-    fn make_room(&self) {
-        if self.large.available_permits() > 0 {
-            return;
-        }
-        let large = self.kept.iter().filter(|(_, kept)| kept.is_large());
-        // To forget a list that is being read frees nothing.
-        let idle = large.filter(|(_, kept)| Arc::strong_count(&kept.current) <= IDLE_COUNT);
-        for (key, _) in idle {
-            self.kept.invalidate(&*key);
-        }
-    }
-
     /// Forgets what is being read, and keeps what was whole.
     fn give_up(&self, key: &ListKey, current: &Arc<Mutex<List>>) {
         let Some(kept) = self
@@ -314,6 +293,7 @@ impl Engine {
     ) -> Result<Found<T>, Failure> {
         // One list to the end of the walk: another one may take its place meanwhile.
         let current = self.current(origin, key, begins);
+        let _use = lock(&current).memory.in_use();
         loop {
             if let Some(found) = look(&lock(&current)) {
                 return Ok(Found { found, stale: None });
@@ -390,6 +370,8 @@ impl Engine {
         current: &Arc<Mutex<List>>,
     ) -> Result<(), Failure> {
         let _turn = self.running.lists.reads.take(&origin.mirror).await?;
+        // The request that needs the page may be gone before it comes.
+        let _use = lock(current).memory.in_use();
         let (next, room) = {
             let list = lock(current);
             if list.is_whole {
@@ -402,7 +384,6 @@ impl Engine {
             };
             (list.next.clone(), room)
         };
-        self.running.lists.make_room();
         let (upstream, remote) = (&origin.settings.upstream, &origin.remote);
         let answer = match key {
             ListKey::Tags(_) => upstream.tags(remote, next.as_ref(), &room).await,

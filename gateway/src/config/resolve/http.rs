@@ -1,15 +1,18 @@
 //! `http`: headers in both directions.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use url::Url;
 
 use super::Context;
 use crate::config::{
     Http, ProxyHeaders,
     file::{HttpFile, OneOrMany, ProxyHeadersText},
+    text::UrlText,
 };
 
 /// Headers that say what a response is: only the response can.
-const OWN: [&str; 12] = [
+const OWN: [&str; 16] = [
+    "accept-ranges",
     "connection",
     "content-encoding",
     "content-length",
@@ -20,7 +23,10 @@ const OWN: [&str; 12] = [
     "keep-alive",
     "link",
     "location",
+    "range",
+    "trailer",
     "transfer-encoding",
+    "upgrade",
     "www-authenticate",
 ];
 
@@ -36,6 +42,11 @@ impl Context<'_> {
                 OneOrMany::One(value) => vec![value],
                 OneOrMany::Many(values) => values,
             };
+            if written.eq_ignore_ascii_case("access-control-allow-origin") && values.len() > 1 {
+                let keys = ["http", "headers", &*written];
+                let message = "browsers accept one origin, or `*`, and refuse a list";
+                self.refuse(&keys, message, None);
+            }
             if let Some(name) = self.header_name(&written) {
                 for value in values {
                     headers.extend(
@@ -52,6 +63,19 @@ impl Context<'_> {
                 Some(ProxyHeadersText::XForwarded) | None => ProxyHeaders::XForwarded,
             },
         }
+    }
+
+    /// Where clients reach the gateway: everything before `/v2/`.
+    pub(super) fn external_url(&mut self, url: Option<UrlText>) -> Option<Url> {
+        let url = url?.0;
+        if url.path().trim_end_matches('/').ends_with("/v2") {
+            self.refuse(
+                &["external_url"],
+                "`/v2/` is the registry's own path, which clients add themselves",
+                "leave /v2 out".to_owned(),
+            );
+        }
+        Some(url)
     }
 
     fn header_name(&mut self, written: &str) -> Option<HeaderName> {

@@ -405,14 +405,17 @@ fn text(secret: &Secret) -> Zeroizing<String> {
 
 /// Why a URL is no registry's, and what was meant.
 fn mistake(url: &Url, is_library: bool) -> Option<(&'static str, &'static str)> {
-    const HUB: &str = "write https://registry-1.docker.io";
     let host = url.host_str()?.trim_end_matches('.').to_ascii_lowercase();
     let path = url.path().trim_matches('/');
     let is_hub = matches!(
         &*host,
         "registry-1.docker.io" | "index.docker.io" | "registry.hub.docker.com"
     );
-    match (&*host, path) {
+    if is_hub {
+        return hub_mistake(url.scheme(), path, is_library);
+    }
+    let first = path.split('/').next().unwrap_or_default();
+    match (&*host, first) {
         ("docker.io" | "www.docker.io" | "docker.com" | "www.docker.com", _) => {
             Some(("this is Docker's web site, and no registry", HUB))
         }
@@ -420,26 +423,53 @@ fn mistake(url: &Url, is_library: bool) -> Option<(&'static str, &'static str)> 
         ("auth.docker.io", _) => {
             Some(("this is Docker Hub's token endpoint, and no registry", HUB))
         }
-        (_, path) if is_hub && (path == "v1" || path.starts_with("v1/")) => Some((
+        ("registry.docker.io" | "registry.docker.com", _) => {
+            Some(("Docker Hub's registry has another name", HUB))
+        }
+        ("quay.io" | "www.quay.io", "repository" | "organization" | "user" | "search") => Some((
+            "this is a page of quay.io's web site, and no registry",
+            "write https://quay.io",
+        )),
+        ("github.com" | "www.github.com", _) => Some((
+            "this is GitHub's web site, and no registry",
+            "write https://ghcr.io",
+        )),
+        ("gitlab.com" | "www.gitlab.com", _) => Some((
+            "this is GitLab's web site, and no registry",
+            "write https://registry.gitlab.com",
+        )),
+        (_, "harbor") => Some((
+            "this is a page of Harbor's web site, and no registry",
+            "leave the path out",
+        )),
+        (_, "v1") => Some((
+            "this is the first version of the registry protocol, which Gantry does not speak",
+            "leave the path out",
+        )),
+        _ => None,
+    }
+}
+
+const HUB: &str = "write https://registry-1.docker.io";
+
+/// What is wrong with a URL of Docker Hub's registry.
+fn hub_mistake(scheme: &str, path: &str, is_library: bool) -> Option<(&'static str, &'static str)> {
+    if scheme == "http" {
+        return Some(("Docker Hub answers over https only", HUB));
+    }
+    match path.split('/').next() {
+        Some("v1") => Some((
             "this is the name that docker's password files have for Docker Hub, and no registry",
             HUB,
         )),
-        (_, "library") if is_hub => Some((
+        Some("library") => Some((
             "`library` is the first part of names such as library/alpine, and no part of the URL",
             HUB,
         )),
-        (_, "v2/library") if is_hub && is_library => Some((
+        Some("v2") if path == "v2/library" && is_library => Some((
             "`library` would be in front of every name twice",
             "write https://registry-1.docker.io, or set `library: false`",
         )),
-        ("quay.io" | "www.quay.io", path)
-            if path == "repository" || path.starts_with("repository/") =>
-        {
-            Some((
-                "this is a page of quay.io's web site, and no registry",
-                "write https://quay.io",
-            ))
-        }
         _ => None,
     }
 }

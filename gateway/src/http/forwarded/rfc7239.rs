@@ -1,6 +1,7 @@
 //! `Forwarded` (RFC 7239): one element for each hop, the last written by the peer.
 //!
-//! A header that is malformed anywhere says nothing: where one reader sees an end, another may see more.
+//! A header that is malformed anywhere says nothing: where one reader sees an end, another may see more. Empty elements of the list are
+//! none (RFC 9110 section 5.6.1.2).
 
 use http::HeaderMap;
 
@@ -46,35 +47,53 @@ pub(super) fn forwarded(headers: &HeaderMap, own: Origin, trusted: &[Network]) -
 
 /// The elements of a list; `None` when any of it is malformed.
 fn hops(text: &str) -> Option<Vec<Hop>> {
-    let mut hops = vec![Hop::default()];
-    let mut rest = text.trim();
+    let mut hops = Vec::new();
+    let mut rest = text.trim_matches(IS_BETWEEN);
     while !rest.is_empty() {
+        let (hop, behind) = hop(rest)?;
+        hops.push(hop);
+        rest = behind.trim_start_matches(IS_BETWEEN);
+    }
+    Some(hops)
+}
+
+/// What may stand between two elements.
+const IS_BETWEEN: [char; 3] = [' ', '\t', ','];
+
+/// The first element, and what stands behind it.
+fn hop(text: &str) -> Option<(Hop, &str)> {
+    let mut hop = Hop::default();
+    let mut rest = text;
+    loop {
         let (name, behind) = rest.split_once('=')?;
         let (value, behind) = value(behind)?;
-        let hop = hops.last_mut()?;
-        let place = match name.trim().to_ascii_lowercase().as_str() {
+        let place = match name.to_ascii_lowercase().as_str() {
             "for" => Some(&mut hop.address),
             "host" => Some(&mut hop.host),
             "proto" => Some(&mut hop.scheme),
-            name if name.bytes().all(|byte| byte.is_ascii_alphanumeric()) => None,
+            name if is_token(name) => None,
             _ => return None,
         };
         if place.is_some_and(|place| place.replace(value.to_ascii_lowercase()).is_some()) {
             return None;
         }
         let behind = behind.trim_start();
-        rest = match behind.chars().next() {
-            None => "",
-            Some(';') => behind.get(1..)?,
-            Some(',') => {
-                hops.push(Hop::default());
-                behind.get(1..)?
-            }
+        match behind.chars().next() {
+            None | Some(',') => return Some((hop, behind)),
+            Some(';') => rest = behind.get(1..)?.trim_start(),
             Some(_) => return None,
         }
-        .trim_start();
+        // A proxy may end an element with a semicolon.
+        if rest.is_empty() || rest.starts_with(',') {
+            return Some((hop, rest));
+        }
     }
-    Some(hops)
+}
+
+/// Whether the text is a token (RFC 9110 section 5.6.2).
+fn is_token(text: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(legal)
 }
 
 /// A token or a quoted string, and what stands behind it.

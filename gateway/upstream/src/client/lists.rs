@@ -222,13 +222,15 @@ async fn read_elements(
         if !list.room.has_memory(&page).await {
             let answer = "not read on, other large lists take the memory";
             let busy = call.fail(Kind::Unavailable, answer);
-            return Err(busy.because(Cause::Saturated).retry_after(SATURATED_PAUSE));
+            return Err(busy.because(Cause::Memory).retry_after(SATURATED_PAUSE));
         }
     }
-    // A tag list without tags is an empty one; a document without manifests is an index only if it was sent as one.
-    match elements.finish().map_err(broken)? {
-        false if !list.absent.is_empty() && !is_index => Err(broken(NotElements::NoArray)),
-        _ => Ok(page),
+    let found = elements.finish().map_err(broken)?;
+    // Go leaves an empty list out. What else is there must say that it is the list: an upstream's errors are a JSON object, too.
+    let is_list = found.list || is_index || list.absent.is_empty() && found.name;
+    match is_list {
+        true => Ok(page),
+        false => Err(broken(NotElements::NoArray)),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
     credential::{Credential, Origin},
     error::{Call, Cause, Kind, UpstreamError},
     realm::{Carries, Realm},
+    redirect,
     session::{Proof, Scheme, Session},
     token::{Fetched, MAX_TOKEN_BODY_BYTES, Token, TokenKey},
     transport::drain,
@@ -295,21 +296,43 @@ impl Endpoint {
         let scope = Some(("scope", &*key.scope)).filter(|(_, scope)| !scope.is_empty());
         let asked = service.chain(scope);
         let form = credential.and_then(|credential| credential.refresh_form(&key.realm));
-        let request = if let Some(form) = form {
+        if let Some(form) = form {
             let form: Vec<(&str, &str)> = asked.chain(form).collect();
             let request = self.transport.request(call, Method::POST, &url, is_ours)?;
-            request.with(|request| request.form(&form))
-        } else {
-            url.query_pairs_mut().extend_pairs(asked);
-            let request = self.transport.request(call, Method::GET, &url, is_ours)?;
-            match credential {
-                Some(credential) => {
-                    request.with(|request| credential.attach_to_realm(request, &key.realm))
-                }
-                None => request,
+            let request = request.with(|request| request.form(&form));
+            return self.transport.dispatch(call, request).await;
+        }
+        url.query_pairs_mut().extend_pairs(asked);
+        self.follow_to_token(ask, credential, url).await
+    }
+
+    /// Follows the redirects of a token endpoint within its origin. What else is named there was admitted by nobody.
+    async fn follow_to_token(
+        &self,
+        ask: &TokenAsk<'_>,
+        credential: Option<&Credential>,
+        mut url: Url,
+    ) -> Result<Response, UpstreamError> {
+        let TokenAsk { call, key, is_ours } = *ask;
+        for _ in 0..=redirect::MAX_REDIRECTS {
+            let mut request = self.transport.request(call, Method::GET, &url, is_ours)?;
+            if let Some(credential) = credential {
+                request = request.with(|request| credential.attach_to_realm(request, &key.realm));
             }
-        };
-        self.transport.dispatch(call, request).await
+            let response = self.transport.dispatch(call, request).await?;
+            if !redirect::is_redirect(response.status()) {
+                return Ok(response);
+            }
+            let target = redirect::target(&url, response.headers(), self.transport.bounds());
+            let target = target.map_err(|error| call.fail(Kind::Invalid, error))?;
+            if Origin::of(&target) != Origin::of(&url) {
+                let answer = "a redirect of the token endpoint to another origin";
+                return Err(call.fail(Kind::Invalid, answer));
+            }
+            drain(response).await;
+            url = target;
+        }
+        Err(call.fail(Kind::Invalid, "too many redirects"))
     }
 
     /// An anonymous token of the registry that a redirect led to. The mirror's credentials and headers do not go there.

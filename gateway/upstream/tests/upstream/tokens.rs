@@ -304,7 +304,7 @@ async fn a_hijacked_realm_gets_nothing_and_the_call_says_so() {
 }
 
 #[tokio::test]
-async fn a_token_endpoint_that_redirects_is_not_followed() {
+async fn a_redirect_of_a_token_endpoint_to_another_origin_is_not_followed() {
     let thief = Server::start_at("127.0.0.2", |_| token("stolen")).await;
     let target = thief.at("/token");
     let server = Server::start(move |seen: &Seen| match seen.path() {
@@ -319,6 +319,40 @@ async fn a_token_endpoint_that_redirects_is_not_followed() {
         .unwrap_err();
     assert_eq!(error.kind, Kind::Invalid);
     assert_eq!(thief.paths(), [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn a_token_endpoint_may_have_moved_within_its_origin() {
+    for status in [301, 302, 303, 307, 308] {
+        let server = Server::start(move |seen: &Seen| match seen.path() {
+            "/token" => reply(status, &[("location", "/token2?scope=moved")], ""),
+            "/token2" => token("good"),
+            _ if seen.authorization() == Some("Bearer good") => manifest(),
+            _ => challenge(seen),
+        })
+        .await;
+        let client = RegistryClient::new(with_credentials(&server.url)).unwrap();
+        client
+            .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+            .await
+            .unwrap();
+        let seen = server.seen();
+        let moved = seen.iter().find(|seen| seen.path() == "/token2").unwrap();
+        assert_eq!(moved.target, "/token2?scope=moved", "{status}");
+        assert_eq!(moved.authorization(), Some(BASIC), "{status}");
+    }
+    let circle = Server::start(|seen: &Seen| match seen.path() {
+        "/token" => reply(302, &[("location", "/token")], ""),
+        _ => challenge(seen),
+    })
+    .await;
+    let client = RegistryClient::new(with_credentials(&circle.url)).unwrap();
+    let error = client
+        .manifest(&alpine(), &latest(), &AcceptedTypes::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, Kind::Invalid);
+    assert!(circle.count("/token") <= 6, "{}", circle.count("/token"));
 }
 
 #[tokio::test]
