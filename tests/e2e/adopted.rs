@@ -362,7 +362,7 @@ fn the_check_of_a_pull_through_caches_folder_says_what_its_repositories_become()
     let check = |mirrors: &str, adopt: &str| {
         let access = "plugins: [{ name: access, from: builtin:access, config: { rules: [] } }]";
         let text = format!(
-            "listen: 127.0.0.1:0\nstorage: {{ blobs: {{ filesystem: {} }}{adopt} }}\n{mirrors}\n{access}\n",
+            "listen: 127.0.0.1:0\nhosted: {{ names: [\"team/**\"] }}\nstorage: {{ blobs: {{ filesystem: {} }}{adopt} }}\n{mirrors}\n{access}\n",
             cache.data().display()
         );
         fs::write(&config, text).unwrap();
