@@ -643,15 +643,18 @@ impl Walk {
         folder: &Path,
         is_wanted: impl Fn(&Digest) -> bool,
     ) -> Result<Vec<Link>, Unread> {
-        let mut links = Vec::new();
+        let mut found = Vec::new();
         for algorithm in entries(folder)? {
-            for hex in entries(&folder.join(&algorithm))? {
-                let path = folder.join(&algorithm).join(&hex).join("link");
-                let digest: Option<Digest> = format!("{algorithm}:{hex}").parse().ok();
-                let is_skipped = digest.as_ref().is_some_and(|digest| !is_wanted(digest));
-                if !is_skipped && !is_deleted(&path) {
-                    links.extend(self.link(name, folder, digest, path)?);
-                }
+            let names = entries(&folder.join(&algorithm))?.into_iter();
+            found.extend(names.map(|hex| (algorithm.clone(), hex)));
+        }
+        let mut links = Vec::new();
+        for (algorithm, hex) in found {
+            let path = folder.join(&algorithm).join(&hex).join("link");
+            let digest: Option<Digest> = format!("{algorithm}:{hex}").parse().ok();
+            let is_skipped = digest.as_ref().is_some_and(|digest| !is_wanted(digest));
+            if !is_skipped && !is_deleted(&path) {
+                links.extend(self.link(name, folder, digest, path)?);
             }
         }
         Ok(links)

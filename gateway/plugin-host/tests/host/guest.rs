@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use gantry_model::{
     AdmissionRequest, Change, Client, Descriptor, MediaType, OperationKind, Principal, Repository,
-    Requester, Scope, TagState, namespace::Source,
+    Requester, Scope, TagState, Version, namespace::Source,
 };
 use gantry_plugin_host::{
     AuthenticateRequest, AuthorizeRequest, Credential, Grants, HostPorts, LoadError, Plugin,
@@ -197,6 +197,6 @@ pub(crate) fn admit() -> AdmissionRequest {
         )),
         manifest: Some(Bytes::from_static(br#"{"schemaVersion":2}"#)),
         parents: vec![digest],
-        version: None,
+        version: Version::Unknown,
     }
 }
