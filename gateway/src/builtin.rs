@@ -91,7 +91,6 @@ mod tests {
                     "config@0.1.0",
                     "crypto@0.1.0",
                     "http@0.1.0",
-                    "kv@0.1.0",
                     "logging@0.1.0",
                 ],
             ),
