@@ -81,8 +81,8 @@ pub enum RouteError {
     /// Not the name of an upload session, so there is none.
     #[error("blob upload unknown to registry")]
     UploadUnknown,
-    /// `n` is not a whole number, 0 or more.
-    #[error("n must be a whole number, 0 or more")]
+    /// `n` is not a number from 0 to 9223372036854775807, as in registry:2.
+    #[error("n must be a number from 0 to 9223372036854775807")]
     Page,
     /// `Range` or `Content-Range` is malformed.
     #[error("malformed range")]
@@ -380,7 +380,8 @@ fn number(text: &str) -> Result<usize, RouteError> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(RouteError::Page);
     }
-    // What is too large for a number is more than any page.
-    let number: usize = text.parse().unwrap_or(usize::MAX);
-    Ok(number.min(MAX_PAGE_ENTRIES))
+    let number: i64 = text.parse().map_err(|_too_large| RouteError::Page)?;
+    Ok(usize::try_from(number)
+        .unwrap_or_default()
+        .min(MAX_PAGE_ENTRIES))
 }
