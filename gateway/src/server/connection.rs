@@ -3,7 +3,15 @@
 //! Owns which limit applies when. The protocol is found out here and not by hyper-util's automatic connection, which waits for ever for
 //! the rest of half an HTTP/2 preface.
 
-use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use gantry_registry::Clock as _;
@@ -145,8 +153,9 @@ impl<H: Handler> Connection<H> {
             mappings: None,
             unread: ConnectionUnread::new(&self.shared.unread),
             flow: (version == Version::Http2).then(|| Flow::new(self.rate())),
+            is_over: Arc::default(),
         };
-        let last = Box::pin(self.last_request(end_ms));
+        let last = Box::pin(self.last_request(end_ms, Arc::clone(&requests.is_over)));
         let result = match version {
             Version::Http1 => Box::pin(self.http1(wire, peer, requests, last)).await,
             Version::Http2 => Box::pin(self.http2(wire, peer, requests, last)).await,
@@ -159,7 +168,7 @@ impl<H: Handler> Connection<H> {
 
     /// Completes when no request may begin any more: at a drain, when the client's certificate ends, and when other authorities vouch for
     /// clients than did for this one.
-    async fn last_request(&self, end_ms: Option<u64>) {
+    async fn last_request(&self, end_ms: Option<u64>, is_over: Arc<AtomicBool>) {
         let replaced = async {
             match &self.tls {
                 Some(tls) => tls.replaced().await,
@@ -167,7 +176,7 @@ impl<H: Handler> Connection<H> {
             }
         };
         tokio::select! {
-            () = reached(self.shared.stage.clone(), Stage::Drain) => {}
+            () = reached(self.shared.stage.clone(), Stage::Drain) => return,
             () = replaced => {
                 tracing::debug!(client.address = %self.address, "a connection ends: its client was let in by other authorities");
             }
@@ -175,6 +184,7 @@ impl<H: Handler> Connection<H> {
                 tracing::debug!(client.address = %self.address, "a connection ends with its client's certificate");
             }
         }
+        is_over.store(true, Ordering::Release);
     }
 
     /// The peer, after the handshake where the listener speaks TLS and the client does; the caller refuses one that does not. And when the

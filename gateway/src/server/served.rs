@@ -12,9 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use gantry_registry::BodyError;
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use serde_json::json;
 
 use super::{
     Handler, Mappings, Peer,
@@ -107,6 +108,8 @@ pub(super) struct Requests {
     pub(super) unread: Arc<ConnectionUnread>,
     /// How fast an HTTP/2 client takes its responses; an HTTP/1 connection's own writes tell.
     pub(super) flow: Option<Arc<Flow>>,
+    /// Whether what the client was let in by counts no more. A client of HTTP/2 may open streams after it was told to go.
+    pub(super) is_over: Arc<AtomicBool>,
 }
 
 /// Answers one request of a connection.
@@ -118,6 +121,9 @@ pub(super) async fn serve<H: Handler>(
 ) -> Result<Response<ServedBody>, Infallible> {
     let active = requests.activity.begin();
     let head = request.method() == Method::HEAD;
+    if requests.is_over.load(Ordering::Acquire) {
+        return Ok(elsewhere().map(|body| ServedBody::new(body, active, requests)));
+    }
     if requests.flow.is_some() {
         requests.unread.begin().await;
     }
@@ -150,6 +156,19 @@ pub(super) async fn serve<H: Handler>(
         _transfer: transfer,
         ..ServedBody::new(inner, active, requests)
     }))
+}
+
+/// Sends a request to another connection (RFC 9110 section 15.5.20), where the client shows a certificate anew.
+fn elsewhere() -> Response<ResponseBody> {
+    let message = "the certificate that this connection began with counts no more: connect again";
+    let body = json!({ "errors": [{ "code": "UNAUTHORIZED", "message": message }] }).to_string();
+    let mut response = Response::new(ResponseBody::bytes(body));
+    *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+    let media_type = HeaderValue::from_static("application/json");
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, media_type);
+    response
 }
 
 /// Ends a response that rests on nothing any more: the connection of HTTP/1, the stream of HTTP/2.

@@ -13,7 +13,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
     version::{TLS12, TLS13},
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::harness::{Client, Server, patient};
@@ -270,6 +273,60 @@ async fn other_authorities_end_the_connections_of_the_former_ones() {
     assert!(busy.rest().await.is_empty());
     let again = connect(&server, files.client(&[&TLS12], true)).await;
     assert!(again.is_err());
+}
+
+/// A frame of HTTP/2 (RFC 9113 section 4.1).
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// The payload of the next frame of a kind and stream.
+async fn payload(stream: &mut (impl AsyncRead + Unpin), kind: u8, number: u32) -> Vec<u8> {
+    loop {
+        let mut head = [0_u8; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        if (head[3], of) == (kind, number) {
+            return payload;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_http2_client_that_does_not_go_when_told_to_is_answered_nothing_more() {
+    const HEADERS: u8 = 1;
+    let (files, other) = (Files::make(), Files::make());
+    files.write("other.pem", &other.authority.pem());
+    let tls = files.mutual("ca.pem").load().unwrap();
+    let server = Server::start_with(&patient(), Some(tls));
+    let mut client = connect(&server, files.client(&[&TLS13], true))
+        .await
+        .unwrap();
+    // GET, https, and two literals: path and authority (RFC 7541, appendix A).
+    let get = [&[0x82, 0x87, 0x04, 6][..], b"/hello", &[0x01, 2], b"gw"].concat();
+    let begin = [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+        &frame(4, 0, 0, &[]),
+        &frame(HEADERS, 5, 1, &get),
+    ];
+    client.stream.write_all(&begin.concat()).await.unwrap();
+    assert_eq!(payload(&mut client.stream, 0, 1).await, b"hello");
+    server
+        .tls
+        .clone()
+        .unwrap()
+        .replace(files.mutual("other.pem").load().unwrap());
+    let _go_away = payload(&mut client.stream, 7, 0).await;
+    // The ping that goes with it is never answered.
+    let late = frame(HEADERS, 5, 3, &get);
+    client.stream.write_all(&late).await.unwrap();
+    let refusal = payload(&mut client.stream, 0, 3).await;
+    let refusal = String::from_utf8(refusal).unwrap();
+    assert!(refusal.contains("connect again"), "{refusal}");
 }
 
 #[tokio::test]
