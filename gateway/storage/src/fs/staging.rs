@@ -182,6 +182,10 @@ impl Reopens for Staging {
         if let Err(error) = file.sync_data() {
             tracing::warn!(%error, path = %self.path.display(), "what was written of an upload is lost");
             slot.lost = true;
+            // Whoever resumes it would read pages that the kernel calls clean and the disk does not have.
+            if let Err(error) = fs::remove_file(&self.path) {
+                tracing::warn!(%error, path = %self.path.display(), "cannot remove it");
+            }
         }
         true
     }
@@ -342,6 +346,7 @@ mod tests {
         assert!(!is_open(&lost));
         lost.append(0, &piece("more")).unwrap_err();
         lost.file().unwrap_err();
+        assert!(!folder.path().join("lost").exists());
     }
 
     #[tokio::test]
