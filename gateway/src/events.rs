@@ -100,6 +100,9 @@ impl Default for EventSettings {
     }
 }
 
+/// What a receiver's task holds while it runs.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 /// Takes events from everywhere in the gateway.
 #[derive(Debug)]
 pub struct Events {
@@ -120,6 +123,8 @@ pub struct Events {
     counted: Mutex<Option<Instant>>,
     /// Until when receivers that named a wait are left alone, by name; lasts over reloads. Held for a look.
     pauses: Mutex<HashMap<String, Instant>>,
+    /// The turn of each receiver's task, by name: after a reload the next task waits for the call that the former one is in. Held for a look.
+    turns: Mutex<HashMap<String, Turn>>,
     /// Goes up with each commit that wrote events: what the dispatchers wake on.
     commits: watch::Sender<u64>,
 }
@@ -146,6 +151,7 @@ impl Events {
             meter,
             counted: Mutex::default(),
             pauses: Mutex::default(),
+            turns: Mutex::default(),
             commits: watch::Sender::new(0),
         })
     }
@@ -326,10 +332,24 @@ impl Events {
         let stop = watch::Sender::new(false);
         let mut tasks = JoinSet::new();
         for receiver in receivers {
+            let turn = self.turn(receiver.name());
             let dispatcher = Dispatcher::new(Arc::clone(self), receiver, *settings);
-            tasks.spawn(dispatcher.run(self.commits.subscribe(), stop.subscribe()));
+            let (commits, mut stopped) = (self.commits.subscribe(), stop.subscribe());
+            tasks.spawn(async move {
+                let _turn = tokio::select! {
+                    turn = turn.lock_owned() => turn,
+                    _ = stopped.wait_for(|stopped| *stopped) => return,
+                };
+                dispatcher.run(commits, stopped).await;
+            });
         }
         Ok(Dispatchers { stop, tasks })
+    }
+
+    fn turn(&self, receiver: &str) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_name, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(receiver.to_owned()).or_default())
     }
 }
 

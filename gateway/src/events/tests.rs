@@ -402,6 +402,59 @@ async fn after_a_batch_that_failed_whole_each_event_comes_alone() {
     );
 }
 
+/// Never answers its first call, and takes all others.
+#[derive(Debug)]
+struct Stuck(Arc<Scripted>);
+
+#[async_trait]
+impl Receiver for Stuck {
+    fn name(&self) -> &'static str {
+        "stuck"
+    }
+
+    fn is_one_endpoint(&self) -> bool {
+        false
+    }
+
+    fn covers(&self, _repository: &RepositoryName) -> bool {
+        true
+    }
+
+    async fn observe(&self, events: &[Event]) -> Answer {
+        let is_first = self.0.calls().is_empty();
+        let answer = Hook(Arc::clone(&self.0)).observe(events).await;
+        if is_first {
+            std::future::pending::<()>().await;
+        }
+        answer
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_is_in_a_call_holds_up_no_other_at_a_reload() {
+    let (world, stuck) = (World::new([]), Arc::new(Scripted::default()));
+    let receivers = || -> Vec<Arc<dyn Receiver>> {
+        vec![
+            Arc::new(Stuck(Arc::clone(&stuck))),
+            Arc::new(Hook(Arc::clone(&world.hook))),
+        ]
+    };
+    let settings = EventSettings::default();
+    let former = world.events.start(receivers(), &settings).await.unwrap();
+    world.tell([("a1", "a")]).await;
+    stuck.called(1).await;
+    world.hook.called(1).await;
+    let ending = tokio::spawn(former.stop());
+    let _next = world.events.start(receivers(), &settings).await.unwrap();
+    world.tell([("a2", "a")]).await;
+    assert_eq!(world.hook.called(2).await, [["a1"], ["a2"]]);
+    // The call goes on, and the next task of that receiver waits for it.
+    assert!(!ending.is_finished());
+    assert_eq!(stuck.calls(), [["a1"]]);
+    ending.abort();
+    assert_eq!(stuck.called(2).await[1], ["a1"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_a_receiver_does_not_cover_is_not_shown_to_it() {
     let world = World::new([]);

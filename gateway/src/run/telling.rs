@@ -1,11 +1,14 @@
 //! The tasks that write and deliver events, from the start to the drain.
 //!
-//! Owns when receivers are replaced: at each swap the former ones end after the call they are in, and the new ones go on where the
-//! outbox says those stopped.
+//! Owns when receivers are replaced: at each swap the former tasks end after the call they are in. The next task of the same receiver goes on
+//! where the outbox says that the former one stopped, and no receiver waits for another one's call.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 
 use crate::{app::App, events::Dispatchers};
 
@@ -51,6 +54,7 @@ impl Telling {
 /// Delivers to the receivers of the generation that serves, until `stopped`.
 async fn deliver(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
     let mut swaps = app.swaps();
+    let mut ending = JoinSet::new();
     loop {
         let dispatchers = dispatchers(&app).await;
         let is_over = tokio::select! {
@@ -58,9 +62,11 @@ async fn deliver(app: Arc<App>, mut stopped: watch::Receiver<bool>) {
             swapped = swaps.changed() => swapped.is_err(),
         };
         if let Some(dispatchers) = dispatchers {
-            dispatchers.stop().await;
+            ending.spawn(dispatchers.stop());
         }
+        while ending.try_join_next().is_some() {}
         if is_over {
+            ending.join_all().await;
             return;
         }
     }
