@@ -1,4 +1,4 @@
-//! Sees to it that the head of every response ends.
+//! Sees to it that the head of every response ends, and that a connection of HTTP/2 brings something.
 //!
 //! A server may send interim answers (1xx, RFC 9110 section 15.2) before the response, and nothing bounds how many. hyper reads them in one
 //! go for as long as bytes are there, so a server that sends them without end would keep a thread of the process. Bodies are not looked at.
@@ -11,14 +11,17 @@ const MAX_INTERIM: u32 = 32;
 const MAX_INTERIM_BYTES: usize = 64 << 10;
 /// Heads and trailers of HTTP/2 for each request at most, interim answers among them.
 const MAX_HEADS: u64 = 16;
+/// Frames of HTTP/2 without a head or data, after the last one with data and the last request: pings, settings, windows, unknown ones.
+const MAX_CONTROL: u64 = 8192;
 /// The bytes before the first frame that a client sends (RFC 9113 section 3.4).
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEAD_BYTES: usize = 9;
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 
-/// A server answers with interim answers and does not come to an end.
+/// A server sends interim answers, or frames that bring nothing, and does not come to an end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the server sends interim answers (1xx) without end, and no response")]
+#[error("the server sends interim answers (1xx) or empty frames without end, and no response")]
 pub struct EndlessHead;
 
 /// What a connection has read and written, as far as heads go.
@@ -44,7 +47,9 @@ impl Watch {
             Self::Http1(heads) => heads.read(bytes),
             Self::Http2 { received, sent } => {
                 received.pass(bytes);
-                match received.heads > MAX_HEADS * (sent.heads + 1) {
+                let is_endless =
+                    received.heads > MAX_HEADS * (sent.heads + 1) || received.control > MAX_CONTROL;
+                match is_endless {
                     true => Err(EndlessHead),
                     false => Ok(()),
                 }
@@ -54,14 +59,18 @@ impl Watch {
 
     /// `count` of `bytes` were written.
     pub(super) fn wrote(&mut self, bytes: &[IoSlice<'_>], mut count: usize) {
-        let sent = match self {
+        let (received, sent) = match self {
             Self::Http1(heads) => return heads.wrote(),
-            Self::Http2 { sent, .. } => sent,
+            Self::Http2 { received, sent } => (received, sent),
         };
+        let requests = sent.heads;
         for slice in bytes {
             let written = slice.get(..count.min(slice.len())).unwrap_or_default();
             sent.pass(written);
             count -= written.len();
+        }
+        if sent.heads > requests {
+            received.control = 0;
         }
     }
 }
@@ -173,6 +182,8 @@ pub(super) struct Frames {
     known: usize,
     /// Frames that begin a head or trailers.
     heads: u64,
+    /// Frames without a head or data, after the last one with data.
+    control: u64,
 }
 
 impl Frames {
@@ -182,6 +193,7 @@ impl Frames {
             head: [0; FRAME_HEAD_BYTES],
             known: 0,
             heads: 0,
+            control: 0,
         }
     }
 
@@ -202,7 +214,11 @@ impl Frames {
                 let [high, middle, low, kind, ..] = self.head;
                 let length = u32::from_be_bytes([0, high, middle, low]);
                 self.left = usize::try_from(length).unwrap_or(usize::MAX);
-                self.heads += u64::from(kind == HEADERS);
+                match kind {
+                    HEADERS => self.heads += 1,
+                    DATA if length > 0 => self.control = 0,
+                    _ => self.control += 1,
+                }
                 self.known = 0;
             }
         }
@@ -284,5 +300,27 @@ mod tests {
         }
         watch.read(&frame(HEADERS, 5).repeat(32)).unwrap();
         watch.read(&frame(HEADERS, 5)).unwrap_err();
+    }
+
+    #[test]
+    fn frames_that_bring_nothing_are_bounded_between_data_and_requests() {
+        let frame = |kind: u8, length: u8| {
+            let mut frame = vec![0, 0, length, kind, 1, 0, 0, 0, 0];
+            frame.resize(9 + usize::from(length), 0);
+            frame
+        };
+        let most = usize::try_from(MAX_CONTROL).unwrap();
+        for (kind, length) in [(DATA, 0), (4, 0), (6, 8), (8, 4), (99, 3)] {
+            let mut watch = Watch::over(true);
+            let request = [&[b'P'; 24][..], &frame(HEADERS, 30)].concat();
+            watch.wrote(&[IoSlice::new(&request)], request.len());
+            watch.read(&frame(kind, length).repeat(most)).unwrap();
+            watch.read(&frame(DATA, 1)).unwrap();
+            watch.read(&frame(kind, length).repeat(most)).unwrap();
+            let next = frame(HEADERS, 30);
+            watch.wrote(&[IoSlice::new(&next)], next.len());
+            watch.read(&frame(kind, length).repeat(most)).unwrap();
+            watch.read(&frame(kind, length)).unwrap_err();
+        }
     }
 }
