@@ -292,7 +292,7 @@ impl Events {
         }
     }
 
-    /// Measures and tidies now and then, until `stop` is told or dropped.
+    /// Counts what waits and removes old events of removed receivers at intervals, until `stop` is true or dropped.
     pub async fn watch(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         loop {
             self.measure().await;

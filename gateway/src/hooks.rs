@@ -692,7 +692,8 @@ async fn read_exactly(
     }
     Ok(whole.freeze())
 }
-/// A binding that is told of events, or one of the receivers that its configuration lists.
+
+/// A binding that receives events, or one of the receivers that its configuration lists.
 #[derive(Debug)]
 pub struct EventHook {
     binding: Arc<Binding>,

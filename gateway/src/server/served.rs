@@ -108,7 +108,7 @@ pub(super) struct Requests {
     pub(super) unread: Arc<ConnectionUnread>,
     /// How fast an HTTP/2 client takes its responses; an HTTP/1 connection's own writes tell.
     pub(super) flow: Option<Arc<Flow>>,
-    /// Whether what the client was let in by counts no more. A client of HTTP/2 may open streams after it was told to go.
+    /// Whether the client's certificate has ended or its authorities were replaced. An HTTP/2 client may open streams after GOAWAY.
     pub(super) is_over: Arc<AtomicBool>,
 }
 

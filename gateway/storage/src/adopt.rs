@@ -405,7 +405,7 @@ impl Walk {
             return None;
         }
         let place = |path: &Path| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
-        // A link that leads nowhere is told by looking into it.
+        // Looking into a link that leads nowhere reports it.
         let led_to = place(folder)?;
         let root = self.root.canonicalize().ok();
         let above = root.iter().flat_map(|root| root.ancestors());

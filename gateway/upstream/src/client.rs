@@ -370,8 +370,8 @@ impl Upstream for RegistryClient {
     }
 }
 
-/// The digest that an answer states of a manifest. What was asked for by its digest is compared with that one, so that a header which
-/// cannot be read says nothing.
+/// The digest that a response states for a manifest. A manifest that was requested by digest is verified against that digest, so an
+/// unreadable header is ignored.
 fn stated_digest(
     call: &Call,
     headers: &HeaderMap,

@@ -139,7 +139,7 @@ impl ListMemory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the list may have so many bytes; `false` when that takes too long. For who uses the list.
+    /// Waits until the list may have so many bytes; `false` when that takes too long. The caller holds a [`ListUse`].
     async fn grow(&self, bytes: usize) -> bool {
         if bytes <= SMALL_BYTES || self.state().turn.is_some() {
             return true;
@@ -275,8 +275,8 @@ fn query_of(target: &str, answered: &Url) -> Result<String, BadLink> {
     }
 }
 
-/// Whether a link means the origin that answered. A registry behind a proxy that ends TLS says `http` of itself. The next page is asked
-/// of the origin that answered in either case: only the link's query is used.
+/// Whether a link means the origin that answered. A registry behind a proxy that terminates TLS writes `http` in its links. The next page
+/// is requested from the origin that answered in either case: only the link's query is used.
 fn is_same_place(target: &Url, answered: &Url) -> bool {
     let is_web = |url: &Url| ["http", "https"].contains(&url.scheme());
     Origin::of(target) == Origin::of(answered)

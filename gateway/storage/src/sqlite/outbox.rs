@@ -243,7 +243,7 @@ fn insert_one(connection: &Connection, event: &Event) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Makes space: first what waits for nobody goes, then what changed nothing, then what is older.
+/// Makes space: removes events of removed receivers first, then pulls and denials, then the oldest.
 fn evict(connection: &Connection, bounds: &Bounds) -> rusqlite::Result<()> {
     let max_events = bounds.0.max_events.load(Ordering::Relaxed);
     let max_bytes = bounds.0.max_bytes.load(Ordering::Relaxed);

@@ -306,7 +306,7 @@ impl Endpoint {
         self.follow_to_token(ask, credential, url).await
     }
 
-    /// Follows the redirects of a token endpoint within its origin. What else is named there was admitted by nobody.
+    /// Follows the redirects of a token endpoint within its origin. Another origin was never admitted as a realm.
     async fn follow_to_token(
         &self,
         ask: &TokenAsk<'_>,
